@@ -1,0 +1,21 @@
+"""The one source of randomness: generators keyed by what they are for.
+
+A draw is keyed by (seed, purpose, counters such as the outer step, the inner step and the
+trajectory), never by rank, time or what was drawn before. So a run gives the same result on any
+number of processes, and a resumed run goes on exactly where it would have been.
+"""
+
+import hashlib
+
+import torch
+
+
+def keyed_seed(seed: int, purpose: str, *counters: int) -> int:
+    """A 63-bit seed that depends on every part of the key and on nothing else."""
+    key = repr((seed, purpose, *counters)).encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+
+
+def keyed_generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
+    """A CPU generator for the draws of one purpose at one point of the run."""
+    return torch.Generator().manual_seed(keyed_seed(seed, purpose, *counters))

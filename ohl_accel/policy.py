@@ -1,0 +1,238 @@
+"""The augmentation policy: one categorical distribution over operations, and how it learns.
+
+Shapes: K operations (1296 in the paper), N trajectories, n draws. theta is float64 on the CPU, so that
+every process computes the same policy to the last bit.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ohl_accel.elements import ELEMENTS, NUM_ELEMENTS, NUM_OPERATIONS, operation_name
+
+POLICY_FILE = "policy.json"
+FORMAT = "ohl_accel.policy"
+SCHEMA_VERSION = 1
+_MAX_FILE_BYTES = 4 * 1024 * 1024
+
+
+def probabilities_of(theta_K: Tensor) -> Tensor:
+    """Eq 7: `p_k = sigmoid(theta_k) / sum_i sigmoid(theta_i)`. float64 [K], sums to 1."""
+    sigmoid_K = theta_K.sigmoid()
+    return sigmoid_K / sigmoid_K.sum()
+
+
+def advantage_of(reward_N: Tensor) -> Tensor:
+    """The baseline trick of Eq 6: rewards shifted to zero mean over the trajectories. float64 [N]."""
+    return reward_N - reward_N.mean()
+
+
+def outer_gradient(theta_K: Tensor, counts_NK: Tensor, advantage_N: Tensor) -> Tensor:
+    """Eq 6: the REINFORCE gradient of the expected validation accuracy with respect to theta.
+
+    Eq 6 sums `grad log p(O_j,n) * advantage_n` over every image j of every trajectory n. All images
+    with the same operation give the same term, so the counts are enough. With s = sigmoid(theta),
+    `log p_k = log s_k - log sum_i s_i`, and `d s / d theta = s (1 - s)`, hence
+
+        grad_i = 1/N sum_n advantage_n [ counts_ni (1 - s_i) - (sum_k counts_nk) p_i (1 - s_i) ]
+
+    Args:
+        theta_K: float64 parameters.
+        counts_NK: how often each trajectory drew each operation since the last update.
+        advantage_N: zero-mean rewards, as accuracy in 0..1.
+
+    Returns:
+        float64 [K], the direction of ascent.
+    """
+    counts_NK = counts_NK.double()
+    surplus_NK = counts_NK - counts_NK.sum(1, keepdim=True) * probabilities_of(theta_K)
+    return (advantage_N @ surplus_NK) / len(advantage_N) * (1 - theta_K.sigmoid())
+
+
+class Policy:
+    """A distribution over the 1296 operations of the paper, learned or uniform.
+
+    Args:
+        theta: 1296 finite numbers; None for theta_0 = 0, the uniform policy.
+        provenance: where it was learned (data, network, seed, ...); kept in `policy.json`.
+
+    Raises:
+        ValueError: if theta has another length or is not finite.
+    """
+
+    def __init__(self, theta: Tensor | None = None, provenance: Mapping[str, Any] | None = None) -> None:
+        if theta is None:
+            theta = torch.zeros(NUM_OPERATIONS, dtype=torch.float64)
+        if theta.shape != (NUM_OPERATIONS,):
+            raise ValueError(f"theta must hold {NUM_OPERATIONS} numbers, got shape {list(theta.shape)}")
+        if not bool(theta.isfinite().all()):
+            bad = int((~theta.isfinite()).nonzero()[0])
+            raise ValueError(f"theta must be finite, but theta[{bad}] is {theta[bad].item()}")
+        self.theta = theta.detach().to("cpu", torch.float64).clone()
+        self.provenance: dict[str, Any] = dict(provenance or {})
+
+    @property
+    def probabilities(self) -> Tensor:
+        """p(operation), float64 [1296] (Eq 7)."""
+        return probabilities_of(self.theta)
+
+    @property
+    def element_probabilities(self) -> Tensor:
+        """p(element) at each of the two places, float64 [2, 36]: the marginals of Figure 4."""
+        table = self.probabilities.view(NUM_ELEMENTS, NUM_ELEMENTS)
+        return torch.stack([table.sum(1), table.sum(0)])
+
+    @property
+    def entropy(self) -> float:
+        """Entropy of the distribution in nats; log(1296) = 7.167 when uniform."""
+        return float(torch.special.entr(self.probabilities).sum())
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw n operations: int64 [n] on the CPU."""
+        return torch.multinomial(self.probabilities, n, replacement=True, generator=generator)
+
+    def top(self, n: int) -> list[tuple[str, float]]:
+        """The n most probable operations, as (name, probability)."""
+        ranked = sorted(enumerate(self.probabilities.tolist()), key=lambda pair: (-pair[1], pair[0]))
+        return [(operation_name(operation), p) for operation, p in ranked[:n]]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `policy.json`, whole or not at all (written aside, then renamed)."""
+        path = Path(path)
+        aside = path.with_name(path.name + ".partial")
+        aside.write_text(json.dumps(self._document(), allow_nan=False), encoding="utf-8")
+        aside.replace(path)
+
+    def _document(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "schema_version": SCHEMA_VERSION,
+            "elements": [{"transform": e.transform, "magnitude": e.magnitude} for e in ELEMENTS],
+            "operation": f"{NUM_ELEMENTS} * first + second",
+            "theta": self.theta.tolist(),
+            "provenance": self.provenance,
+        }
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a policy from `policy.json` or from the run folder that holds it.
+
+        Raises:
+            ValueError: for a missing, malformed or foreign file; the message says what is wrong.
+        """
+        path = Path(path)
+        if path.is_dir():
+            if not (path / POLICY_FILE).is_file():
+                raise ValueError(
+                    f"{path} holds no {POLICY_FILE}: it is no run folder, or its search has not begun"
+                )
+            path = path / POLICY_FILE
+        try:
+            document = _read_json(path)
+            return cls(_theta_of(document), document.get("provenance"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a policy that can be used: {error}") from None
+
+
+class OuterOptimizer:
+    """Adam ascent on theta (Eq 3, section 4.1: lr 0.05, betas 0.5 and 0.999).
+
+    Args:
+        policy: its `theta` is updated in place.
+        lr: eta_theta; 0 keeps the policy as it is.
+        betas: Adam's.
+    """
+
+    def __init__(self, policy: Policy, lr: float, betas: tuple[float, float]) -> None:
+        self.policy = policy
+        self._adam = torch.optim.Adam([policy.theta], lr=lr, betas=betas, maximize=True)
+        policy.theta.grad = torch.zeros_like(policy.theta)
+
+    def step(self, counts_NK: Tensor, advantage_N: Tensor) -> None:
+        """One update from the counts and advantages of all trajectories."""
+        self.policy.theta.grad = outer_gradient(self.policy.theta, counts_NK, advantage_N)
+        self._adam.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """theta and Adam's state, as float64 tensors (scalars for the step count)."""
+        moments = self._adam.state.get(self.policy.theta, {})
+        return {"theta": self.policy.theta, **{key: moments[key] for key in sorted(moments)}}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` gave."""
+        self.policy.theta.copy_(state["theta"])
+        moments = {key: value.clone() for key, value in state.items() if key != "theta"}
+        if moments:
+            self._adam.state[self.policy.theta] = moments
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Parse a JSON object from a file that may come from anywhere.
+
+    Raises:
+        ValueError: if it is missing, too large, too deep, no JSON, holds NaN, or is no object.
+    """
+    try:
+        size = path.stat().st_size
+        if size > _MAX_FILE_BYTES:
+            raise ValueError(f"{size} bytes is too large; a policy has some 30,000")
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from None
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8 text") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"malformed JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"expected a JSON object, got {type(document).__name__}")
+    return document
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"it contains {name}; all numbers must be finite")
+
+
+def _theta_of(document: Mapping[str, Any]) -> Tensor:
+    """Check a parsed `policy.json` against this version's schema and return its theta."""
+    if document.get("format") != FORMAT:
+        raise ValueError(f'"format" must be "{FORMAT}", got {_short(document.get("format"))}')
+    version = document.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"schema_version {_short(version)} is unknown; this version reads {SCHEMA_VERSION}")
+    elements = document.get("elements")
+    if not isinstance(elements, list) or len(elements) != NUM_ELEMENTS:
+        found = f"{len(elements)}" if isinstance(elements, list) else _short(elements)
+        raise ValueError(f'"elements" must list the {NUM_ELEMENTS} elements of Table 1, got {found}')
+    for place, (found, known) in enumerate(zip(elements, ELEMENTS, strict=True)):
+        if found != {"transform": known.transform, "magnitude": known.magnitude}:
+            raise ValueError(f"element {place} must be {known.name}, got {_short(found)}")
+    theta = document.get("theta")
+    if not isinstance(theta, list) or len(theta) != NUM_OPERATIONS:
+        found = f"{len(theta)}" if isinstance(theta, list) else _short(theta)
+        raise ValueError(f'"theta" must list {NUM_OPERATIONS} numbers, got {found}')
+    for place, value in enumerate(theta):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+            raise ValueError(f"theta[{place}] must be a finite number, got {_short(value)}")
+    if not isinstance(document.get("provenance", {}), dict):
+        raise ValueError(f'"provenance" must be an object, got {_short(document["provenance"])}')
+    return torch.tensor(theta, dtype=torch.float64)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond float64
+        return False
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

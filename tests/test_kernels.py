@@ -1,0 +1,185 @@
+"""Every element against Pillow, the reference: bit for bit, on real photographs and hard cases."""
+
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+from torch import Tensor
+
+from ohl_accel.draws import keyed_generator
+from ohl_accel.elements import ELEMENTS, Element, elements_of
+from ohl_accel.kernels import apply_elements, apply_operations
+from ohl_accel.kernels.geometry import MAX_SIDE, move_pixels
+
+GREY: dict[str, tuple[int, ...] | int] = {"RGB": (128, 128, 128), "L": 128}
+NO_MAGNITUDE: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "AutoContrast": ImageOps.autocontrast,
+    "Equalize": ImageOps.equalize,
+    "Invert": ImageOps.invert,
+}
+
+
+def pillow(image: Image.Image, element: Element, negative: bool) -> Image.Image:
+    """What AutoAugment, timm and torchvision run for this element on a PIL image."""
+    fill = GREY[image.mode]
+    if element.magnitude is None:
+        return NO_MAGNITUDE[element.transform](image)
+    magnitude = element.magnitude
+    signed = -magnitude if negative else magnitude
+
+    def affine(*matrix: float) -> Image.Image:
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=fill)
+
+    match element.transform:
+        case "HorizontalShear":
+            return affine(1, signed, 0, 0, 1, 0)
+        case "VerticalShear":
+            return affine(1, 0, 0, signed, 1, 0)
+        case "HorizontalTranslate":
+            return affine(1, 0, signed * image.width, 0, 1, 0)
+        case "VerticalTranslate":
+            return affine(1, 0, 0, 0, 1, signed * image.height)
+        case "Rotate":
+            return image.rotate(signed, fillcolor=fill)
+        case "ColorAdjust":
+            return ImageEnhance.Color(image).enhance(magnitude)
+        case "Posterize":
+            return ImageOps.posterize(image, int(magnitude))
+        case "Solarize":
+            return ImageOps.solarize(image, int(magnitude))
+        case "Contrast":
+            return ImageEnhance.Contrast(image).enhance(magnitude)
+        case "Sharpness":
+            return ImageEnhance.Sharpness(image).enhance(magnitude)
+        case "Brightness":
+            return ImageEnhance.Brightness(image).enhance(magnitude)
+    raise AssertionError(element)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    levels = torch.from_numpy(np.array(image))
+    return levels[None] if levels.ndim == 2 else levels.permute(2, 0, 1).contiguous()
+
+
+def assert_equals_pillow(images: list[Image.Image]) -> None:
+    """All elements and both signs, in one batch per image size, each image its own element."""
+    batch = torch.stack([to_tensor(image) for image in images])
+    for index, element in enumerate(ELEMENTS):
+        for negative in (False, True) if element.signed else (False,):
+            wanted = torch.stack([to_tensor(pillow(image, element, negative)) for image in images])
+            got = apply_elements(
+                batch, torch.full((len(images),), index), torch.full((len(images),), negative)
+            )
+            assert torch.equal(got, wanted), f"{element.name}, negative={negative}: {different(got, wanted)}"
+
+
+def different(got: Tensor, wanted: Tensor) -> str:
+    difference = (got.int() - wanted.int()).abs()
+    return f"{int((difference > 0).sum())} levels differ, by at most {int(difference.max())}"
+
+
+def photographs(folder: Path, pattern: str, column: str, count: int) -> list[Image.Image]:
+    rows = pq.read_table(sorted(folder.glob(pattern))[0], columns=[column]).slice(0, count).to_pylist()
+    return [Image.open(io.BytesIO(row[column]["bytes"])).convert("RGB") for row in rows]
+
+
+def test_cifar10_photographs_equal_pillow(cifar10_folder: Path) -> None:
+    assert_equals_pillow(photographs(cifar10_folder, "train*", "img", 400))
+
+
+def test_imagenet_photographs_equal_pillow(imagenet_folder: Path) -> None:
+    for image in photographs(imagenet_folder, "train*", "image", 24):
+        assert_equals_pillow([image])
+        assert_equals_pillow([ImageOps.fit(image, (224, 224))])
+
+
+def test_grey_photographs_equal_pillow(cifar10_folder: Path, imagenet_folder: Path) -> None:
+    assert_equals_pillow([image.convert("L") for image in photographs(cifar10_folder, "train*", "img", 200)])
+    for image in photographs(imagenet_folder, "train*", "image", 8):
+        assert_equals_pillow([image.convert("L")])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (1, 1), (2, 5), (3, 3), (17, 40), (33, 31), (100, 60)])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_hard_images_equal_pillow(mode: str, size: tuple[int, int]) -> None:
+    """Needs no data: noise, gradients, flat images and images of two levels, in odd sizes."""
+    width, height = size
+    rng = np.random.default_rng(0)
+    shape = (height, width, 3)
+    ramp = np.broadcast_to(np.linspace(3, 250, width)[None, :, None], shape)
+    arrays = [
+        rng.integers(0, 256, shape),
+        rng.integers(90, 120, shape),
+        ramp,
+        np.full(shape, 77),
+        np.zeros(shape),
+        np.full(shape, 255),
+        rng.choice([10, 240], shape),
+        np.where(rng.random(shape) < 0.01, 255, 4),
+    ]
+    assert_equals_pillow([Image.fromarray(array.astype(np.uint8)).convert(mode) for array in arrays])
+
+
+def test_each_image_of_a_batch_gets_its_own_operation() -> None:
+    images = torch.randint(0, 256, (648, 3, 32, 32), dtype=torch.uint8, generator=keyed_generator(0, "test"))
+    operations = torch.arange(0, 1296, 2)
+    negative = torch.rand(648, 2, generator=keyed_generator(1, "test")) < 0.5
+    got = apply_operations(images, operations, negative)
+    for i, operation in enumerate(operations.tolist()):
+        image = Image.fromarray(images[i].permute(1, 2, 0).numpy())
+        for element, sign in zip(elements_of(operation), negative[i].tolist(), strict=True):
+            image = pillow(image, ELEMENTS[element], sign)
+        assert torch.equal(got[i], to_tensor(image)), operation
+
+
+def test_translation_by_pillows_float_path_is_a_whole_shift() -> None:
+    """Pillow adds 1.0 per pixel to a float and truncates; a shift fixed once must give the same."""
+    for element in ELEMENTS:
+        if "Translate" not in element.transform:
+            continue
+        assert element.magnitude is not None
+        for size in range(1, 3000):
+            for magnitude in (element.magnitude, -element.magnitude):
+                start = magnitude * size + 0.5
+                steps = np.add.accumulate(np.concatenate([[start], np.ones(size - 1)]))
+                pillows = np.where(steps < 0, -1, np.trunc(steps))
+                ours = np.maximum(np.arange(size) + math.floor(start), -1)
+                assert np.array_equal(pillows, ours), (element, size)
+
+
+def test_input_is_left_unchanged_and_layout_does_not_matter() -> None:
+    images = torch.randint(0, 256, (36, 3, 20, 24), dtype=torch.uint8, generator=keyed_generator(2, "test"))
+    before = images.clone()
+    elements, negative = torch.arange(36), torch.zeros(36, dtype=torch.bool)
+    got = apply_elements(images, elements, negative)
+    assert torch.equal(images, before)
+    channels_last = images.to(memory_format=torch.channels_last)
+    assert torch.equal(apply_elements(channels_last, elements, negative), got)
+    assert apply_elements(images[:0], elements[:0], negative[:0]).shape == (0, 3, 20, 24)
+
+
+def test_wrong_images_and_elements_are_refused() -> None:
+    one, no = torch.tensor([0]), torch.tensor([False])
+    with pytest.raises(ValueError, match=r"uint8.*float32"):
+        apply_elements(torch.zeros(1, 3, 8, 8), one, no)
+    with pytest.raises(ValueError, match=r"C = 1 or 3, got \[1, 4, 8, 8\]"):
+        apply_elements(torch.zeros(1, 4, 8, 8, dtype=torch.uint8), one, no)
+    with pytest.raises(ValueError, match=r"0\.\.35, got \[36\]"):
+        apply_elements(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([36]), no)
+    with pytest.raises(ValueError, match="too large"):
+        move_pixels(torch.zeros(1, 1, 1, MAX_SIDE + 1, dtype=torch.uint8), one, no)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_equals_cpu() -> None:
+    images = torch.randint(0, 256, (1296, 3, 32, 32), dtype=torch.uint8, generator=keyed_generator(3, "test"))
+    negative = torch.rand(1296, 2, generator=keyed_generator(4, "test")) < 0.5
+    on_cpu = apply_operations(images, torch.arange(1296), negative)
+    on_cuda = apply_operations(images.cuda(), torch.arange(1296), negative)
+    assert torch.equal(on_cuda.cpu(), on_cpu)

@@ -1,0 +1,199 @@
+"""Eq 6 and Eq 7 against autograd and a hand-computed array, learning's sign, and policy.json."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ohl_accel.draws import keyed_generator
+from ohl_accel.elements import ELEMENTS, TABLE_1, elements_of, operation_name, operation_of
+from ohl_accel.policy import OuterOptimizer, Policy, advantage_of, outer_gradient, probabilities_of
+
+
+def test_table_1() -> None:
+    assert len(ELEMENTS) == 36
+    assert [len(magnitudes) for _, magnitudes in TABLE_1] == [3] * 11 + [1] * 3
+    assert ELEMENTS[35].name == "Invert"  # section 4.3: "the 36th operation, which is the 'Color Invert'"
+    assert all(operation_of(*elements_of(operation)) == operation for operation in range(1296))
+    assert operation_name(operation_of(12, 35)) == "Rotate 10 > Invert"
+
+
+def test_uniform_policy() -> None:
+    policy = Policy()
+    assert torch.equal(policy.probabilities, torch.full((1296,), 1 / 1296, dtype=torch.float64))
+    assert policy.entropy == pytest.approx(math.log(1296))
+    assert policy.element_probabilities.sum(1).tolist() == pytest.approx([1, 1])
+
+
+def test_equation_7_by_hand() -> None:
+    theta = torch.tensor([0.0, math.log(3), -math.log(3)], dtype=torch.float64)  # sigmoids 1/2, 3/4, 1/4
+    assert probabilities_of(theta).tolist() == pytest.approx([1 / 3, 1 / 2, 1 / 6])
+
+
+def test_equation_6_by_hand() -> None:
+    """K = 2, N = 2, theta = 0: s = 1/2, p = 1/2, grad_i = 1/2 sum_n a_n (c_ni - 4/2) / 2."""
+    counts = torch.tensor([[3, 1], [0, 4]])
+    advantage = torch.tensor([0.25, -0.25], dtype=torch.float64)
+    # i = 0: 1/2 * (0.25 * (3 - 2) - 0.25 * (0 - 2)) / 2 = 0.1875; i = 1 is its opposite
+    gradient = outer_gradient(torch.zeros(2, dtype=torch.float64), counts, advantage)
+    assert gradient.tolist() == pytest.approx([0.1875, -0.1875])
+
+
+def test_equation_6_by_autograd() -> None:
+    """Eq 6 literally: the sum over every drawn operation of log p(operation) * advantage."""
+    generator = keyed_generator(0, "test")
+    theta = torch.randn(1296, generator=generator, dtype=torch.float64).requires_grad_()
+    drawn_NJ = torch.randint(0, 1296, (4, 640), generator=generator)
+    advantage = advantage_of(torch.rand(4, generator=generator, dtype=torch.float64))
+    log_p_NJ = probabilities_of(theta).log()[drawn_NJ]
+    ((log_p_NJ * advantage[:, None]).sum() / 4).backward()
+    counts = torch.stack([torch.bincount(drawn, minlength=1296) for drawn in drawn_NJ])
+    assert theta.grad is not None
+    torch.testing.assert_close(
+        outer_gradient(theta.detach(), counts, advantage), theta.grad, rtol=1e-9, atol=1e-15
+    )
+
+
+def test_first_update_is_adam_ascent() -> None:
+    """Adam's first step has length lr whatever the gradient's scale; its sign is that of ascent."""
+    policy = Policy()
+    counts = torch.zeros(2, 1296)
+    counts[0, 5], counts[1, 9] = 10, 10
+    OuterOptimizer(policy, 0.05, (0.5, 0.999)).step(counts, torch.tensor([0.1, -0.1], dtype=torch.float64))
+    assert policy.theta[5].item() == pytest.approx(0.05)
+    assert policy.theta[9].item() == pytest.approx(-0.05)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bandit_learns_the_better_arm(seed: int) -> None:
+    """Two operations, of which one is worth more: its probability must rise (a sign test of it all)."""
+    policy = Policy()
+    policy.theta = torch.zeros(2, dtype=torch.float64)
+    optimizer = OuterOptimizer(policy, 0.05, (0.5, 0.999))
+    for outer_step in range(150):
+        counts, rewards = [], []
+        for trajectory in range(4):
+            drawn = policy.sample(32, keyed_generator(seed, "operations", outer_step, trajectory))
+            noise = torch.randn(1, generator=keyed_generator(seed, "noise", outer_step, trajectory)).item()
+            counts.append(torch.bincount(drawn, minlength=2))
+            rewards.append(0.5 + 0.2 * (drawn == 1).double().mean().item() + 0.01 * noise)
+        optimizer.step(torch.stack(counts), advantage_of(torch.tensor(rewards, dtype=torch.float64)))
+    assert policy.probabilities[1] > 0.9
+
+
+def test_frozen_policy_stays_uniform() -> None:
+    policy = Policy()
+    OuterOptimizer(policy, 0.0, (0.5, 0.999)).step(
+        torch.randint(0, 9, (4, 1296)), torch.tensor([0.2, -0.2, 0.1, -0.1], dtype=torch.float64)
+    )
+    assert torch.equal(policy.theta, torch.zeros(1296, dtype=torch.float64))
+
+
+def test_sampling_follows_the_probabilities_and_the_generator() -> None:
+    policy = Policy(torch.linspace(-3, 3, 1296))
+    drawn = policy.sample(400_000, keyed_generator(0, "operations", 1))
+    frequency = torch.bincount(drawn, minlength=1296) / 400_000
+    expected = policy.probabilities
+    assert ((frequency - expected).abs() < 5 * (expected / 400_000).sqrt() + 1e-9).all()
+    assert torch.equal(drawn, policy.sample(400_000, keyed_generator(0, "operations", 1)))
+    assert not torch.equal(drawn, policy.sample(400_000, keyed_generator(0, "operations", 2)))
+
+
+def test_outer_optimizer_goes_on_from_its_state() -> None:
+    gradients = [torch.randint(0, 9, (4, 1296), generator=keyed_generator(i, "test")) for i in range(4)]
+    advantage = torch.tensor([0.3, -0.1, -0.1, -0.1], dtype=torch.float64)
+    straight = Policy()
+    optimizer = OuterOptimizer(straight, 0.05, (0.5, 0.999))
+    for counts in gradients[:2]:
+        optimizer.step(counts, advantage)
+    state = {key: value.clone() for key, value in optimizer.state().items()}
+    resumed = Policy()
+    other = OuterOptimizer(resumed, 0.05, (0.5, 0.999))
+    other.load_state(state)
+    for counts in gradients[2:]:
+        optimizer.step(counts, advantage)
+        other.step(counts, advantage)
+    assert torch.equal(straight.theta, resumed.theta)
+
+
+def test_policy_file_round_trip(tmp_path: Path) -> None:
+    theta = torch.randn(1296, dtype=torch.float64, generator=keyed_generator(0, "test"))
+    Policy(theta, {"seed": 3}).save(tmp_path / "policy.json")
+    for path in (tmp_path, tmp_path / "policy.json"):
+        loaded = Policy.load(path)
+        assert torch.equal(loaded.theta, theta)
+        assert loaded.provenance == {"seed": 3}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["policy.json"]
+
+
+def broken_files() -> dict[str, tuple[str, str]]:
+    """Kind of damage -> (file content, what the message must say)."""
+
+    def changed(**changes: Any) -> str:
+        return json.dumps({**Policy()._document(), **changes})
+
+    elements = Policy()._document()["elements"]
+    return {
+        "truncated": (changed()[:-40], "malformed JSON"),
+        "not an object": ("[1, 2]", "expected a JSON object, got list"),
+        "deep": ("[" * 200_000, "nested too deeply"),
+        "huge": (" " * (5 * 1024 * 1024), "too large"),
+        "foreign": (json.dumps({"policy": []}), '"format" must be'),
+        "newer": (changed(schema_version=2), "schema_version 2 is unknown; this version reads 1"),
+        "short theta": (changed(theta=[0.0] * 1295), '"theta" must list 1296 numbers, got 1295'),
+        "NaN": (changed(theta=[math.nan] * 1296), "contains NaN"),
+        "infinite": (changed(theta=[math.inf] * 1296), "contains Infinity"),
+        "overflow": (changed(theta=[10**400] * 1296), "finite number"),
+        "text in theta": (changed(theta=["0"] * 1296), r"theta\[0\] must be a finite number, got '0'"),
+        "bool in theta": (changed(theta=[True] * 1296), r"theta\[0\] must be a finite number, got True"),
+        "unknown element": (
+            changed(elements=[*elements[:35], {"transform": "Mixup", "magnitude": None}]),
+            "element 35 must be Invert, got .*Mixup",
+        ),
+        "too few elements": (changed(elements=elements[:14]), "36 elements of Table 1, got 14"),
+        "provenance": (changed(provenance=[1]), '"provenance" must be an object'),
+    }
+
+
+@pytest.mark.parametrize("damage", broken_files())
+def test_broken_policy_files_are_refused(tmp_path: Path, damage: str) -> None:
+    content, message = broken_files()[damage]
+    path = tmp_path / "policy.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        Policy.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_policy_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="No such file"):
+        Policy.load(tmp_path / "no.json")
+    with pytest.raises(ValueError, match=r"holds no policy\.json"):
+        Policy.load(tmp_path)
+    (tmp_path / "policy.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        Policy.load(tmp_path)
+    with pytest.raises(ValueError, match=r"theta\[2\] is nan"):
+        Policy(torch.tensor([0.0, 0.0, math.nan] + [0.0] * 1293))
+    with pytest.raises(ValueError, match="1296 numbers"):
+        Policy(torch.zeros(36))
+
+
+def test_a_policy_needs_no_training_libraries(tmp_path: Path) -> None:
+    """A user of a learned policy does not train: loading and sampling must not import any of these."""
+    Policy().save(tmp_path / "policy.json")
+    program = (
+        "import sys\n"
+        "for name in ('accelerate', 'datasets', 'timm', 'wandb', 'pydantic', 'huggingface_hub'):\n"
+        "    sys.modules[name] = None\n"
+        "import torch\n"
+        "from ohl_accel import Policy\n"
+        f"print(Policy.load({str(tmp_path)!r}).sample(3, torch.Generator()).shape)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "torch.Size([3])\n", done.stderr
