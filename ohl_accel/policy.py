@@ -102,6 +102,11 @@ class Policy:
         ranked = sorted(enumerate(self.probabilities.tolist()), key=lambda pair: (-pair[1], pair[0]))
         return [(operation_name(operation), p) for operation, p in ranked[:n]]
 
+    def bottom(self, n: int) -> list[tuple[str, float]]:
+        """The n least probable operations, as (name, probability), the least first."""
+        ranked = sorted(enumerate(self.probabilities.tolist()), key=lambda pair: (pair[1], pair[0]))
+        return [(operation_name(operation), p) for operation, p in ranked[:n]]
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `policy.json`, whole or not at all (written aside, then renamed)."""
         path = Path(path)

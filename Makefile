@@ -1,0 +1,31 @@
+# `make demo` and `make test` do all of their own set-up: Python 3.11 to 3.13, make, git, a package index.
+PYTHON ?= $(firstword $(foreach python,python3.13 python3.12 python3.11 python3,$(shell $(python) -c \
+	'import sys, venv, ensurepip; 3, 11 <= sys.version_info[:2] or sys.exit(1); print("$(python)")' 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.PHONY: demo test lint types clean
+
+demo: $(INSTALLED)  ## learn a policy on handwritten digits, in some two minutes
+	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml -m ohl_accel.search recipes/digits.yaml \
+		run.overwrite=true
+
+test: lint types  ## all that CI checks
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+$(INSTALLED): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 to 3.13 with venv found: install one, or name it: make PYTHON=..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

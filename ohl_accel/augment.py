@@ -1,0 +1,115 @@
+"""From a uint8 batch to what the network sees: basic transforms, operation, normalization, Cutout.
+
+Section 4.1 of the paper. Every draw belongs to an inner step (counted over the whole run) and is made
+for the whole batch of a group, of which a process takes its own slice. Only the operations differ
+between trajectories (footnote 1): flips, crops, signs and Cutout's places are the same for all.
+
+Shapes: B images of the group's batch, b of this process, C channels, H rows, W columns.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ohl_accel.draws import keyed_generator
+from ohl_accel.kernels import apply_operations
+from ohl_accel.recipe import AugmentSection
+
+
+class Augmentation:
+    """The transforms of one run on one process.
+
+    Args:
+        section: the recipe's augment section.
+        mean, std: of each channel, in 0..1.
+        seed: of the run.
+        batch_size: B.
+        own: the slice of the group's batch that this process trains on.
+        device: where images go.
+    """
+
+    def __init__(
+        self,
+        section: AugmentSection,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        seed: int,
+        batch_size: int,
+        own: slice,
+        device: torch.device,
+    ) -> None:
+        self.section, self.seed, self.batch_size, self.own, self.device = (
+            section,
+            seed,
+            batch_size,
+            own,
+            device,
+        )
+        self._mean_C11 = 255 * torch.tensor(mean, device=device)[:, None, None]
+        self._std_C11 = 255 * torch.tensor(std, device=device)[:, None, None]
+
+    def basic(self, images_bCHW: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Flip and pad-crop, the same for every trajectory: uint8 [b, C, H, W] and labels, on the device."""
+        images_bCHW = images_bCHW.to(self.device, non_blocking=True)
+        if self.section.flip:
+            flipped_b = self._draw("flip", step, 2).bool().to(self.device, non_blocking=True)
+            images_bCHW = torch.where(flipped_b[:, None, None, None], images_bCHW.flip(3), images_bCHW)
+        if self.section.pad_crop:
+            margin = 2 * self.section.pad_crop + 1
+            top_b, left_b = self._draw("crop rows", step, margin), self._draw("crop columns", step, margin)
+            images_bCHW = pad_crop(images_bCHW, self.section.pad_crop, top_b, left_b)
+        return images_bCHW, labels_b.to(self.device, non_blocking=True)
+
+    def operate(self, images_bCHW: Tensor, operation_B: Tensor, step: int) -> Tensor:
+        """Apply the operations drawn for the group's batch: uint8 [b, C, H, W].
+
+        The signs of the elements are drawn here.
+        """
+        signs = (self._draw("first sign", step, 2), self._draw("second sign", step, 2))
+        return apply_operations(images_bCHW, operation_B[self.own], torch.stack(signs, 1).bool())
+
+    def finish(self, images_bCHW: Tensor, step: int) -> Tensor:
+        """Normalize, then blank Cutout's square: float32 [b, C, H, W]."""
+        normalized = self.normalize(images_bCHW)
+        if self.section.cutout:
+            height, width = images_bCHW.shape[2:]
+            row_b, column_b = self._draw("cutout row", step, height), self._draw("cutout column", step, width)
+            normalized = cutout(normalized, self.section.cutout, row_b, column_b)
+        return normalized
+
+    def normalize(self, images_bCHW: Tensor) -> Tensor:
+        """uint8 to float32 of zero mean and unit deviation, on the device."""
+        return (images_bCHW.to(self.device, non_blocking=True).float() - self._mean_C11) / self._std_C11
+
+    def _draw(self, purpose: str, step: int, below: int) -> Tensor:
+        """This process's part of B whole numbers in 0..below-1."""
+        generator = keyed_generator(self.seed, purpose, step)
+        return torch.randint(below, (self.batch_size,), generator=generator)[self.own]
+
+
+def pad_crop(images_bCHW: Tensor, padding: int, top_b: Tensor, left_b: Tensor) -> Tensor:
+    """Zero-pad every side and cut back to the size, from the given corners (0..2 * padding)."""
+    b, channels, height, width = images_bCHW.shape
+    device = images_bCHW.device
+    padded = F.pad(images_bCHW, (padding,) * 4)
+    row_bH = top_b.to(device, non_blocking=True)[:, None] + torch.arange(height, device=device)
+    column_bW = left_b.to(device, non_blocking=True)[:, None] + torch.arange(width, device=device)
+    image_b = torch.arange(b, device=device)[:, None, None, None]
+    channel_C = torch.arange(channels, device=device)[None, :, None, None]
+    return padded[image_b, channel_C, row_bH[:, None, :, None], column_bW[:, None, None, :]]
+
+
+def cutout(images_bCHW: Tensor, side: int, row_b: Tensor, column_b: Tensor) -> Tensor:
+    """Set a square to 0, the mean of normalized images (DeVries & Taylor, 2017).
+
+    The centres (row, column) are anywhere in the image, so a square may reach over its border.
+    """
+    device = images_bCHW.device
+    top_b1 = row_b.to(device, non_blocking=True)[:, None] - side // 2
+    left_b1 = column_b.to(device, non_blocking=True)[:, None] - side // 2
+    row_H = torch.arange(images_bCHW.shape[2], device=device)
+    column_W = torch.arange(images_bCHW.shape[3], device=device)
+    in_rows_bH = (row_H >= top_b1) & (row_H < top_b1 + side)
+    in_columns_bW = (column_W >= left_b1) & (column_W < left_b1 + side)
+    blank_b1HW = (in_rows_bH[:, :, None] & in_columns_bW[:, None, :])[:, None]
+    return images_bCHW.masked_fill(blank_b1HW, 0.0)

@@ -1,0 +1,199 @@
+"""Save and resume at the outer boundary, where all trajectories are equal.
+
+A checkpoint is one network, one optimizer, theta with its Adam state, and a counter, so it can be gone
+on with on another number of processes. It is a folder `checkpoints/step-000012` with `state.safetensors`
+and `state.json`, written aside, renamed, and then named in `checkpoints/latest`; no pickle.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ohl_accel.errors import UserError
+from ohl_accel.groups import Groups
+from ohl_accel.policy import OuterOptimizer
+from ohl_accel.recipe import Recipe
+from ohl_accel.run_folder import write_whole
+from ohl_accel.trajectory import Trajectory
+
+SCHEMA_VERSION = 1
+Contents = tuple[dict[str, Any], dict[str, Tensor]]
+"""What a checkpoint holds: plain values and tensors."""
+
+_LATEST = "latest"
+_STATE_JSON, _STATE_TENSORS = "state.json", "state.safetensors"
+_FREE_FIELDS = frozenset(
+    {
+        *(f"run.{name}" for name in ("dir", "resume", "overwrite", "checkpoint_every", "keep_checkpoints")),
+        "run.timeout",
+        "outer.groups",
+        "data.workers",
+        "data.in_memory",
+    }
+)
+"""Fields that may change when a run is gone on with: the result does not depend on them."""
+
+
+def save(
+    folder: Path, outer_step: int, trajectory: Trajectory, outer: OuterOptimizer, recipe: Recipe
+) -> None:
+    """Write a checkpoint and drop those beyond `run.keep_checkpoints` (main process only).
+
+    Args:
+        folder: `checkpoints` of the run folder.
+        outer_step: outer steps done.
+        trajectory: any; all are equal.
+        outer: the policy and its optimizer.
+        recipe: resolved.
+    """
+    scalars, tensors = _split_optimizer(trajectory.optimizer)
+    tensors |= {f"network.{name}": value for name, value in trajectory.network.state_dict().items()}
+    tensors |= {f"policy.{name}": value for name, value in outer.state().items()}
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "outer_step": outer_step,
+        "recipe": recipe.model_dump(mode="json"),
+        "optimizer": scalars,
+    }
+    place = folder / f"step-{outer_step:06d}"
+    aside = folder / f".{place.name}.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_file(
+        {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, aside / _STATE_TENSORS
+    )
+    with (aside / _STATE_TENSORS).open("rb") as file:
+        os.fsync(file.fileno())
+    write_whole(aside / _STATE_JSON, json.dumps(document))
+    if place.exists():
+        shutil.rmtree(place)
+    aside.replace(place)
+    write_whole(folder / _LATEST, place.name)
+    for old in _checkpoints(folder)[: -recipe.run.keep_checkpoints]:
+        shutil.rmtree(old)
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint, or None."""
+    try:
+        return folder / (folder / _LATEST).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+
+
+def read(place: Path, recipe: Recipe) -> Contents:
+    """The contents of a checkpoint.
+
+    Raises:
+        UserError: if it is damaged, of another version, or of a run with another recipe.
+    """
+    try:
+        document = json.loads((place / _STATE_JSON).read_text(encoding="utf-8"))
+        tensors = load_file(place / _STATE_TENSORS)
+        version = document["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        others = [other.name for other in _checkpoints(place.parent) if other != place]
+        hint = (
+            f"; to go on from {others[-1]}, write that name into {place.parent / _LATEST}" if others else ""
+        )
+        raise UserError(f"checkpoint {place} is damaged: {error}{hint}") from None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"checkpoint {place} has schema_version {version}; this version reads {SCHEMA_VERSION}"
+        )
+    then, now = _flat(document["recipe"]), _flat(recipe.model_dump(mode="json"))
+    changed = [
+        f"{key} was {then.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted({*then, *now})
+        if then.get(key) != now.get(key) and key not in _FREE_FIELDS
+    ]
+    if changed:
+        raise UserError(
+            f"run.dir={place.parent.parent} holds a run with another recipe ({'; '.join(changed)}): give the same "
+            "values to go on with it, or choose another run.dir"
+        )
+    return document, tensors
+
+
+def restore(
+    contents: Contents | None,
+    hosted: list[Trajectory],
+    outer: OuterOptimizer,
+    groups: Groups,
+) -> int:
+    """Bring all trajectories of all processes to a checkpoint.
+
+    Args:
+        contents: what the main process has read; None on the others.
+        hosted, outer: brought to it in place.
+        groups: where this process stands.
+
+    Returns:
+        Outer steps done.
+    """
+    document, tensors = contents or ({}, {})
+    shapes = {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
+    document, shapes = groups.share_from_main((document, shapes))
+    if contents is None:
+        tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
+    on_device = {name: value.to(groups.device) for name, value in tensors.items()}
+    groups.broadcast_from_main(list(on_device.values()))
+    for trajectory in hosted:
+        trajectory.network.load_state_dict(_under("network.", on_device))
+        trajectory.optimizer.load_state_dict(
+            _joined_optimizer(document["optimizer"], _under("optimizer.", on_device))
+        )
+    outer.load_state({name: value.cpu() for name, value in _under("policy.", on_device).items()})
+    return int(document["outer_step"])
+
+
+def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """An optimizer's state as plain values for JSON and named tensors."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, dict[str, Any]] = {}
+    for index, entries in state["state"].items():
+        values[str(index)] = {}
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                values[str(index)][key] = value
+    return {"state": values, "param_groups": state["param_groups"]}, tensors
+
+
+def _joined_optimizer(scalars: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The opposite of `_split_optimizer`."""
+    state: dict[int, dict[str, Any]] = {
+        int(index): dict(values) for index, values in scalars["state"].items()
+    }
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        state[int(index)][key] = value.clone()
+    return {"state": state, "param_groups": scalars["param_groups"]}
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

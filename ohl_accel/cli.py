@@ -1,0 +1,53 @@
+"""What the commands share: arguments, exit codes, and errors without a traceback."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from ohl_accel.errors import RunFailedError, UserError
+from ohl_accel.groups import leave
+
+
+def recipe_arguments(command: str, purpose: str, argv: Sequence[str] | None) -> tuple[str, list[str]]:
+    """Parse `RECIPE [section.key=value ...]`: (path of the recipe, overrides)."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m ohl_accel.{command}",
+        description=purpose,
+        epilog=f"Over several processes: accelerate launch --config_file accelerate_configs/... -m ohl_accel.{command}",
+    )
+    parser.add_argument("recipe", help="a YAML recipe, such as recipes/digits.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's"
+    )
+    arguments = parser.parse_args(argv)
+    return arguments.recipe, arguments.overrides
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run a command; the exit code is 0, 2 for a mistake of the user, 1 for a run that failed, 130 if stopped.
+
+    Errors that every process has are printed by the main one.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        command()
+    except UserError as error:
+        code, message = 2, f"error: {error}"
+    except RunFailedError as error:
+        code, message = 1, f"error: {error}"
+    except KeyboardInterrupt:
+        code, message = 130, "stopped; the last checkpoint is kept: run.resume=auto goes on from it"
+    else:
+        code, message = 0, ""
+    if message and int(os.environ.get("RANK") or 0) == 0:
+        print(message, file=sys.stderr, flush=True)
+    if code in (0, 2):  # the others may be anywhere: no good-byes
+        leave()
+    return code
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

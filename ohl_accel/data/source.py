@@ -1,0 +1,157 @@
+"""Where rows come from: one split of a Hub dataset, a folder, a file or scikit-learn's digits.
+
+A split is opened alone: no file of another split is read, so the test split stays untouched until
+somebody asks for it.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from ohl_accel.errors import UserError
+from ohl_accel.recipe import DataSection
+
+DIGITS = "sklearn:digits"
+"""`data.path` of scikit-learn's bundled handwritten digits: 1,797 grey images of 8 x 8 pixels."""
+DIGITS_TEST_IMAGES = 500
+"""The last ones are the test split: they come from other writers than the first."""
+
+_FILE_FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+
+
+def open_split(data: DataSection, split: str, path: str | None = None) -> datasets.Dataset:
+    """The rows of one split, images not decoded yet.
+
+    Args:
+        data: the recipe's data section.
+        split: a split's name, or an expression of datasets such as `train[:80%]`.
+        path: where it is, if not in `data.path`.
+
+    Raises:
+        UserError: if there is no such dataset, configuration or split, or it cannot be read.
+    """
+    place = path or data.path
+    check_split_exists(data, split, path)
+    try:
+        if place == DIGITS:
+            return _digits(split)
+        if _is_saved_to_disk(place):
+            saved = datasets.load_from_disk(place)
+            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+        if _is_file(place):
+            return datasets.load_dataset(_file_format(place), data_files=place, split="train")
+        files = _files_of_splits(data, place)
+        if files is None:
+            return datasets.load_dataset(place, data.name, revision=data.revision, split=split)
+        wanted = {name: list(files[name]) for name in _names_in(split)}
+        return datasets.load_dataset(
+            place, data_files=wanted, revision=data.revision, split=split, verification_mode="no_checks"
+        )
+    except UserError:
+        raise
+    except Exception as error:
+        # datasets raises whatever its readers raise; the user needs to know which split of what it was
+        raise UserError(
+            f"split {split!r} of {place} cannot be read: {_first_line(error)}{_first_line(error.__cause__)}"
+        ) from error
+
+
+def check_split_exists(data: DataSection, split: str, path: str | None = None) -> None:
+    """Look a split up by name, without opening it.
+
+    Raises:
+        UserError: with the splits that there are.
+    """
+    place = path or data.path
+    if _is_file(place):
+        if path is None and split == data.test_split:
+            raise UserError(
+                f"data.path={place} is one file, so it has no split {split!r}: give data.test_path, "
+                "or data.test_split=null if there is no test split"
+            )
+        return
+    known = _split_names(data, place)
+    missing = [name for name in _names_in(split) if known is not None and name not in known]
+    if missing:
+        raise UserError(
+            f"{place} has no split {missing[0]!r}; it has: {', '.join(known or [])} "
+            "(data.train_split, data.heldout_split and data.test_split choose among them)"
+        )
+
+
+def _split_names(data: DataSection, place: str) -> list[str] | None:
+    """The splits of a dataset, or None where they are known only by loading it."""
+    if place == DIGITS:
+        return ["train", "test"]
+    if _is_saved_to_disk(place):
+        saved = datasets.load_from_disk(place)
+        return list(saved) if isinstance(saved, datasets.DatasetDict) else None
+    files = _files_of_splits(data, place)
+    return None if files is None else [str(name) for name in files]
+
+
+def _files_of_splits(data: DataSection, place: str) -> dict[str, Sequence[str]] | None:
+    """Split name -> its files, as datasets finds them by name; None for a dataset not made of files."""
+    looks_local = (
+        place.startswith(("/", ".", "~")) or place.count("/") > 1 or Path(place).suffix in _FILE_FORMATS
+    )
+    if looks_local and not Path(place).exists():
+        raise UserError(f"data.path={place}: there is no such file or folder")
+    try:
+        builder = datasets.load_dataset_builder(place, data.name, revision=data.revision)
+    except Exception as error:
+        where = "the folder" if Path(place).exists() else "the Hub dataset"
+        raise UserError(f"data.path={place}: {where} cannot be opened: {_first_line(error)}") from error
+    files: dict[str, Sequence[str]] | None = builder.config.data_files
+    return {str(name): paths for name, paths in files.items()} if files else None
+
+
+def _is_file(place: str) -> bool:
+    return Path(place).is_file()
+
+
+def _file_format(place: str) -> str:
+    suffix = Path(place).suffix
+    if suffix not in _FILE_FORMATS:
+        known = ", ".join(_FILE_FORMATS)
+        raise UserError(f"data.path={place}: a file must end in one of {known}; for images give their folder")
+    return _FILE_FORMATS[suffix]
+
+
+def _is_saved_to_disk(place: str) -> bool:
+    return any((Path(place) / marker).is_file() for marker in ("dataset_dict.json", "state.json"))
+
+
+def _names_in(split: str) -> list[str]:
+    """The plain names in an expression such as `train[:80%]+validation`."""
+    return [re.split(r"\[", part)[0].strip() for part in split.split("+")]
+
+
+def _first_line(error: BaseException | None) -> str:
+    if error is None:
+        return ""
+    return f" {type(error).__name__}: {(str(error).strip() or 'no details').splitlines()[0]}".lstrip()
+
+
+def _digits(split: str) -> datasets.Dataset:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UserError(f"data.path={DIGITS} needs scikit-learn: pip install 'ohl-accel[demo]'") from None
+    digits: Any = load_digits()
+    levels = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(digit) for digit in range(10)])}
+    )
+    parts = {"train": slice(0, -DIGITS_TEST_IMAGES), "test": slice(-DIGITS_TEST_IMAGES, None)}
+    part = parts[split]
+    rows = {
+        "image": [Image.fromarray(image) for image in levels[part]],
+        "label": digits.target[part].tolist(),
+    }
+    return datasets.Dataset.from_dict(rows, features=features)

@@ -1,0 +1,98 @@
+"""What the user sees while a run goes on: a progress bar on a terminal, plain lines elsewhere.
+
+Only the main process shows anything.
+"""
+
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from ohl_accel.policy import Policy
+
+
+class Display:
+    """Progress and messages of one run.
+
+    Args:
+        shown: False on all processes but the main one.
+    """
+
+    def __init__(self, shown: bool) -> None:
+        self.console = Console(quiet=not shown, highlight=False, soft_wrap=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not (shown and self.console.is_terminal),
+        )
+        self._task = self._progress.add_task("search", total=None)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, markup=False)
+
+    def start(self, first_outer_step: int, outer_steps: int, inner_steps: int) -> None:
+        """Set the length of the bar, in inner steps of one trajectory."""
+        self._outer_steps = outer_steps
+        self._progress.update(
+            self._task, completed=first_outer_step * inner_steps, total=outer_steps * inner_steps
+        )
+
+    def inner_step(self) -> None:
+        """All hosted trajectories have done one more inner step."""
+        self._progress.advance(self._task)
+
+    def outer_step(self, metrics: dict[str, Any]) -> None:
+        """Show the best reward and the entropy; off a terminal, as a line of its own."""
+        best = max(reward for reward in metrics["reward"])
+        text = f"best reward {best:.4f}, entropy {metrics['entropy']:.4f}"
+        if self._progress.disable:
+            seconds = sum(metrics["seconds"].values())
+            self.say(
+                f"outer step {metrics['outer_step'] + 1}/{self._outer_steps}: {text}, winner {metrics['winner']}, "
+                f"loss {metrics['train_loss'][metrics['winner']]:.4f}, {seconds:.2f} s"
+            )
+        else:
+            self._progress.update(self._task, description=text)
+
+    def summary(self, policy: Policy, result: dict[str, Any], files: dict[str, str]) -> None:
+        """The end of a run: test accuracy, operations gained and lost, files written."""
+        uniform = 1 / len(policy.probabilities)
+        table = Table(title="Search finished", show_header=False, title_justify="left")
+        if "test_accuracy" not in result:
+            table.add_row("test accuracy", "no test split (data.test_split=null)")
+        else:
+            images = result["test_images"]
+            table.add_row("test accuracy", f"{100 * result['test_accuracy']:.2f} % of {images} images")
+        table.add_row(
+            "held-out accuracy", f"{100 * result['heldout_accuracy']:.2f} % (chose the winner: optimistic)"
+        )
+        table.add_row("entropy", f"{policy.entropy:.4f} nats, uniform {Policy().entropy:.4f}")
+        for title, ranked in (("gained", policy.top(3)), ("lost", policy.bottom(3))):
+            lines = [f"{name}: {p / uniform:.2f} x uniform" for name, p in ranked]
+            table.add_row(f"operations {title}", "\n".join(lines))
+        table.add_row("files", "\n".join(f"{path}  {what}" for path, what in files.items()))
+        self.console.print(table, markup=False)

@@ -1,0 +1,58 @@
+"""Scoring networks on a split: the same number on any layout of processes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ohl_accel.augment import Augmentation
+from ohl_accel.data import Images, evaluation_batches, num_chunks
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one network on one split: accuracies in 0..1 and mean cross-entropy in nats."""
+
+    accuracy: float
+    top5_accuracy: float
+    loss: float
+    images: int
+
+
+@torch.no_grad()
+def partial_scores(
+    networks: Sequence[nn.Module],
+    images: Images,
+    augmentation: Augmentation,
+    batch_size: int,
+    share: int = 0,
+    shares: int = 1,
+) -> Tensor:
+    """What one process contributes: float64 [R networks, chunks, 3] on the CPU, zero where others score.
+
+    The last axis holds correct, correct among the best five, and summed loss. Each chunk of the split
+    is decoded once for all networks.
+    """
+    scores = torch.zeros(len(networks), num_chunks(images, batch_size), 3, dtype=torch.float64)
+    for network in networks:
+        network.eval()
+    for chunk, (pixels, labels) in evaluation_batches(images, batch_size, share, shares):
+        inputs = augmentation.normalize(pixels)
+        labels = labels.to(inputs.device, non_blocking=True)
+        for place, network in enumerate(networks):
+            logits = network(inputs).float()
+            best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+            correct, among_best = best[:, 0].sum(), best.any(1).sum()
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            scores[place, chunk] = torch.stack([correct.double(), among_best.double(), loss.double()])
+    return scores
+
+
+def total_scores(scores_RC3: Tensor, images: int) -> list[Score]:
+    """Sum the chunks, always in the same order, once all processes' parts are added up."""
+    return [
+        Score(correct / images, among_best / images, loss / images, images)
+        for correct, among_best, loss in scores_RC3.sum(1).tolist()
+    ]

@@ -1,0 +1,284 @@
+"""Trajectory groups over processes: who trains what, how results are shared, how the winner is adopted.
+
+W processes are cut into groups of G = W / groups; each group hosts R = N / groups trajectories. The
+process with data rank r of every group forms, with its like in the other groups, a column: what groups
+exchange travels along columns, all columns at once. Nothing else imports torch.distributed.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from math import gcd
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ohl_accel.errors import UserError
+
+_BUCKET_BYTES = 25 * 2**20
+T = TypeVar("T")
+
+
+def choose_groups(trajectories: int, processes: int, asked: int | None) -> int:
+    """The number of groups: as asked for, or as many as both numbers allow.
+
+    Raises:
+        UserError: if the numbers do not fit; names those that do.
+    """
+    if asked is not None:
+        if trajectories % asked or processes % asked:
+            common = _divisors(gcd(trajectories, processes))
+            raise UserError(
+                f"outer.groups={asked} must divide both the {trajectories} trajectories and the {processes} "
+                f"processes: use one of {common}, or null"
+            )
+        return asked
+    if trajectories % processes and processes % trajectories:
+        fitting = _divisors(trajectories)  # two at least: one trajectory fits any number of processes
+        common = _divisors(gcd(trajectories, processes))
+        raise UserError(
+            f"world size {processes} does not fit {trajectories} trajectories: use "
+            f"{', '.join(map(str, fitting[:-1]))} or {fitting[-1]} processes, or a multiple of "
+            f"{trajectories}; or set outer.groups to {' or '.join(map(str, common))}, so that several "
+            "processes share the batches of each trajectory"
+        )
+    return min(trajectories, processes)
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def check_launch(processes: int) -> None:
+    """Refuse single processes that a launcher started side by side and that do not see each other.
+
+    Raises:
+        UserError: if the launcher's environment speaks of another number of processes.
+    """
+    for variable in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        started = int(os.environ.get(variable) or 1)
+        if started != processes and (started > 1 or variable == "WORLD_SIZE"):
+            raise UserError(
+                f"the launcher started {started} processes ({variable}), but they do not see each other: each "
+                "would run alone. Start them with `accelerate launch --config_file accelerate_configs/...`, "
+                "or one process with `python -m`"
+            )
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Where this process stands in the layout, and the exchanges of an outer step.
+
+    `rank` in 0..W-1; `group` in 0..groups-1; `data_rank` in 0..G-1 inside the group.
+    """
+
+    trajectories: int
+    processes: int
+    rank: int
+    groups: int
+    device: torch.device
+    data_group: Any = None
+    column: Any = None
+
+    @classmethod
+    def build(
+        cls,
+        trajectories: int,
+        processes: int,
+        rank: int,
+        asked: int | None,
+        device: torch.device,
+        timeout: timedelta,
+    ) -> "Groups":
+        """Make the process groups; every process must call it.
+
+        Raises:
+            UserError: if the numbers do not fit.
+        """
+        groups = choose_groups(trajectories, processes, asked)
+        if processes == 1:
+            return cls(trajectories, processes, rank, groups, device)
+        ranks = torch.arange(processes).view(groups, -1)
+        data_group, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
+        column, _ = dist.new_subgroups_by_enumeration(ranks.T.tolist(), timeout=timeout)
+        return cls(trajectories, processes, rank, groups, device, data_group, column)
+
+    @property
+    def group_size(self) -> int:
+        """G, processes of a group."""
+        return self.processes // self.groups
+
+    @property
+    def group(self) -> int:
+        """The group of this process."""
+        return self.rank // self.group_size
+
+    @property
+    def data_rank(self) -> int:
+        """The place of this process in its group; 0 is the leader."""
+        return self.rank % self.group_size
+
+    @property
+    def hosted(self) -> range:
+        """The R trajectories of this process's group."""
+        per_group = self.trajectories // self.groups
+        return range(self.group * per_group, (self.group + 1) * per_group)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The network for training: with DistributedDataParallel inside the group if G > 1.
+
+        Buffers are not broadcast at each step; `lead` does it once, before validation.
+        """
+        if self.group_size == 1:
+            return model
+        return DistributedDataParallel(
+            model,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            process_group=self.data_group,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+
+    def lead(self, tensors: Sequence[Tensor]) -> None:
+        """Give the leader's tensors (buffers such as BatchNorm's) to the whole group, in place."""
+        if self.group_size > 1:
+            _broadcast(tensors, 0, self.data_group)
+
+    def sum_in_group(self, tensor: Tensor) -> Tensor:
+        """The sum of a small tensor over the processes of a group."""
+        return self._sum(tensor, self.data_group) if self.group_size > 1 else tensor
+
+    def sum_in_world(self, tensor: Tensor) -> Tensor:
+        """The sum of a small tensor over all processes."""
+        return self._sum(tensor, None) if self.processes > 1 else tensor
+
+    def gather(self, tensor_R: Tensor) -> Tensor:
+        """[R, ...] of each group to [N, ...] of all trajectories, in their order, on every process."""
+        if self.groups == 1:
+            return tensor_R
+        local = tensor_R.to(self.device).contiguous()
+        gathered = local.new_empty(self.trajectories, *local.shape[1:])
+        dist.all_gather_into_tensor(gathered, local, group=self.column)
+        return gathered.to(tensor_R.device)
+
+    @torch.no_grad()
+    def adopt(self, winner: int, hosted_tensors: Sequence[Sequence[Tensor]]) -> None:
+        """Make every trajectory equal to the winner, in place (Algorithm 1, "Broadcast w_T").
+
+        Args:
+            winner: a trajectory in 0..N-1.
+            hosted_tensors: for each of the R hosted trajectories, its state in one common order.
+        """
+        per_group = self.trajectories // self.groups
+        source_group, place = divmod(winner, per_group)
+        source = hosted_tensors[place if source_group == self.group else 0]
+        if self.groups > 1:
+            _broadcast(source, source_group, self.column)
+        for tensors in hosted_tensors:
+            if tensors is not source:
+                torch._foreach_copy_(list(tensors), list(source))
+
+    def broadcast_from_main(self, tensors: Sequence[Tensor]) -> None:
+        """Give the main process's tensors to all, in place."""
+        if self.processes > 1:
+            _broadcast(tensors, 0, None)
+
+    def share_from_main(self, value: T) -> T:
+        """Give the main process's plain value (numbers, text, lists) to all."""
+        if self.processes == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def assert_equal(self, hosted_tensors: Sequence[Iterable[Tensor]], what: str) -> None:
+        """Assert, by SHA-256, that the hosted trajectories' tensors are the same on every process.
+
+        Raises:
+            AssertionError: naming the processes that differ; a defect of this program or of the machine.
+        """
+        own = [digest(tensors) for tensors in hosted_tensors]
+        all_digests = [own]
+        if self.processes > 1:
+            all_digests = [[] for _ in range(self.processes)]
+            dist.all_gather_object(all_digests, own)
+        different = [rank for rank, digests in enumerate(all_digests) if set(digests) != {all_digests[0][0]}]
+        assert not different, f"{what} differ on processes {different}"
+
+    def _sum(self, tensor: Tensor, group: Any) -> Tensor:
+        total = tensor.to(self.device, copy=True)
+        dist.all_reduce(total, group=group)
+        return total.to(tensor.device)
+
+
+def agree(action: Callable[[], T], one_first: bool = False) -> T:
+    """Run on every process an action that may fail on some; then it fails on all, with the first message.
+
+    Args:
+        action: what to run; it must not communicate.
+        one_first: one process of each machine runs it before the others (to fill a cache once).
+
+    Raises:
+        UserError: if the action raised it on any process.
+    """
+    if not dist.is_initialized():
+        return action()
+    result, problem = None, None
+    own_turn = 1 if one_first and int(os.environ.get("LOCAL_RANK") or 0) else 0
+    for turn in range(2 if one_first else 1):
+        if turn == own_turn:
+            try:
+                result = action()
+            except UserError as error:
+                problem = str(error)
+        problems: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(problems, problem)
+        failed = [rank for rank, text in enumerate(problems) if text is not None]
+        if failed:
+            where = "" if len(failed) == len(problems) or one_first else f" (on process {failed[0]})"
+            raise UserError(f"{problems[failed[0]]}{where}")
+    return result  # type: ignore[return-value]
+
+
+def leave() -> None:
+    """Say good-bye to the other processes, if there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of the bytes of tensors, in their order."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+@torch.no_grad()
+def _broadcast(tensors: Sequence[Tensor], source: int, group: Any) -> None:
+    """Broadcast in place, in flat buckets of one dtype: `source` is the rank inside `group`."""
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        dist.broadcast(flat, group_src=source, group=group)
+        parts = flat.split([tensor.numel() for tensor in bucket])
+        for tensor, part in zip(bucket, parts, strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Tensors in lists of one dtype and up to 25 MB (a larger one has a list of its own)."""
+    buckets: list[list[Tensor]] = []
+    open_bucket: dict[torch.dtype, tuple[list[Tensor], int]] = {}
+    for tensor in tensors:
+        bucket, size = open_bucket.get(tensor.dtype, ([], 0))
+        if not bucket or size + tensor.nbytes > _BUCKET_BYTES:
+            bucket, size = [], 0
+            buckets.append(bucket)
+        bucket.append(tensor)
+        open_bucket[tensor.dtype] = (bucket, size + tensor.nbytes)
+    return buckets

@@ -1,0 +1,91 @@
+"""What a run writes down: `metrics.jsonl`, one line for each outer step."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ohl_accel.run_folder import write_whole
+
+
+class Phases:
+    """Seconds spent in the parts of an outer step. On CUDA a phase ends when its kernels have ended."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str, within: str | None = None) -> Iterator[None]:
+        """Add the time of the block to a phase.
+
+        Args:
+            name: of the phase.
+            within: the phase that surrounds the block, whose time it is taken from; then kernels are
+                not waited for.
+        """
+        start = time.perf_counter()
+        yield
+        if within is None and self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        seconds = time.perf_counter() - start
+        self._add(name, seconds)
+        if within is not None:
+            self._add(within, -seconds)
+
+    def take(self, images: int) -> dict[str, Any]:
+        """What was measured since the last call, for a line of `metrics.jsonl`.
+
+        Saving comes after the line is written, so `save` is that of the step before.
+
+        Args:
+            images: trained on since the last call, over all trajectories.
+        """
+        seconds, self._seconds = self._seconds, {}
+        return {"seconds": seconds, "images_per_second": images / sum(seconds.values())}
+
+    def _add(self, name: str, seconds: float) -> None:
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+
+
+def keep_lines_before(path: Path, outer_step: int) -> None:
+    """Drop lines that a resumed run will write again: those after its checkpoint."""
+    kept = [line for line in read_metrics(path) if line["outer_step"] < outer_step]
+    write_whole(path, "".join(map(_line, kept)))
+
+
+def append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Write the line of an outer step."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_line(values))
+
+
+def amend_last_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Add to the last line what is known only when the run has ended."""
+    lines = read_metrics(path)
+    lines[-1] |= values
+    write_whole(path, "".join(map(_line, lines)))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file, also while a run writes to it; none if there is no file."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    return json.dumps({key: _finite(value) for key, value in values.items()}, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN or infinity: null stands for them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return [_finite(item) for item in value] if isinstance(value, list) else value

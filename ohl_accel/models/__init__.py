@@ -1,0 +1,5 @@
+"""Networks for small images that timm lacks, registered with timm under these names."""
+
+from ohl_accel.models.resnet_cifar import resnet8_cifar, resnet18_cifar
+
+__all__ = ["resnet8_cifar", "resnet18_cifar"]

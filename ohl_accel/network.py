@@ -1,0 +1,101 @@
+"""The network of a recipe: any of timm's by name, made the same on every process, saved timm's way."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from timm.models import save_for_hf
+from torch import nn
+
+import ohl_accel.models  # noqa: F401  registers our networks with timm
+from ohl_accel.data import Schema
+from ohl_accel.draws import keyed_seed
+from ohl_accel.errors import UserError
+from ohl_accel.recipe import ModelSection
+
+NETWORK_FILES = ("model.safetensors", "config.json")
+
+
+def create_network(section: ModelSection, schema: Schema, seed: int) -> nn.Module:
+    """The network with its first weights, keyed by the seed; tried once on a blank image.
+
+    Args:
+        section: the recipe's model section.
+        schema: of the images and classes.
+        seed: of the run.
+
+    Raises:
+        UserError: for an unknown name, arguments that it does not take, or images that it cannot see.
+    """
+    known = timm.list_models()
+    classes, channels, (height, width) = len(schema.class_names), schema.channels, schema.size
+    if section.name not in known and ":" not in section.name and section.name.split(".")[0] not in known:
+        close = difflib.get_close_matches(section.name, known, 4)
+        hint = f"; did you mean {', '.join(close)}?" if close else "; timm.list_models() lists them"
+        raise UserError(f"model.name={section.name}: timm has no such network{hint}")
+    torch.manual_seed(keyed_seed(seed, "weights"))
+    try:
+        network: nn.Module = timm.create_model(
+            section.name, **{"num_classes": classes, "in_chans": channels, **section.args}
+        )
+    except Exception as error:
+        raise UserError(f"model.name={section.name}, model.args={section.args}: {error}") from error
+    try:
+        with torch.no_grad():
+            outputs = network.eval()(torch.zeros(2, channels, height, width))
+    except Exception as error:
+        raise UserError(
+            f"model.name={section.name} cannot take images of {channels} x {height} x {width} "
+            f"(data.image_size resizes them): {error}"
+        ) from error
+    if outputs.shape != (2, classes):
+        raise UserError(
+            f"model.name={section.name} gives outputs of shape {list(outputs.shape[1:])} instead of {classes} "
+            "classes"
+        )
+    if section.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    return network.train()
+
+
+def save_network(
+    network: nn.Module,
+    folder: Path,
+    section: ModelSection,
+    schema: Schema,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> None:
+    """Write `model.safetensors` and timm's `config.json`, each whole or not at all.
+
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` reads them back.
+
+    Args:
+        network: on any device; its memory format becomes contiguous.
+        folder: the run folder.
+        section: the recipe's model section.
+        schema: of the images and classes.
+        mean, std: of each channel in 0..1, by which inputs are to be normalized.
+    """
+    aside = folder / ".network.partial"
+    network.pretrained_cfg = {  # type: ignore[assignment]
+        **cast(dict[str, Any], network.pretrained_cfg),
+        "input_size": (schema.channels, *schema.size),
+        "num_classes": len(schema.class_names),
+        "mean": tuple(mean),
+        "std": tuple(std),
+        "crop_pct": 1.0,
+    }
+    save_for_hf(
+        network.to(memory_format=torch.contiguous_format),
+        str(aside),
+        model_config={"label_names": list(schema.class_names)},
+        model_args={"num_classes": len(schema.class_names), "in_chans": schema.channels, **section.args},
+        safe_serialization=True,
+    )
+    for name in NETWORK_FILES:
+        (aside / name).replace(folder / name)
+    aside.rmdir()

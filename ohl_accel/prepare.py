@@ -1,0 +1,229 @@
+"""Set a run up: from a recipe and a launch to everything that takes part, checked before training."""
+
+import copy
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import datasets
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+from ohl_accel import __version__, checkpoint, run_folder
+from ohl_accel.augment import Augmentation
+from ohl_accel.data import Batch, Data, TrainingOrder, open_data, training_batches
+from ohl_accel.display import Display
+from ohl_accel.errors import UserError
+from ohl_accel.groups import Groups, agree, check_launch
+from ohl_accel.network import create_network
+from ohl_accel.policy import OuterOptimizer, Policy
+from ohl_accel.recipe import Recipe
+from ohl_accel.run_folder import RunFolder
+from ohl_accel.trajectory import Trajectory
+
+
+@dataclass
+class Search:
+    """Everything that takes part in a run, on one process."""
+
+    recipe: Recipe
+    """Resolved: with what was found in the data and the launch."""
+    groups: Groups
+    folder: RunFolder | None
+    """On the main process only."""
+    data: Data
+    augmentation: Augmentation
+    hosted: list[Trajectory]
+    policy: Policy
+    outer_optimizer: OuterOptimizer
+    inner_steps: int
+    """I."""
+    first_outer_step: int
+    """0, or where a resumed run goes on."""
+
+    def batches(self) -> Iterator[Batch]:
+        """This process's part of every mini-batch that is still to come."""
+        order = TrainingOrder(
+            num_images=len(self.data.train),
+            batch_size=self.recipe.inner.batch_size,
+            seed=self.recipe.run.seed,
+            first=self.first_outer_step * self.inner_steps,
+            last=self.recipe.outer.steps * self.inner_steps,
+            share=self.groups.data_rank,
+            shares=self.groups.group_size,
+        )
+        pin = self.groups.device.type == "cuda"
+        return training_batches(self.data.train, order, self.recipe.data.workers, pin)
+
+
+def start_accelerator(recipe: Recipe | None) -> Accelerator:
+    """Join the launch: device, precision, process group. Without a recipe, by defaults.
+
+    Raises:
+        UserError: for processes that do not see each other, or a precision that cannot be had.
+    """
+    timeout = timedelta(seconds=recipe.run.timeout if recipe else 1800)
+    try:
+        accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision=recipe.run.mixed_precision if recipe else None,
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+        )
+    except ValueError as error:
+        raise UserError(f"Accelerate cannot start: {error}") from error
+    check_launch(accelerator.num_processes)
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise UserError(
+            f"mixed precision {accelerator.mixed_precision!r} is not supported (its loss scale would be shared by "
+            "all trajectories): use bf16 or no, by run.mixed_precision or in Accelerate's config"
+        )
+    return accelerator
+
+
+def prepare(recipe: Recipe, accelerator: Accelerator, display: Display) -> Search:
+    """Check and build everything; nothing of an earlier run is touched before all of it works.
+
+    Raises:
+        UserError: if the recipe, the data, the network, the layout or the run folder cannot work.
+    """
+    datasets.disable_progress_bars()
+    _configure_torch(recipe, accelerator.device)
+    groups = Groups.build(
+        recipe.outer.trajectories,
+        accelerator.num_processes,
+        accelerator.process_index,
+        recipe.outer.groups,
+        accelerator.device,
+        timedelta(seconds=recipe.run.timeout),
+    )
+    _check_batch_size(recipe, groups)
+    folder = agree(lambda: _open_folder(recipe, accelerator))
+    data = agree(lambda: open_data(recipe), one_first=True)
+    recipe = data.resolve(recipe).with_values(run={"mixed_precision": accelerator.mixed_precision})
+    steps_per_epoch = len(data.train) // recipe.inner.batch_size
+    inner_steps = steps_per_epoch if recipe.outer.inner_steps == "epoch" else recipe.outer.inner_steps
+    own_size = recipe.inner.batch_size // groups.group_size
+    augmentation = Augmentation(
+        recipe.augment,
+        data.mean,
+        data.std,
+        recipe.run.seed,
+        recipe.inner.batch_size,
+        slice(groups.data_rank * own_size, (groups.data_rank + 1) * own_size),
+        accelerator.device,
+    )
+    network = agree(lambda: create_network(recipe.model, data.schema, recipe.run.seed), one_first=True)
+    hosted = agree(
+        lambda: [
+            Trajectory(
+                number,
+                accelerator.prepare_model(copy.deepcopy(network), evaluation_mode=True),
+                recipe,
+                steps_per_epoch,
+                recipe.outer.steps * inner_steps,
+                augmentation,
+                accelerator,
+            )
+            for number in groups.hosted
+        ]
+    )
+    for trajectory in hosted:
+        trajectory.join(groups)
+    policy = Policy(provenance=_provenance(recipe, data))
+    outer_optimizer = OuterOptimizer(policy, recipe.outer.lr, recipe.outer.betas)
+    search = Search(
+        recipe, groups, folder, data, augmentation, hosted, policy, outer_optimizer, inner_steps, 0
+    )
+    _resume_or_begin(search)
+    _introduce(search, accelerator, display)
+    return search
+
+
+def _configure_torch(recipe: Recipe, device: torch.device) -> None:
+    if device.type == "cpu":
+        torch.set_num_threads(recipe.run.cpu_threads)
+    elif recipe.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    else:
+        torch.backends.cudnn.benchmark = True
+
+
+def _check_batch_size(recipe: Recipe, groups: Groups) -> None:
+    batch_size = recipe.inner.batch_size
+    if batch_size % groups.group_size:
+        nearest = batch_size - batch_size % groups.group_size
+        raise UserError(
+            f"inner.batch_size={batch_size} cannot be cut into equal parts for the {groups.group_size} processes of "
+            f"a group: use {nearest or groups.group_size} or {nearest + groups.group_size}"
+        )
+
+
+def _open_folder(recipe: Recipe, accelerator: Accelerator) -> RunFolder | None:
+    if not accelerator.is_main_process:
+        return None
+    return RunFolder(recipe.run.dir, recipe.run.resume == "auto", recipe.run.overwrite)
+
+
+def _resume_or_begin(search: Search) -> None:
+    """Go on from the last checkpoint, if that is asked for and there is one; else write the first files."""
+    folder, recipe = search.folder, search.recipe
+
+    def read() -> checkpoint.Contents | None:
+        if folder is None or recipe.run.resume == "never":
+            return None
+        place = checkpoint.latest(folder / run_folder.CHECKPOINTS)
+        return None if place is None else checkpoint.read(place, recipe)
+
+    contents = agree(read)
+    if search.groups.share_from_main(contents is not None):
+        search.first_outer_step = checkpoint.restore(
+            contents, search.hosted, search.outer_optimizer, search.groups
+        )
+    elif folder is not None:
+        folder.clear()
+        first = search.hosted[0]
+        checkpoint.save(folder / run_folder.CHECKPOINTS, 0, first, search.outer_optimizer, recipe)
+    if folder is not None:
+        folder.write_text(run_folder.RECIPE_FILE, recipe.to_yaml())
+        if search.data.heldout_rows is not None:
+            rows = {"split": recipe.data.train_split, "rows": search.data.heldout_rows}
+            folder.write_json(run_folder.HELDOUT_FILE, rows)
+
+
+def _provenance(recipe: Recipe, data: Data) -> dict[str, object]:
+    return {
+        "data": recipe.data.path,
+        "training_images": len(data.train),
+        "heldout_images": len(data.heldout),
+        "network": recipe.model.name,
+        "trajectories": recipe.outer.trajectories,
+        "outer_steps": recipe.outer.steps,
+        "seed": recipe.run.seed,
+        "ohl_accel": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def _introduce(search: Search, accelerator: Accelerator, display: Display) -> None:
+    recipe, groups, data = search.recipe, search.groups, search.data
+    height, width = data.schema.size
+    parameters = sum(parameter.numel() for parameter in search.hosted[0].network.parameters())
+    processes = f"{groups.processes} {'process' if groups.processes == 1 else 'processes'}"
+    display.say(
+        f"{recipe.data.path}: {len(data.train)} training and {len(data.heldout)} held-out images of "
+        f"{data.schema.channels} x {height} x {width}, {len(data.schema.class_names)} classes"
+    )
+    display.say(
+        f"{recipe.model.name}: {parameters:,} parameters, precision {accelerator.mixed_precision}, "
+        f"{groups.trajectories} trajectories in {groups.groups} x {groups.group_size} of {processes} "
+        f"on {groups.device.type}"
+    )
+    display.say(
+        f"{recipe.outer.steps} outer steps of {search.inner_steps} inner steps of {recipe.inner.batch_size} images, "
+        f"run folder {recipe.run.dir}"
+        + (f"; going on after outer step {search.first_outer_step}" if search.first_outer_step else "")
+    )

@@ -1,0 +1,108 @@
+"""The run folder: which files it holds, who may write it, and how they are written whole or not at all.
+
+Only the main process touches it.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ohl_accel.errors import UserError
+from ohl_accel.network import NETWORK_FILES
+from ohl_accel.policy import POLICY_FILE
+
+RECIPE_FILE = "recipe.yaml"
+HELDOUT_FILE = "heldout.json"
+METRICS_FILE = "metrics.jsonl"
+RESULT_FILE = "result.json"
+CHECKPOINTS = "checkpoints"
+_LOCK_FILE = ".lock"
+_RUN_FILES = (RECIPE_FILE, HELDOUT_FILE, METRICS_FILE, RESULT_FILE, CHECKPOINTS, POLICY_FILE, *NETWORK_FILES)
+
+
+class RunFolder:
+    """A folder claimed by one run.
+
+    Args:
+        path: the folder, made if missing.
+        resume: whether an earlier run in it may be gone on with.
+        overwrite: whether an earlier run in it may be replaced.
+
+    Raises:
+        UserError: if it holds anything and neither is allowed, another run writes to it, or it cannot
+            be written.
+    """
+
+    def __init__(self, path: str, resume: bool, overwrite: bool) -> None:
+        self.path = Path(path)
+        self._overwrite = overwrite
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / _LOCK_FILE)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"run.dir={path} is in use by another run; choose another folder") from None
+        except OSError as error:
+            raise UserError(f"run.dir={path} cannot be written: {error.strerror}") from None
+        held = sorted(entry.name for entry in self.path.iterdir() if entry.name != _LOCK_FILE)
+        if held and not (resume or overwrite):
+            self._lock.release()
+            raise UserError(
+                f"run.dir={path} is not empty (it holds {', '.join(held[:4])}{', ...' if held[4:] else ''}): "
+                "go on with run.resume=auto, replace the run in it with run.overwrite=true, or choose another "
+                "folder"
+            )
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def clear(self) -> None:
+        """Remove the files of an earlier run, and no other file, if that was asked for."""
+        if self._overwrite:
+            for name in _RUN_FILES:
+                entry = self.path / name
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink(missing_ok=True)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file of the run folder, whole or not at all."""
+        write_whole(self.path / name, text)
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON file of the run folder, whole or not at all."""
+        self.write_text(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+    def contents(self) -> dict[str, str]:
+        """Path of each file for people -> what it is, as far as there are."""
+        known = {
+            POLICY_FILE: "the learned policy",
+            NETWORK_FILES[0]: "the network's weights",
+            NETWORK_FILES[1]: "the network for timm.create_model",
+            METRICS_FILE: "one line for each outer step",
+            RESULT_FILE: "the test result",
+            RECIPE_FILE: "reproduces the run",
+            HELDOUT_FILE: "which training images scored the trajectories",
+            CHECKPOINTS: "where run.resume=auto goes on from",
+        }
+        return {str(self.path / name): what for name, what in known.items() if (self.path / name).exists()}
+
+    def release(self) -> None:
+        """Let other runs write to the folder."""
+        self._lock.release()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file aside, flush it to the disk, then rename it to its name."""
+    aside = path.with_name(path.name + ".partial")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
