@@ -6,6 +6,7 @@ exchange travels along columns, all columns at once. Nothing else imports torch.
 """
 
 import hashlib
+import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -136,12 +137,15 @@ class Groups:
         """
         if self.group_size == 1:
             return model
+        parameters = inspect.signature(DistributedDataParallel).parameters
+        new_name = "forward_sync_buffers" in parameters  # since torch 2.15; `broadcast_buffers` before
+        options: dict[str, Any] = {"forward_sync_buffers" if new_name else "broadcast_buffers": False}
         return DistributedDataParallel(
             model,
             device_ids=[self.device] if self.device.type == "cuda" else None,
             process_group=self.data_group,
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
+            **options,
         )
 
     def lead(self, tensors: Sequence[Tensor]) -> None:

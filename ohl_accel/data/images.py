@@ -48,6 +48,7 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         self.channels = channels
         self.description = description
         self._squash = squash
+        self._numbers: Sequence[int] = range(len(labels))
         self._kept: Tensor | None = None
 
     def __len__(self) -> int:
@@ -69,13 +70,12 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         """Whether the pixels are in memory."""
         return self._kept is not None
 
-    def subset(self, indices: Sequence[int], description: str) -> "Images":
+    def subset(self, indices: Sequence[int]) -> "Images":
         """The given rows, in the given order."""
         chosen = Images.__new__(Images)
         chosen.__dict__ |= self.__dict__
-        chosen.rows = self.rows.select(indices)
+        chosen._numbers = [self._numbers[index] for index in indices]
         chosen.labels = self.labels[list(indices)]
-        chosen.description = description
         chosen._kept = None if self._kept is None else self._kept[list(indices)]
         return chosen
 
@@ -91,22 +91,21 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
 
     def _decode(self, indices: Sequence[int]) -> Tensor:
         batch = torch.empty(len(indices), self.channels, *self.size, dtype=torch.uint8)
-        for place, (index, image) in enumerate(zip(indices, self._open(indices), strict=True)):
-            batch[place] = self._pixels(image, index)
+        rows = [self._numbers[index] for index in indices]
+        opened = _open_images(self.rows, self.column, rows, self.description)
+        for place, (row, image) in enumerate(zip(rows, opened, strict=True)):
+            batch[place] = self._pixels(image, row)
         return batch
 
-    def _open(self, indices: Sequence[int]) -> list[Image.Image | None]:
-        return _open_images(self.rows, self.column, indices, self.description)
-
-    def _pixels(self, image: Image.Image | None, index: int) -> Tensor:
+    def _pixels(self, image: Image.Image | None, row: int) -> Tensor:
         if image is None:
-            raise UserError(f"row {index} of {self.description} has no image in column {self.column!r}")
+            raise UserError(f"row {row} of {self.description} has no image in column {self.column!r}")
         image = image.convert("L" if self.channels == 1 else "RGB")
         height, width = self.size
         if image.size != (width, height):
             if self._squash is None:
                 raise UserError(
-                    f"image {index} of {self.description} has {image.height} x {image.width} pixels, others "
+                    f"image {row} of {self.description} has {image.height} x {image.width} pixels, others "
                     f"{height} x {width}: set data.image_size to resize them"
                 )
             if self._squash:

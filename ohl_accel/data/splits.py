@@ -26,7 +26,7 @@ class Schema:
     channels: int
 
     @classmethod
-    def of(cls, rows: datasets.Dataset, data: DataSection) -> "Schema":
+    def of(cls, rows: datasets.Dataset, data: DataSection, description: str) -> "Schema":
         """Found in the features and the first images, where the recipe does not say it.
 
         Raises:
@@ -36,8 +36,8 @@ class Schema:
         label_column = _label_column(rows, data)
         class_names = _class_names(rows, label_column)
         rows = _with_images(rows, image_column)
-        first = first_image(rows, image_column, data.path)
-        channels = data.channels or (1 if is_grey(rows, image_column, data.path) else 3)
+        first = first_image(rows, image_column, description)
+        channels = data.channels or (1 if is_grey(rows, image_column, description) else 3)
         size = data.image_size or (first.height, first.width)
         return cls(image_column, label_column, class_names, size, channels)
 
@@ -111,8 +111,8 @@ def open_data(recipe: Recipe) -> Data:
     if data.test_split is not None:
         check_split_exists(data, data.test_split, data.test_path)
     rows = open_split(data, data.train_split)
-    schema = Schema.of(rows, data)
     name = f"split {data.train_split!r} of {data.path}"
+    schema = Schema.of(rows, data, name)
     train = schema.images(rows, data, name)
     heldout_rows = None
     if data.heldout_split is not None:
@@ -122,8 +122,8 @@ def open_data(recipe: Recipe) -> Data:
         heldout_rows = choose_heldout(train.labels, data, seed)
         stays = torch.ones(len(train), dtype=torch.bool)
         stays[heldout_rows] = False
-        heldout = train.subset(heldout_rows, f"the held-out part of {name}")
-        train = train.subset(stays.nonzero().squeeze(1).tolist(), f"the training part of {name}")
+        heldout = train.subset(heldout_rows)
+        train = train.subset(stays.nonzero().squeeze(1).tolist())
     if len(train) < recipe.inner.batch_size:
         raise UserError(
             f"inner.batch_size={recipe.inner.batch_size} is more than the {len(train)} training images"

@@ -1,0 +1,142 @@
+"""A small Hugging Face Hub over real HTTP, to which the real client talks: reading data sets, for now.
+
+Every request is kept in `requests`, so that a test can tell what was read and when.
+"""
+
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+
+
+class HubServer:
+    """Serves data sets from memory on a free port of this machine, as a context manager."""
+
+    def __init__(self) -> None:
+        self.requests: list[str] = []
+        self.datasets: dict[str, tuple[str, dict[str, bytes]]] = {}
+        hub = self
+
+        class Handler(_Handler):
+            server_hub = hub
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def add_dataset(self, name: str, files: dict[str, bytes]) -> str:
+        """Make a data set repository; returns its revision."""
+        revision = hashlib.sha1(repr(sorted(files)).encode()).hexdigest()
+        self.datasets[name] = (revision, files)
+        return revision
+
+    def use_it(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+        """Point the client libraries of this process at this server, with an empty cache."""
+        for module in ("huggingface_hub.constants", "datasets.config"):
+            monkeypatch.setattr(f"{module}.HF_ENDPOINT", self.url, raising=False)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", self.url)
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            self.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", self.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache / "hub"))
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache / "datasets")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_hub: HubServer
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._answer(b"")
+
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        self._answer(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+
+    def _answer(self, body: bytes) -> None:
+        url = urlsplit(self.path)
+        path, query = unquote(url.path), parse_qs(url.query)
+        self.server_hub.requests.append(f"{self.command} {path}")
+        if match := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self._resolve(*match.groups())
+        elif match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/([a-z-]+)/[^/]+(?:/(.*))?)?", path):
+            self._api(match[1], match[2], match[3] or "", body, query)
+        else:
+            self._fail(404, "EntryNotFound")
+
+    def _resolve(self, name: str, revision: str, file: str) -> None:
+        if name not in self.server_hub.datasets:
+            return self._fail(401, "RepoNotFound")
+        commit, files = self.server_hub.datasets[name]
+        if file not in files:
+            return self._fail(404, "EntryNotFound", {"X-Repo-Commit": commit})
+        content = files[file]
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{_oid(content)}"', "Accept-Ranges": "bytes"}
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(asked[1]), min(int(asked[2] or len(content) - 1), len(content) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            return self._reply(206, content[first : last + 1], headers)
+        return self._reply(200, content, headers)
+
+    def _api(
+        self, name: str, kind: str | None, folder: str, body: bytes, query: dict[str, list[str]]
+    ) -> None:
+        if name not in self.server_hub.datasets:
+            return self._fail(401, "RepoNotFound")
+        commit, files = self.server_hub.datasets[name]
+        entries = [
+            {"type": "file", "path": path, "size": len(content), "oid": _oid(content)}
+            for path, content in sorted(files.items())
+        ]
+        if kind == "tree":
+            return self._json([entry for entry in entries if str(entry["path"]).startswith(folder)])
+        if kind == "paths-info":
+            is_json = "json" in self.headers.get("Content-Type", "")
+            asked = json.loads(body)["paths"] if is_json else parse_qs(body.decode())["paths"]
+            return self._json([entry for entry in entries if entry["path"] in asked])
+        siblings = [{"rfilename": path} for path in sorted(files)]
+        return self._json(
+            {"_id": "0", "id": name, "sha": commit, "private": False, "gated": False, "disabled": False,
+             "downloads": 0, "likes": 0, "tags": [], "siblings": siblings}
+        )  # fmt: skip
+
+    def _json(self, value: object) -> None:
+        self._reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _fail(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
+        self._reply(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code, **(headers or {})})
+
+    def _reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def _oid(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
