@@ -67,7 +67,12 @@ class Display:
 
     def outer_step(self, metrics: dict[str, Any]) -> None:
         """Show the best reward and the entropy; off a terminal, as a line of its own."""
-        best = max(reward for reward in metrics["reward"])
+        if metrics["diverged"]:
+            numbers = ", ".join(map(str, metrics["diverged"]))
+            self.say(
+                f"warning: outer step {metrics['outer_step'] + 1}: trajectories {numbers} diverged; they cannot win"
+            )
+        best = max(metrics["reward"])
         text = f"best reward {best:.4f}, entropy {metrics['entropy']:.4f}"
         if self._progress.disable:
             seconds = sum(metrics["seconds"].values())

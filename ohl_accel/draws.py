@@ -16,6 +16,17 @@ def keyed_seed(seed: int, purpose: str, *counters: int) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
 
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed the generators that networks draw from by themselves (dropout, stochastic depth).
+
+    `torch.manual_seed` does the same for all devices, and takes half a millisecond where CUDA is not
+    in use.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+
+
 def keyed_generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
     """A CPU generator for the draws of one purpose at one point of the run."""
     return torch.Generator().manual_seed(keyed_seed(seed, purpose, *counters))

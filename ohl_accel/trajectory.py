@@ -13,7 +13,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from ohl_accel.augment import Augmentation
-from ohl_accel.draws import keyed_generator, keyed_seed
+from ohl_accel.draws import keyed_generator, keyed_seed, seed_device
 from ohl_accel.elements import NUM_OPERATIONS
 from ohl_accel.errors import UserError
 from ohl_accel.groups import Groups
@@ -84,7 +84,8 @@ class Trajectory:
         augmented = self._augmentation.operate(images_bCHW, operation_B, step)
         inputs = self._augmentation.finish(augmented, step).contiguous(memory_format=self._memory_format)
         # dropout and the like, too, must not depend on what a process did before
-        torch.manual_seed(keyed_seed(self._seed, "network", step, self._groups.data_rank))
+        network_seed = keyed_seed(self._seed, "network", step, self._groups.data_rank)
+        seed_device(self._augmentation.device, network_seed)
         self.schedule.step_update(step)
         loss = F.cross_entropy(self._training_network(inputs), labels_b)
         self._accelerator.backward(loss)

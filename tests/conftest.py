@@ -1,8 +1,17 @@
-"""What several test files share: the real images beside the project, where they are."""
+"""What several test files share: real images beside the project, and launching the search as a user would."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file
+
+from ohl_accel.metrics import read_metrics
+from ohl_accel.policy import Policy
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -31,3 +40,70 @@ def _folder(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no {name} data beside the project")
     return folder
+
+
+SMALL = ("model.args.width=8", "outer.steps=4", "outer.inner_steps=3", "run.checkpoint_every=1")
+"""Overrides that make recipes/digits.yaml a matter of seconds."""
+
+
+def launch(processes: int, *overrides: str, config: str = "cpu_processes", **environment: str) -> list[str]:
+    """Run the small digits search as a user would; returns the lines it printed.
+
+    Raises:
+        AssertionError: if it fails.
+    """
+    done = start(processes, *overrides, config=config, **environment)
+    output, _ = done.communicate(timeout=300)
+    assert done.returncode == 0, output
+    return output.splitlines()
+
+
+def start(
+    processes: int,
+    *overrides: str,
+    config: str = "cpu_processes",
+    flags: Sequence[str] = (),
+    **environment: str,
+) -> subprocess.Popen[str]:
+    """Begin the small digits search under `accelerate launch`, without waiting for it."""
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += [
+        "--config_file",
+        f"accelerate_configs/{config}.yaml",
+        "--num_processes",
+        str(processes),
+        *flags,
+    ]
+    command += ["-m", "ohl_accel.search", "recipes/digits.yaml", *SMALL, *overrides]
+    return subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    """Everything that a run leaves and that must not depend on how it was run: no times, no paths."""
+    lines = read_metrics(folder / "metrics.jsonl")
+    for line in lines:
+        del line["seconds"], line["images_per_second"]
+    (checkpoint,) = [path for path in (folder / "checkpoints").glob("step-*") if path.name in latest(folder)]
+    tensors = {
+        name: value.numpy().tobytes() for name, value in load_file(checkpoint / "state.safetensors").items()
+    }
+    weights = (folder / "model.safetensors").read_bytes()
+    return {
+        "metrics": lines,
+        "checkpoint": tensors,
+        "weights": weights,
+        "theta": Policy.load(folder).theta.tolist(),
+    }
+
+
+def latest(folder: Path) -> str:
+    """Name of the newest checkpoint of a run."""
+    return (folder / "checkpoints" / "latest").read_text()

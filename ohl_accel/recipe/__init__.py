@@ -1,0 +1,28 @@
+"""The recipe: everything that decides a run, typed, checked at once and frozen.
+
+A recipe is a YAML file plus dotted overrides (`outer.steps=3 run.dir=out`).
+"""
+
+from ohl_accel.recipe.recipe import Recipe
+from ohl_accel.recipe.sections import (
+    AugmentSection,
+    DataSection,
+    InnerSection,
+    ModelSection,
+    OptimizerSection,
+    OuterSection,
+    RunSection,
+    ScheduleSection,
+)
+
+__all__ = [
+    "AugmentSection",
+    "DataSection",
+    "InnerSection",
+    "ModelSection",
+    "OptimizerSection",
+    "OuterSection",
+    "Recipe",
+    "RunSection",
+    "ScheduleSection",
+]

@@ -1,0 +1,195 @@
+"""The sections of a recipe: every field with its type, range, default and meaning."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _heldout(value: Any) -> Any:
+    if value is None or _is_positive(value):
+        return value
+    if isinstance(value, float) and 0 < value < 1:
+        return value
+    raise ValueError("must be a count (a whole number from 1) or a fraction (between 0 and 1)")
+
+
+def _inner_steps(value: Any) -> Any:
+    if value == "epoch" or _is_positive(value):
+        return value
+    raise ValueError("must be 'epoch' or a whole number from 1")
+
+
+def _image_size(value: Any) -> Any:
+    sides = [value, value] if isinstance(value, int) else value
+    if value is None:
+        return None
+    if isinstance(sides, list | tuple) and len(sides) == 2 and all(map(_is_positive, sides)):
+        return tuple(sides)
+    raise ValueError("must be a side in pixels, or [height, width]")
+
+
+def _precision(value: Any) -> Any:
+    return "no" if value is False else value  # YAML reads a bare `no` as false
+
+
+Number = BeforeValidator(_no_bool)
+Whole = Annotated[int, Number]
+Real = Annotated[float, Number]
+Channels = tuple[Real, ...]
+
+
+class Section(BaseModel):
+    """Frozen; unknown keys are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class RunSection(Section):
+    """Where the run lives and how its processes behave."""
+
+    dir: str = Field(min_length=1)
+    """The run folder; it is made if missing, and refused if it holds anything (see resume, overwrite)."""
+    seed: Annotated[Whole, Field(ge=0)] = 0
+    """Keys every random draw of the run."""
+    resume: Literal["never", "auto"] = "never"
+    """auto: go on from the last checkpoint in `dir`, or start where there is none."""
+    overwrite: bool = False
+    """Replace the files of an earlier run in `dir`."""
+    checkpoint_every: Annotated[Whole, Field(ge=1)] = 1
+    """Outer steps between two checkpoints (the last step is always saved)."""
+    keep_checkpoints: Annotated[Whole, Field(ge=1)] = 2
+    """How many of the newest checkpoints stay on disk."""
+    mixed_precision: Annotated[Literal["no", "bf16"] | None, BeforeValidator(_precision)] = None
+    """None: what Accelerate's config file or flag says."""
+    cpu_threads: Annotated[Whole, Field(ge=1)] = 1
+    """Threads of each CPU process. Results depend on it; more processes are the better way to more cores."""
+    deterministic: bool = False
+    """On CUDA: only deterministic kernels (slower). The CPU always is."""
+    timeout: Annotated[Real, Field(gt=0)] = 1800.0
+    """Seconds after which a process that waits for another one gives up."""
+
+
+class DataSection(Section):
+    """Which images, which labels, and what is held out."""
+
+    path: str = Field(min_length=1)
+    """A Hub dataset id, a folder, a file, or `sklearn:digits`."""
+    name: str | None = None
+    """Configuration of a dataset that has several."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub dataset."""
+    train_split: str = "train"
+    test_split: str | None = "test"
+    """None: there is no test split, and the run ends without a test accuracy."""
+    test_path: str | None = None
+    """Where the test split is, if not in `path`."""
+    heldout: Annotated[int | float | None, BeforeValidator(_heldout)] = None
+    """Count or fraction of the training images, stratified by label, that score the trajectories."""
+    heldout_split: str | None = None
+    """Instead of `heldout`: a split of its own that scores the trajectories."""
+    image_column: str | None = None
+    """None: the only image column."""
+    label_column: str | None = None
+    """None: the only label column, or the one named `label`."""
+    image_size: Annotated[tuple[int, int] | None, BeforeValidator(_image_size)] = None
+    """Side, or [height, width], to which images are resized; None: all are of one size already."""
+    crop_mode: Literal["center", "squash"] = "center"
+    """How a resized image gets its shape: fill it and cut what is over, or change the aspect ratio."""
+    channels: Literal[1, 3] | None = None
+    """1 grey, 3 RGB; None: 1 if the images are grey, else 3."""
+    mean: Channels | None = None
+    """Mean of each channel in 0..1; None: measured on the training images."""
+    std: Channels | None = None
+    """Standard deviation of each channel in 0..1; None: measured on the training images."""
+    in_memory: Literal["auto"] | bool = "auto"
+    """Decode once and keep the pixels; auto: where a split takes up to 1 GiB."""
+    workers: Annotated[Whole, Field(ge=0)] = 2
+    """Decoding processes for each process that trains, where images are not in memory."""
+    eval_batch_size: Annotated[Whole, Field(ge=1)] = 500
+
+
+class ModelSection(Section):
+    """The network: any of timm's, or of `ohl_accel.models`."""
+
+    name: str = Field(min_length=1)
+    args: dict[str, Any] = {}
+    """Further arguments of `timm.create_model`; classes and channels are set from the data."""
+    channels_last: bool = False
+    compile: bool = False
+    """`torch.compile` the network."""
+
+
+class OptimizerSection(Section):
+    """The inner optimizer, by timm's name."""
+
+    name: str = "sgd"
+    lr: Annotated[Real, Field(gt=0)]
+    momentum: Annotated[Real, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[Real, Field(ge=0)] = 0.0
+    decay_norm_and_bias: bool = True
+    """Whether weight decay also shrinks biases and normalization weights (plain SGD, as in the paper)."""
+    args: dict[str, Any] = {}
+    """Further arguments of the optimizer."""
+
+
+class ScheduleSection(Section):
+    """The inner learning rate over the whole run, set before each inner step."""
+
+    name: Literal["cosine", "multistep", "constant"] = "cosine"
+    warmup_epochs: Annotated[Real, Field(ge=0)] = 0.0
+    """Linear warm-up from `warmup_lr`, before the schedule itself."""
+    warmup_lr: Annotated[Real, Field(ge=0)] = 0.0
+    min_lr: Annotated[Real, Field(ge=0)] = 0.0
+    """Where the cosine ends."""
+    milestones: tuple[Annotated[Real, Field(gt=0)], ...] = ()
+    """Epochs, counted after the warm-up, at which multistep multiplies the rate by `decay_rate`."""
+    decay_rate: Annotated[Real, Field(gt=0, le=1)] = 0.1
+
+
+class InnerSection(Section):
+    """The inner loop: SGD on the training images (Eq 2)."""
+
+    batch_size: Annotated[Whole, Field(ge=1)]
+    """B: images of one inner step of one trajectory, over all processes of its group."""
+    optimizer: OptimizerSection
+    schedule: ScheduleSection = ScheduleSection()
+
+
+class OuterSection(Section):
+    """The outer loop: trajectories and the policy's update (Algorithm 1)."""
+
+    trajectories: Annotated[Whole, Field(ge=1)] = 8
+    """N."""
+    groups: Annotated[Whole, Field(ge=1)] | None = None
+    """Groups of processes; None: as many as there are trajectories or processes, the smaller."""
+    steps: Annotated[Whole, Field(ge=1)]
+    """T_max."""
+    inner_steps: Annotated[Literal["epoch"] | int, BeforeValidator(_inner_steps)] = "epoch"
+    """I: inner steps per outer step, or `epoch`."""
+    lr: Annotated[Real, Field(ge=0)] = 0.05
+    """eta_theta; 0 freezes the policy."""
+    betas: tuple[Annotated[Real, Field(ge=0, lt=1)], Annotated[Real, Field(ge=0, lt=1)]] = (0.5, 0.999)
+
+
+class AugmentSection(Section):
+    """What surrounds the learned operation: basic transforms before, Cutout after (section 4.1)."""
+
+    flip: bool = True
+    """Horizontal flip with probability 1/2."""
+    pad_crop: Annotated[Whole, Field(ge=0)] = 0
+    """Zero-pad by so many pixels and crop back at random; 0: off."""
+    cutout: Annotated[Whole, Field(ge=0)] = 0
+    """Side of the square that Cutout blanks, in pixels; 0: off."""

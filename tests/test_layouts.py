@@ -1,0 +1,158 @@
+"""The same result on any layout of real processes, and after any interruption, bit for bit on the CPU."""
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from conftest import final_state, latest, launch, start
+
+from ohl_accel.errors import UserError
+from ohl_accel.groups import _buckets, check_launch, choose_groups
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process that hosts all four trajectories, never interrupted."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    launch(1, f"run.dir={folder}", config="cpu")
+    return folder
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_four_trajectories_on_more_processes(undisturbed: Path, tmp_path: Path, processes: int) -> None:
+    output = launch(processes, f"run.dir={tmp_path}")
+    assert final_state(tmp_path) == final_state(undisturbed)
+    assert sum("outer step 1/4" in line for line in output) == 1  # the main process speaks alone
+
+
+def test_two_processes_in_each_group(tmp_path: Path) -> None:
+    """G = 2: one group that hosts four trajectories, or two groups that host two each."""
+    launch(2, f"run.dir={tmp_path / 'one'}", "outer.groups=1")
+    launch(4, f"run.dir={tmp_path / 'two'}", "outer.groups=2")
+    assert final_state(tmp_path / "one") == final_state(tmp_path / "two")
+
+
+def test_a_killed_run_goes_on_on_other_processes(undisturbed: Path, tmp_path: Path) -> None:
+    """Killed without warning after two outer steps in two processes, finished in one."""
+    process = start(2, f"run.dir={tmp_path}")
+    wait_for_checkpoint(process, tmp_path, "step-000002")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    output = launch(1, f"run.dir={tmp_path}", "run.resume=auto", config="cpu")
+    assert any("going on after outer step" in line for line in output)
+    assert final_state(tmp_path) == final_state(undisturbed)
+    output = launch(
+        1, f"run.dir={tmp_path}", "run.resume=auto", config="cpu"
+    )  # nothing left to do but the test
+    assert not any("outer step 4/4" in line for line in output)
+    assert final_state(tmp_path) == final_state(undisturbed)
+
+
+def test_a_stopped_run_goes_on_on_more_processes(undisturbed: Path, tmp_path: Path) -> None:
+    """Stopped by SIGTERM, as a cluster does, then finished in two processes."""
+    process = start(1, f"run.dir={tmp_path}", config="cpu")
+    wait_for_checkpoint(process, tmp_path, "step-000001")
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert "Traceback" not in output.split("stopped; the last checkpoint is kept")[0]
+    assert "run.resume=auto goes on from it" in output
+    launch(2, f"run.dir={tmp_path}", "run.resume=auto")
+    assert final_state(tmp_path) == final_state(undisturbed)
+
+
+def wait_for_checkpoint(process: "object", folder: Path, name: str) -> None:
+    for _ in range(1200):
+        if (folder / "checkpoints" / "latest").exists() and latest(folder) >= name:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no checkpoint {name} in a minute")
+
+
+def test_two_machines_on_one(undisturbed: Path, tmp_path: Path) -> None:
+    """nodes.yaml as it is but for its numbers: two launches that meet over TCP; only rank 0 has the folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launches = [
+        start(
+            2,
+            f"run.dir={tmp_path / f'machine{rank}'}",
+            "run.mixed_precision=no",
+            config="nodes",
+            flags=["--num_machines", "2", "--machine_rank", str(rank), "--main_process_port", port],
+            ACCELERATE_USE_CPU="true",
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=200)[0] for process in launches]
+    assert [process.returncode for process in launches] == [0, 0], outputs
+    assert final_state(tmp_path / "machine0") == final_state(undisturbed)
+    assert not (tmp_path / "machine1").exists()
+
+
+def test_one_message_from_many_processes(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    process = start(2, f"run.dir={tmp_path}")
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert output.count(f"error: run.dir={tmp_path} is not empty (it holds thesis.tex)") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "thesis.tex"]
+
+
+def test_unrelated_processes_are_refused(tmp_path: Path) -> None:
+    """What a launcher does that starts processes without telling them of each other."""
+    process = start(1, f"run.dir={tmp_path}", config="cpu", SLURM_STEP_NUM_TASKS="4", SLURM_NTASKS="4")
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "the launcher started 4 processes (SLURM_STEP_NUM_TASKS), but they do not see each other" in output
+
+
+def test_check_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        monkeypatch.delenv(variable, raising=False)
+    check_launch(1)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    check_launch(4)
+    with pytest.raises(UserError, match=r"started 4 processes \(WORLD_SIZE\)"):
+        check_launch(1)
+
+
+@pytest.mark.parametrize(
+    ("trajectories", "processes", "asked", "groups"),
+    [
+        (8, 1, None, 1),
+        (8, 8, None, 8),
+        (8, 64, None, 8),
+        (8, 2, None, 2),
+        (4, 6, 2, 2),
+        (4, 3, 1, 1),
+        (1, 5, None, 1),
+    ],
+)
+def test_groups_that_fit(trajectories: int, processes: int, asked: int | None, groups: int) -> None:
+    assert choose_groups(trajectories, processes, asked) == groups
+
+
+def test_groups_that_do_not_fit() -> None:
+    with pytest.raises(UserError) as caught:
+        choose_groups(4, 6, None)
+    assert str(caught.value) == (
+        "world size 6 does not fit 4 trajectories: use 1, 2 or 4 processes, or a multiple of 4; or set "
+        "outer.groups to 1 or 2, so that several processes share the batches of each trajectory"
+    )
+    with pytest.raises(UserError, match=r"outer.groups=4 must divide both .* use one of \[1, 2\], or null"):
+        choose_groups(4, 6, 4)
+
+
+def test_buckets_keep_order_and_bound() -> None:
+    import torch
+
+    tensors = [torch.zeros(n, dtype=t) for n in (3, 10**7, 5) for t in (torch.float32, torch.int64)]
+    buckets = _buckets(tensors)
+    assert sorted(id(t) for bucket in buckets for t in bucket) == sorted(map(id, tensors))
+    for bucket in buckets:
+        assert len({tensor.dtype for tensor in bucket}) == 1
+        assert len(bucket) == 1 or sum(tensor.nbytes for tensor in bucket) <= 25 * 2**20

@@ -1,0 +1,59 @@
+"""The networks against published parameter counts, and timm's interface."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import ohl_accel.models  # noqa: F401
+from ohl_accel.data import Schema
+from ohl_accel.errors import UserError
+from ohl_accel.network import create_network
+from ohl_accel.recipe import ModelSection
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_resnet18_has_the_papers_size() -> None:
+    network = timm.create_model("resnet18_cifar", num_classes=10)
+    assert parameters(network) == 11_173_962  # "11.17M parameters", section 4.2
+    assert network.forward_features(torch.zeros(1, 3, 32, 32)).shape == (1, 512, 4, 4)
+
+
+def test_resnet8() -> None:
+    network = timm.create_model("resnet8_cifar", num_classes=10, in_chans=1, width=8)
+    assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    assert (
+        len([module for module in convolutions if module.kernel_size == (3, 3)]) == 7
+    )  # and the classifier: 8
+    network.reset_classifier(3)
+    assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
+    assert network.forward_head(torch.ones(2, 32, 2, 2), pre_logits=True).shape == (2, 32)
+    assert network.get_classifier() is network.fc
+
+
+def schema(classes: int = 3) -> Schema:
+    return Schema("image", "label", tuple(map(str, range(classes))), (16, 16), 3)
+
+
+def test_first_weights_are_keyed_by_the_seed() -> None:
+    def weights(seed: int) -> list[torch.Tensor]:
+        return list(create_network(ModelSection(name="resnet8_cifar"), schema(), seed).state_dict().values())
+
+    torch.rand(7)
+    assert all(torch.equal(a, b) for a, b in zip(weights(3), weights(3), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(weights(3), weights(4), strict=True))
+
+
+def test_networks_that_cannot_work_are_refused() -> None:
+    with pytest.raises(UserError, match="did you mean resnet18"):
+        create_network(ModelSection(name="resnet_18"), schema(), 0)
+    with pytest.raises(UserError, match=r"timm\.list_models"):
+        create_network(ModelSection(name="?"), schema(), 0)
+    with pytest.raises(UserError, match="cannot take images of 3 x 16 x 16"):
+        create_network(ModelSection(name="vit_tiny_patch16_224"), schema(), 0)
+    with pytest.raises(UserError, match=r"gives outputs of shape \[10\] instead of 3 classes"):
+        create_network(ModelSection(name="resnet8_cifar", args={"num_classes": 10}), schema(), 0)

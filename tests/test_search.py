@@ -1,0 +1,318 @@
+"""The search as a whole, in this process: the run folder, the metrics, failures, and the test split."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from conftest import REPOSITORY, SMALL, final_state
+from safetensors.torch import load_file
+
+from ohl_accel import trajectory
+from ohl_accel.data import Images
+from ohl_accel.data.source import open_split
+from ohl_accel.errors import RunFailedError, UserError
+from ohl_accel.metrics import read_metrics
+from ohl_accel.policy import Policy
+from ohl_accel.recipe import Recipe
+from ohl_accel.search import main, rewards_of, search, winner_of
+
+DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
+
+
+def run(folder: Path, *overrides: str, recipe: str = DIGITS) -> Path:
+    search(recipe, [*SMALL, f"run.dir={folder}", *overrides])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tmp_path_factory.mktemp("finished") / "run")
+
+
+def result(folder: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return read
+
+
+def test_run_folder(finished: Path) -> None:
+    assert sorted(path.name for path in finished.iterdir() if path.name != ".lock") == [
+        "checkpoints", "config.json", "heldout.json", "metrics.jsonl", "model.safetensors",
+        "policy.json", "recipe.yaml", "result.json",
+    ]  # fmt: skip
+    policy = Policy.load(finished)
+    assert policy.entropy < math.log(1296)
+    assert policy.provenance["outer_steps_done"] == 4
+    assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == [
+        "latest", "step-000003", "step-000004",
+    ]  # fmt: skip
+    heldout = json.loads((finished / "heldout.json").read_text())
+    assert (heldout["split"], len(set(heldout["rows"]))) == ("train", 297)
+    assert 0.2 < result(finished)["test_accuracy"] <= 1
+
+
+def test_metrics(finished: Path) -> None:
+    lines = read_metrics(finished / "metrics.jsonl")
+    assert [line["outer_step"] for line in lines] == [0, 1, 2, 3]
+    for line in lines:
+        assert len(line["reward"]) == len(line["train_loss"]) == len(line["heldout_loss"]) == 4
+        assert line["winner"] == int(np.argmax(line["reward"]))
+        assert sum(line["advantage"]) == pytest.approx(0)
+        assert np.subtract(line["reward"], np.mean(line["reward"])) == pytest.approx(line["advantage"])
+        assert line["diverged"] == []
+        assert len(line["top_operations"]) == 5
+        assert line["top_operations"][0]["probability"] > 1 / 1296
+        assert {"load", "train", "validate", "update", "adopt"} <= set(line["seconds"])
+        assert line["images_per_second"] > 0
+    entropies = [line["entropy"] for line in lines]
+    assert entropies == sorted(entropies, reverse=True)
+    # cosine from 0.1 over 12 inner steps, as it stood in the last inner step of each outer step
+    expected = [0.05 * (1 + math.cos(math.pi * step / 12)) for step in (2, 5, 8, 11)]
+    assert [line["learning_rate"] for line in lines] == pytest.approx(expected)
+    assert lines[-1]["test_accuracy"] == result(finished)["test_accuracy"]
+    assert "test_accuracy" not in lines[-2]
+
+
+def test_timm_reads_the_network(finished: Path) -> None:
+    """Loaded by timm and run by hand on the test images, it scores what the run says."""
+    network = timm.create_model(f"local-dir:{finished}", pretrained=True).eval()
+    config = network.pretrained_cfg
+    rows = open_split(Recipe.load(DIGITS).data, "test")
+    pixels = (
+        torch.stack([torch.from_numpy(np.array(image)) for image in rows["image"]])[:, None].float() / 255
+    )
+    with torch.no_grad():
+        logits = network((pixels - config["mean"][0]) / config["std"][0])
+    accuracy = (logits.argmax(1) == torch.tensor(rows["label"])).double().mean().item()
+    assert accuracy == pytest.approx(result(finished)["test_accuracy"], abs=0.0021)
+    assert (config["input_size"], config["num_classes"]) == ((1, 8, 8), 10)
+    assert json.loads((finished / "config.json").read_text())["label_names"] == list("0123456789")
+
+
+def test_the_resolved_recipe_reproduces_the_run(finished: Path, tmp_path: Path) -> None:
+    search(str(finished / "recipe.yaml"), [f"run.dir={tmp_path}"])
+    assert final_state(tmp_path) == final_state(finished)
+
+
+def test_the_seed_matters(finished: Path, tmp_path: Path) -> None:
+    run(tmp_path, "run.seed=1")
+    other, this = final_state(tmp_path), final_state(finished)
+    assert other["weights"] != this["weights"]
+    assert other["theta"] != this["theta"]
+
+
+def test_bf16_and_other_networks(tmp_path: Path) -> None:
+    """A network of timm's own with dropout, AdamW, Accelerate's bf16 and channels_last."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision otherwise
+    folder = run(
+        tmp_path,
+        "run.mixed_precision=bf16",
+        "model.name=test_convnext",
+        "model.args={drop_path_rate: 0.1}",
+        "model.channels_last=true",
+        "data.image_size=32",
+        "inner.optimizer={name: adamw, lr: 0.001}",
+        "inner.schedule={name: multistep, milestones: [0.5], warmup_epochs: 0.2}",
+        "augment={pad_crop: 2, cutout: 8}",
+    )
+    AcceleratorState._reset_state(reset_partial_state=True)
+    lines = read_metrics(folder / "metrics.jsonl")
+    assert lines[-1]["learning_rate"] == pytest.approx(0.0001)
+    assert min(lines[-1]["train_loss"]) < 2.3
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True).pretrained_cfg["input_size"] == (
+        1,
+        32,
+        32,
+    )
+
+
+def test_each_batch_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four hosted trajectories, three inner steps of 100 images: 300 training images are decoded, not 1,200."""
+    decoded: list[tuple[int, int]] = []
+    decode = Images._decode
+
+    def counted(self: Images, indices: Sequence[int]) -> torch.Tensor:
+        decoded.append((len(self), len(indices)))
+        return decode(self, indices)
+
+    monkeypatch.setattr(Images, "_decode", counted)
+    run(
+        tmp_path,
+        "outer.steps=1",
+        "data.in_memory=false",
+        "data.workers=0",
+        "data.mean=[0.3]",
+        "data.std=[0.4]",
+    )
+    assert sum(count for total, count in decoded if total == 1000) == 300
+    assert sum(count for total, count in decoded if total == 297) == 297
+    assert sum(count for total, count in decoded if total == 500) == 500
+
+
+@pytest.fixture
+def diverging(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Trajectories whose weights become NaN in their inner steps."""
+    victims: set[int] = set()
+    inner_step = trajectory.Trajectory.inner_step
+
+    def spoiled(self: trajectory.Trajectory, *arguments: Any) -> None:
+        inner_step(self, *arguments)
+        if self.number in victims:
+            with torch.no_grad():
+                next(self.network.parameters()).fill_(math.nan)
+
+    monkeypatch.setattr(trajectory.Trajectory, "inner_step", spoiled)
+    return victims
+
+
+def test_a_diverged_trajectory_never_wins(
+    tmp_path: Path, diverging: set[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    diverging |= {0, 3}
+    run(tmp_path)
+    for line in read_metrics(tmp_path / "metrics.jsonl"):
+        assert line["diverged"] == [0, 3]
+        assert line["winner"] in (1, 2)
+        assert line["reward"][0] == line["reward"][3] == min(line["reward"])
+    assert all(value.isfinite().all() for value in load_file(tmp_path / "model.safetensors").values())
+    assert "trajectories 0, 3 diverged" in capsys.readouterr().out
+
+
+def test_if_all_diverge_the_last_good_state_stays(tmp_path: Path, diverging: set[int]) -> None:
+    run(tmp_path, "outer.steps=2")
+    good = final_state(tmp_path)
+    (tmp_path / "checkpoints" / "latest").write_text("step-000001")
+    diverging |= {0, 1, 2, 3}
+    with pytest.raises(RunFailedError, match="in outer step 2 the loss or the weights of every trajectory"):
+        run(tmp_path, "outer.steps=2", "run.resume=auto")
+    diverging.clear()
+    run(tmp_path, "outer.steps=2", "run.resume=auto")
+    assert final_state(tmp_path) == good
+
+
+def test_rewards_and_winner() -> None:
+    accuracy, finite = torch.tensor([0.1, 0.7, 0.9, 0.7]), torch.tensor([0.0, 1.0, 0.0, 1.0])
+    reward = rewards_of(accuracy, finite, 0)
+    assert reward.tolist() == pytest.approx([0.7, 0.7, 0.7, 0.7])
+    assert winner_of(reward, finite) == 1
+    assert winner_of(accuracy, torch.ones(4)) == 2
+
+
+def test_a_folder_that_is_not_empty_is_refused(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"is not empty \(it holds notes.txt\): go on with run.resume=auto"):
+        run(tmp_path)
+    run(tmp_path, "run.overwrite=true", "outer.steps=1")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    run(tmp_path, "run.overwrite=true")
+    assert final_state(tmp_path) == final_state(finished)
+
+
+def test_nothing_is_overwritten_before_all_is_checked(tmp_path: Path) -> None:
+    before = final_state(run(tmp_path, "outer.steps=1"))
+    with pytest.raises(UserError, match="timm has no such network; did you mean resnet18"):
+        run(tmp_path, "run.overwrite=true", "model.name=resnet188")
+    assert final_state(tmp_path) == before
+
+
+def test_resuming_with_another_recipe_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, "outer.steps=1")
+    with pytest.raises(UserError, match=r"holds a run with another recipe \(outer.lr was 0.05, now 0.1\)"):
+        run(tmp_path, "outer.steps=1", "run.resume=auto", "outer.lr=0.1")
+    (tmp_path / "checkpoints" / "step-000001" / "state.safetensors").write_bytes(b"cut")
+    with pytest.raises(
+        UserError, match=r"step-000001 is damaged: .*; to go on from step-000000, write that name"
+    ):
+        run(tmp_path, "outer.steps=1", "run.resume=auto")
+
+
+def test_the_test_split_is_opened_after_everything_else(tmp_path: Path) -> None:
+    """Its file is no parquet until the search has ended and everything is saved."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    digits = Recipe.load(DIGITS).data
+    train, test = open_split(digits, "train"), open_split(digits, "test")
+    assert isinstance(train, datasets.Dataset)
+    train.to_parquet(folder / "train.parquet")
+    (folder / "test.parquet").write_bytes(b"no parquet")
+    with pytest.raises(
+        UserError, match=r"the search is finished and saved .* split 'test' .* cannot be read"
+    ):
+        run(tmp_path / "run", f"data.path={folder}")
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 4
+    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    test.to_parquet(folder / "test.parquet")
+    run(tmp_path / "run", f"data.path={folder}", "run.resume=auto")
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+    assert result(tmp_path / "run")["test_images"] == 500
+
+
+def test_no_test_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, "data.test_split=null", "outer.steps=1")
+    assert "test_accuracy" not in result(tmp_path)
+    assert "no test split" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["outer.stepss=3"], "outer.stepss: unknown key; did you mean 'steps'?"),
+        (["data.path=no/such/place"], "data.path=no/such/place: there is no such file or folder"),
+        (["model.name=resnet81"], "model.name=resnet81: timm has no such network; did you mean"),
+        (["model.args={depth: 3}"], "model.name=resnet8_cifar, model.args={'depth': 3}"),
+        (["model.name=vit_tiny_patch16_224", "model.args={}"], "cannot take images of 1 x 8 x 8"),
+        (["inner.optimizer.name=sdg", "inner.optimizer.nesterov=false"], "no such optimizer; did you mean"),
+        (["inner.optimizer.args={rho: 1}"], "inner.optimizer.name=sgd, inner.optimizer.args={'rho': 1}"),
+        (["inner.batch_size=1001"], "inner.batch_size=1001 is more than the 1000 training images"),
+        (["inner.schedule.warmup_epochs=2"], "takes 20 inner steps, but the run has 12"),
+        (["outer.groups=2"], "outer.groups=2 must divide both the 4 trajectories and the 1 processes"),
+        (["outer.groups=3"], "outer.groups=3 does not divide outer.trajectories=4"),
+    ],
+)
+def test_mistakes(
+    tmp_path: Path, overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command says what is wrong in one message, without a traceback, and exits with 2."""
+    code = main([DIGITS, *SMALL, f"run.dir={tmp_path / 'run'}", *overrides])
+    printed = capsys.readouterr()
+    assert code == 2
+    assert printed.err.startswith("error: ")
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
+
+
+def test_a_missing_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([DIGITS.replace("digits", "digit")]) == 2
+    assert "does not exist; in that folder there are" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
+    from ohl_accel.run_folder import RunFolder
+
+    first = RunFolder(str(tmp_path), resume=False, overwrite=False)
+    with pytest.raises(UserError, match="is in use by another run"):
+        RunFolder(str(tmp_path), resume=True, overwrite=False)
+    first.release()
+    RunFolder(str(tmp_path), resume=True, overwrite=False).release()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        RunFolder(str(tmp_path / "file" / "run"), resume=False, overwrite=False)
+
+
+def test_the_recipe_in_the_run_folder_is_complete(finished: Path) -> None:
+    written = yaml.safe_load((finished / "recipe.yaml").read_text())
+    assert set(written) == {"run", "data", "model", "inner", "outer", "augment"}
+    assert written["data"]["image_column"] == "image"
+    assert len(written["data"]["mean"]) == 1
+    assert written["run"]["mixed_precision"] == "no"
