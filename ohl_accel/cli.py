@@ -39,12 +39,12 @@ def run_command(command: Callable[[], None]) -> int:
     except RunFailedError as error:
         code, message = 1, f"error: {error}"
     except KeyboardInterrupt:
-        code, message = 130, "stopped; the last checkpoint is kept: run.resume=auto goes on from it"
+        code, message = 130, "stopped; run.resume=auto goes on from the last checkpoint, if there is one"
     else:
         code, message = 0, ""
     if message and int(os.environ.get("RANK") or 0) == 0:
         print(message, file=sys.stderr, flush=True)
-    if code in (0, 2):  # the others may be anywhere: no good-byes
+    if code != 130:  # all processes are here; after an interruption they may be anywhere
         leave()
     return code
 

@@ -99,5 +99,7 @@ class Display:
         for title, ranked in (("gained", policy.top(3)), ("lost", policy.bottom(3))):
             lines = [f"{name}: {p / uniform:.2f} x uniform" for name, p in ranked]
             table.add_row(f"operations {title}", "\n".join(lines))
-        table.add_row("files", "\n".join(f"{path}  {what}" for path, what in files.items()))
-        self.console.print(table, markup=False)
+        self.console.print(table)
+        width = max(map(len, files))
+        for path, what in files.items():
+            self.say(f"{path:{width}}  {what}")

@@ -10,6 +10,7 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from torch import nn
 
 from ohl_accel import __version__, checkpoint, run_folder
 from ohl_accel.augment import Augmentation
@@ -120,7 +121,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display) -> Searc
         lambda: [
             Trajectory(
                 number,
-                accelerator.prepare_model(copy.deepcopy(network), evaluation_mode=True),
+                _on_device(network, recipe, accelerator),
                 recipe,
                 steps_per_epoch,
                 recipe.outer.steps * inner_steps,
@@ -150,6 +151,14 @@ def _configure_torch(recipe: Recipe, device: torch.device) -> None:
         torch.use_deterministic_algorithms(True)
     else:
         torch.backends.cudnn.benchmark = True
+
+
+def _on_device(network: nn.Module, recipe: Recipe, accelerator: Accelerator) -> nn.Module:
+    """A copy of the network on this process's device, with Accelerate's precision, compiled if asked for."""
+    prepared: nn.Module = accelerator.prepare_model(copy.deepcopy(network), evaluation_mode=True)
+    if recipe.model.compile:
+        prepared.compile()
+    return prepared
 
 
 def _check_batch_size(recipe: Recipe, groups: Groups) -> None:

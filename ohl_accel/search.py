@@ -109,8 +109,8 @@ def rewards_of(accuracy_N: Tensor, finite_N: Tensor, outer_step: int) -> Tensor:
     if not bool(sound_N.any()):
         raise RunFailedError(
             f"in outer step {outer_step + 1} the loss or the weights of every trajectory became infinite or "
-            "NaN; the last good state is kept as a checkpoint and in policy.json. A lower inner.optimizer.lr "
-            "or a longer inner.schedule.warmup_epochs may help"
+            "NaN; the last good state is the newest one in the run folder's checkpoints. A lower "
+            "inner.optimizer.lr or a longer inner.schedule.warmup_epochs may help"
         )
     return torch.where(sound_N, accuracy_N, accuracy_N[sound_N].min())
 
@@ -194,6 +194,8 @@ def search(path: str, overrides: Sequence[str] = ()) -> None:
         display.start(prepared.first_outer_step, recipe.outer.steps, prepared.inner_steps)
         learn(prepared, display)
         finish(prepared, display)
+        if prepared.folder is not None:
+            prepared.folder.release()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -118,6 +118,8 @@ def test_single_files(parquet: Path) -> None:
     assert len(opened) == 6
     with pytest.raises(UserError, match=r"is one file, so it has no split 'test': give data\.test_path"):
         open_data(recipe(train))
+    with pytest.raises(UserError, match=r"no split 'validation': hold images out of it by data\.heldout"):
+        open_data(recipe(train, test_split=None, heldout_split="validation"))
 
 
 def test_dataset_saved_to_disk(parquet: Path, tmp_path: Path) -> None:

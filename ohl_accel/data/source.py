@@ -69,11 +69,13 @@ def check_split_exists(data: DataSection, split: str, path: str | None = None) -
     """
     place = path or data.path
     if _is_file(place):
-        if path is None and split == data.test_split:
-            raise UserError(
-                f"data.path={place} is one file, so it has no split {split!r}: give data.test_path, "
-                "or data.test_split=null if there is no test split"
+        if path is None and split != data.train_split:
+            way_out = (
+                "give data.test_path, or data.test_split=null if there is no test split"
+                if split == data.test_split
+                else "hold images out of it by data.heldout, or put the files into a folder"
             )
+            raise UserError(f"data.path={place} is one file, so it has no split {split!r}: {way_out}")
         return
     known = _split_names(data, place)
     missing = [name for name in _names_in(split) if known is not None and name not in known]

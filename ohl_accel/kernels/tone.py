@@ -97,10 +97,14 @@ def _auto_contrast_curves(images_nCHW: Tensor, element_n: Tensor) -> Tensor:
 def _equalize_curves(images_nCHW: Tensor, element_n: Tensor) -> Tensor:
     """`ImageOps.equalize`: flatten the histogram of each channel. uint8 [n, C, 256]."""
     levels_nCP = images_nCHW.flatten(2).long()
-    histogram_nC256 = torch.zeros(*levels_nCP.shape[:2], 256, dtype=torch.int64, device=levels_nCP.device)
-    histogram_nC256.scatter_add_(2, levels_nCP, torch.ones_like(levels_nCP))
+    n, channels, pixels = levels_nCP.shape
+    # one flat histogram of all channels: in one dimension the sum is deterministic on CUDA, too
+    first_bin_nC1 = torch.arange(n * channels, device=levels_nCP.device).view(n, channels, 1) * 256
+    histogram = torch.zeros(n * channels * 256, dtype=torch.int64, device=levels_nCP.device)
+    histogram.scatter_add_(0, (levels_nCP + first_bin_nC1).flatten(), torch.ones_like(levels_nCP).flatten())
+    histogram_nC256 = histogram.view(n, channels, 256)
     count_of_highest = histogram_nC256.gather(2, levels_nCP.amax(2, keepdim=True))
-    step = (levels_nCP.shape[2] - count_of_highest) // 255
+    step = (pixels - count_of_highest) // 255
     below_nC256 = histogram_nC256.cumsum(2) - histogram_nC256
     positive_step = step.clamp(min=1)
     flattened = ((positive_step // 2 + below_nC256) // positive_step).clamp(max=255)
