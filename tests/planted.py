@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ohl_accel.data.source import open_split
 from ohl_accel.recipe import DataSection
 
-HELDOUT_DIGITS = 300
-ANGLES = (-30, 30)
+HELDOUT_DIGITS = 600
+ANGLES = (-35, -30, -25, -20, 20, 25, 30, 35)
 
 
 class TwoLayers(nn.Module):
@@ -42,7 +42,7 @@ def two_layers(pretrained: bool = False, **kwargs: Any) -> TwoLayers:
 
 
 def write_data(folder: Path) -> None:
-    """Parquet files: 997 upright training digits, 300 held-out and 500 test digits by +30 and -30 degrees."""
+    """Parquet files: 697 upright training digits; 600 held-out and 500 test digits, each by all angles."""
     section = DataSection(path="sklearn:digits", heldout=1)
     train, test = open_split(section, "train"), open_split(section, "test")
     parts = {
@@ -65,10 +65,10 @@ def write_recipe(path: Path, data: Path) -> None:
     """Small inner steps, one to an outer step, and many trajectories: see the test."""
     recipe = {
         "run": {"dir": "set by the test", "checkpoint_every": 10_000},
-        "data": {"path": str(data), "heldout_split": "validation"},
+        "data": {"path": str(data), "heldout_split": "validation", "eval_batch_size": 5000},
         "model": {"name": "two_layers"},
-        "inner": {"batch_size": 32, "optimizer": {"lr": 0.2, "momentum": 0.0}},
-        "outer": {"trajectories": 32, "steps": 600, "inner_steps": 1},
+        "inner": {"batch_size": 128, "optimizer": {"lr": 0.1, "momentum": 0.0}},
+        "outer": {"trajectories": 32, "steps": 300, "inner_steps": 1},
         "augment": {"flip": False},
     }
     path.write_text(yaml.safe_dump(recipe))

@@ -1,9 +1,10 @@
 """The method learns what there is to learn: an invariance planted in the held-out images.
 
-Why these numbers: the operation counts of two trajectories differ only by sampling noise, and a single
-step on 32 images moves the accuracy of 600 held-out ones in many ways of which rotation is one (we
-measured a correlation of 0.06 between the number of rotated images and the reward). So the policy needs
-many comparisons, of trajectories rather than of steps: 600 outer steps of 32 trajectories are some 19,000.
+Why these numbers: the operation counts of two trajectories differ only by sampling noise, and a step moves
+the accuracy in many ways of which rotation is one. Measured under the uniform policy, the number of rotated
+images and the reward have a correlation of 0.04 with 600 held-out images and large steps, where a few
+borderline images decide, and of 0.09 with 4,800 and small ones. So: many held-out images, small steps
+without momentum (which would pay for operations after their trajectory was scored), and many trajectories.
 """
 
 import json
@@ -42,8 +43,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path
 
 def test_rotation_becomes_more_probable(runs: dict[tuple[str, int], Path]) -> None:
     learned = [rotation_over_uniform(Policy.load(runs["learned", seed])) for seed in SEEDS]
-    assert min(learned) > 1.03, learned
-    assert sum(learned) / len(SEEDS) > 1.07, learned
+    assert min(learned) > 1.04, learned
+    assert sum(learned) / len(SEEDS) > 1.1, learned
     frozen = [rotation_over_uniform(Policy.load(runs["uniform", seed])) for seed in SEEDS]
     assert frozen == pytest.approx([1.0] * len(SEEDS))
 
