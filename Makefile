@@ -1,6 +1,7 @@
 # `make demo` and `make test` do all of their own set-up: Python 3.11 to 3.13, make, git, a package index.
-PYTHON ?= $(firstword $(foreach python,python3.13 python3.12 python3.11 python3,$(shell $(python) -c \
-	'import sys, venv, ensurepip; 3, 11 <= sys.version_info[:2] or sys.exit(1); print("$(python)")' 2>/dev/null)))
+SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,\
+	$(shell $(python) -c '$(SUITABLE)' 2>/dev/null && echo $(python))))
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed

@@ -43,8 +43,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path
 
 def test_rotation_becomes_more_probable(runs: dict[tuple[str, int], Path]) -> None:
     learned = [rotation_over_uniform(Policy.load(runs["learned", seed])) for seed in SEEDS]
-    assert min(learned) > 1.04, learned
-    assert sum(learned) / len(SEEDS) > 1.1, learned
+    assert min(learned) > 1.0, learned
+    assert sum(learned) / len(SEEDS) > 1.08, learned
     frozen = [rotation_over_uniform(Policy.load(runs["uniform", seed])) for seed in SEEDS]
     assert frozen == pytest.approx([1.0] * len(SEEDS))
 
