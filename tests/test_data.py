@@ -116,9 +116,9 @@ def test_single_files(parquet: Path) -> None:
     opened = open_data(recipe(train, test_path=str(test))).open_test()
     assert opened is not None
     assert len(opened) == 6
-    with pytest.raises(UserError, match=r"is one file, so it has no split 'test': give data\.test_path"):
+    with pytest.raises(UserError, match=r"is a single split, so there is no 'test': give data\.test_path"):
         open_data(recipe(train))
-    with pytest.raises(UserError, match=r"no split 'validation': hold images out of it by data\.heldout"):
+    with pytest.raises(UserError, match=r"no 'validation': hold images out of it by data\.heldout"):
         open_data(recipe(train, test_split=None, heldout_split="validation"))
 
 
@@ -127,6 +127,10 @@ def test_dataset_saved_to_disk(parquet: Path, tmp_path: Path) -> None:
     assert len(open_data(recipe(tmp_path / "saved")).train) == 16
     with pytest.raises(UserError, match="has no split 'training'; it has: train, test"):
         open_data(recipe(tmp_path / "saved", train_split="training"))
+    datasets.load_dataset(str(parquet), split="train").save_to_disk(tmp_path / "one")
+    assert len(open_data(recipe(tmp_path / "one", test_path=str(tmp_path / "saved"))).train) == 16
+    with pytest.raises(UserError, match="is a single split, so there is no 'test'"):
+        open_data(recipe(tmp_path / "one"))
 
 
 def test_hub_dataset(parquet: Path, hub: HubServer) -> None:

@@ -68,17 +68,19 @@ def check_split_exists(data: DataSection, split: str, path: str | None = None) -
         UserError: with the splits that there are.
     """
     place = path or data.path
-    if _is_file(place):
+    if _is_one_split(place):
         if path is None and split != data.train_split:
             way_out = (
                 "give data.test_path, or data.test_split=null if there is no test split"
                 if split == data.test_split
-                else "hold images out of it by data.heldout, or put the files into a folder"
+                else "hold images out of it by data.heldout, or put all splits into a folder"
             )
-            raise UserError(f"data.path={place} is one file, so it has no split {split!r}: {way_out}")
+            raise UserError(f"data.path={place} is a single split, so there is no {split!r}: {way_out}")
         return
     known = _split_names(data, place)
-    missing = [name for name in _names_in(split) if known is not None and name not in known]
+    sliceable = place != DIGITS and not _is_saved_to_disk(place)
+    names = _names_in(split) if sliceable else [split]
+    missing = [name for name in names if known is not None and name not in known]
     if missing:
         raise UserError(
             f"{place} has no split {missing[0]!r}; it has: {', '.join(known or [])} "
@@ -91,8 +93,7 @@ def _split_names(data: DataSection, place: str) -> list[str] | None:
     if place == DIGITS:
         return ["train", "test"]
     if _is_saved_to_disk(place):
-        saved = datasets.load_from_disk(place)
-        return list(saved) if isinstance(saved, datasets.DatasetDict) else None
+        return list(datasets.load_from_disk(place))
     files = _files_of_splits(data, place)
     return None if files is None else [str(name) for name in files]
 
@@ -115,6 +116,11 @@ def _files_of_splits(data: DataSection, place: str) -> dict[str, Sequence[str]] 
 
 def _is_file(place: str) -> bool:
     return Path(place).is_file()
+
+
+def _is_one_split(place: str) -> bool:
+    """A file, or a Dataset (not a DatasetDict) saved with `save_to_disk`: it has no splits to choose from."""
+    return _is_file(place) or (Path(place) / "state.json").is_file()
 
 
 def _file_format(place: str) -> str:

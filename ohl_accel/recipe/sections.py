@@ -1,5 +1,6 @@
 """The sections of a recipe: every field with its type, range, default and meaning."""
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -42,9 +43,14 @@ def _precision(value: Any) -> Any:
     return "no" if value is False else value  # YAML reads a bare `no` as false
 
 
+def _home(value: Any) -> Any:
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
 Number = BeforeValidator(_no_bool)
 Whole = Annotated[int, Number]
 Real = Annotated[float, Number]
+Place = Annotated[str, BeforeValidator(_home), Field(min_length=1)]
 Channels = tuple[Real, ...]
 
 
@@ -59,7 +65,7 @@ class Section(BaseModel):
 class RunSection(Section):
     """Where the run lives and how its processes behave."""
 
-    dir: str = Field(min_length=1)
+    dir: Place
     """The run folder; it is made if missing, and refused if it holds anything (see resume, overwrite)."""
     seed: Annotated[Whole, Field(ge=0)] = 0
     """Keys every random draw of the run."""
@@ -84,7 +90,7 @@ class RunSection(Section):
 class DataSection(Section):
     """Which images, which labels, and what is held out."""
 
-    path: str = Field(min_length=1)
+    path: Place
     """A Hub dataset id, a folder, a file, or `sklearn:digits`."""
     name: str | None = None
     """Configuration of a dataset that has several."""
@@ -93,7 +99,7 @@ class DataSection(Section):
     train_split: str = "train"
     test_split: str | None = "test"
     """None: there is no test split, and the run ends without a test accuracy."""
-    test_path: str | None = None
+    test_path: Place | None = None
     """Where the test split is, if not in `path`."""
     heldout: Annotated[int | float | None, BeforeValidator(_heldout)] = None
     """Count or fraction of the training images, stratified by label, that score the trajectories."""
