@@ -39,10 +39,9 @@ class Display:
             transient=True,
             disable=not (shown and self.console.is_terminal),
         )
-        self._task = self._progress.add_task("search", total=None)
+        self._task = self._progress.add_task("outer step 1", start=False)
 
     def __enter__(self) -> Self:
-        self._progress.start()
         return self
 
     def __exit__(
@@ -57,9 +56,11 @@ class Display:
     def start(self, first_outer_step: int, outer_steps: int, inner_steps: int) -> None:
         """Set the length of the bar, in inner steps of one trajectory."""
         self._outer_steps = outer_steps
-        self._progress.update(
+        self._progress.reset(
             self._task, completed=first_outer_step * inner_steps, total=outer_steps * inner_steps
         )
+        if not self._progress.disable:
+            self._progress.start()
 
     def inner_step(self) -> None:
         """All hosted trajectories have done one more inner step."""
@@ -81,7 +82,8 @@ class Display:
                 f"loss {metrics['train_loss'][metrics['winner']]:.4f}, {seconds:.2f} s"
             )
         else:
-            self._progress.update(self._task, description=text)
+            done = f"outer step {metrics['outer_step'] + 1}/{self._outer_steps}"
+            self._progress.update(self._task, description=f"{done}, {text}")
 
     def summary(self, policy: Policy, result: dict[str, Any], files: dict[str, str]) -> None:
         """The end of a run: test accuracy, operations gained and lost, files written."""
