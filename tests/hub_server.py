@@ -5,6 +5,7 @@ Every request is kept in `requests`, so that a test can tell what was read and w
 
 import hashlib
 import json
+import os
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,8 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
-
-import pytest
 
 
 class HubServer:
@@ -47,18 +46,9 @@ class HubServer:
         self.datasets[name] = (revision, files)
         return revision
 
-    def use_it(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-        """Point the client libraries of this process at this server, with an empty cache."""
-        for module in ("huggingface_hub.constants", "datasets.config"):
-            monkeypatch.setattr(f"{module}.HF_ENDPOINT", self.url, raising=False)
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", self.url)
-        monkeypatch.setattr(
-            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
-            self.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", self.url)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache / "hub"))
-        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache / "datasets")
+    def environment(self, cache: Path) -> dict[str, str]:
+        """Environment of a process whose client libraries talk to this server, with a cache of its own."""
+        return {**os.environ, "HF_ENDPOINT": self.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,7 +1,8 @@
 """Splits, columns, classes, decoding and order, on data sets of every kind that a recipe can name."""
 
 import json
-from collections.abc import Iterator
+import subprocess
+import sys
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -133,18 +134,42 @@ def test_dataset_saved_to_disk(parquet: Path, tmp_path: Path) -> None:
         open_data(recipe(tmp_path / "one"))
 
 
-def test_hub_dataset(parquet: Path, hub: HubServer) -> None:
-    files = {path.name: path.read_bytes() for path in parquet.iterdir()}
-    revision = hub.add_dataset("somebody/cats", files)
-    data = open_data(recipe("somebody/cats", revision=revision))
-    assert len(data.train) == 16
-    assert not any("test-0" in request for request in hub.requests if "/resolve/" in request)
-    test = data.open_test()
-    assert test is not None
-    assert len(test) == 6
-    assert any("test-0" in request for request in hub.requests if "/resolve/" in request)
-    with pytest.raises(UserError, match=r"data.path=somebody/dogs: the Hub dataset cannot be opened"):
-        open_data(recipe("somebody/dogs"))
+def test_hub_dataset(parquet: Path, tmp_path: Path) -> None:
+    """In a process of its own, because the client libraries read the Hub's address when imported."""
+    program = (
+        "import sys\n"
+        "from test_data import open_data, recipe\n"
+        "from ohl_accel.errors import UserError\n"
+        "name, revision, opens_test = sys.argv[1:]\n"
+        "try:\n"
+        "    data = open_data(recipe(name, revision=revision))\n"
+        "    print(len(data.train), len(data.open_test()) if opens_test == 'yes' else None)\n"
+        "except UserError as error:\n"
+        "    print(error)\n"
+    )
+    with HubServer() as hub:
+        revision = hub.add_dataset(
+            "somebody/cats", {path.name: path.read_bytes() for path in parquet.iterdir()}
+        )
+
+        def opened(name: str, opens_test: str) -> str:
+            done = subprocess.run(
+                [sys.executable, "-c", program, name, revision, opens_test],
+                cwd=Path(__file__).parent,
+                env=hub.environment(tmp_path / "home"),
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            return done.stdout
+
+        assert opened("somebody/cats", "no") == "16 None\n"
+        assert not any("/resolve/" in request and "test-0" in request for request in hub.requests)
+        assert opened("somebody/cats", "yes") == "16 6\n"
+        assert any("/resolve/" in request and "test-0" in request for request in hub.requests)
+        assert opened("somebody/dogs", "no").startswith(
+            "data.path=somebody/dogs: the Hub dataset cannot be opened"
+        )
 
 
 def test_a_split_of_its_own_scores(parquet: Path) -> None:
@@ -302,13 +327,6 @@ def test_evaluation_batches_cover_a_split_once(parquet: Path) -> None:
     numbers = sorted(number for part in chunks for number in part)
     assert numbers == list(range(num_chunks(images, 3))) == list(range(6))
     assert sum(len(labels) for part in chunks for _, labels in part.values()) == 16
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    with HubServer() as server:
-        server.use_it(monkeypatch, tmp_path / "cache")
-        yield server
 
 
 def test_the_resolved_recipe_holds_what_was_found(parquet: Path) -> None:

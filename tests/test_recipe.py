@@ -87,7 +87,7 @@ def test_every_problem_is_in_one_message(tmp_path: Path) -> None:
         "override 'outer.lr': must look like section.key=value",
         "run.seed: input should be greater than or equal to 0, got -1",
         "data.heldout: must be a count (a whole number from 1) or a fraction (between 0 and 1), got 2.5",
-        "data.image_sise: unknown key; did you mean 'image_size'?",
+        "data.image_sise: unknown key; did you mean 'data.image_size'?",
         "model.name: is required, but missing",
         "inner.optimizer.lr: input should be greater than 0, got 0",
         "outer.steps: must be a number, not true or false, got True",
@@ -103,7 +103,7 @@ def test_every_problem_is_in_one_message(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["outer.stesp=3"], "outer.stesp: unknown key; did you mean 'steps'?"),
+        (["outer.stesp=3"], "outer.stesp: unknown key; did you mean 'outer.steps'?"),
         (["inner.batch_size=ten"], "inner.batch_size: input should be a valid integer"),
         (["outer.betas=[0.5, 1.0]"], "outer.betas: input should be less than 1, got 1.0"),
         (["outer.lr=.nan"], "outer.lr: input should be a finite number"),

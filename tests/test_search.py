@@ -93,7 +93,7 @@ def test_timm_reads_the_network(finished: Path) -> None:
         logits = network((pixels - config["mean"][0]) / config["std"][0])
     accuracy = (logits.argmax(1) == torch.tensor(rows["label"])).double().mean().item()
     assert accuracy == pytest.approx(result(finished)["test_accuracy"], abs=0.0021)
-    assert (config["input_size"], config["num_classes"]) == ((1, 8, 8), 10)
+    assert (tuple(config["input_size"]), config["num_classes"]) == ((1, 8, 8), 10)
     assert json.loads((finished / "config.json").read_text())["label_names"] == list("0123456789")
 
 
@@ -127,11 +127,8 @@ def test_bf16_and_other_networks(tmp_path: Path) -> None:
     lines = read_metrics(folder / "metrics.jsonl")
     assert lines[-1]["learning_rate"] == pytest.approx(0.0001)
     assert min(lines[-1]["train_loss"]) < 2.3
-    assert timm.create_model(f"local-dir:{folder}", pretrained=True).pretrained_cfg["input_size"] == (
-        1,
-        32,
-        32,
-    )
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert tuple(network.pretrained_cfg["input_size"]) == (1, 32, 32)
 
 
 def test_each_batch_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +261,7 @@ def test_no_test_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["outer.stepss=3"], "outer.stepss: unknown key; did you mean 'steps'?"),
+        (["outer.stepss=3"], "outer.stepss: unknown key; did you mean 'outer.steps'?"),
         (["data.path=no/such/place"], "data.path=no/such/place: there is no such file or folder"),
         (["model.name=resnet81"], "model.name=resnet81: timm has no such network; did you mean"),
         (["model.args={depth: 3}"], "model.name=resnet8_cifar, model.args={'depth': 3}"),

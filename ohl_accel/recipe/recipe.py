@@ -200,7 +200,7 @@ def _field_of(model: type[BaseModel], location: Sequence[str | int]) -> tuple[Pa
 
 
 def _unknown_key(path: Path, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(path[-1], known, 1)
+    close = [".".join([*path[:-1], name]) for name in difflib.get_close_matches(path[-1], known, 1)]
     elsewhere = [full for full in _all_fields(Recipe) if full.split(".")[-1] == path[-1]]
     if not close and not elsewhere:
         elsewhere = difflib.get_close_matches(path[-1], _all_fields(Recipe), 1)
