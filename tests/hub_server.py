@@ -9,7 +9,7 @@ import os
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -97,12 +97,24 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in self.server_hub.datasets:
             return self._fail(401, "RepoNotFound")
         commit, files = self.server_hub.datasets[name]
-        entries = [
+        entries: list[dict[str, Any]] = [
             {"type": "file", "path": path, "size": len(content), "oid": _oid(content)}
             for path, content in sorted(files.items())
         ]
+        folders = {str(parent) for path in files for parent in PurePosixPath(path).parents} - {"."}
+        entries += [
+            {"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(folders)
+        ]
         if kind == "tree":
-            return self._json([entry for entry in entries if str(entry["path"]).startswith(folder)])
+            recursive = query.get("recursive", ["false"])[0].lower() in ("1", "true")
+            inside = [
+                entry for entry in entries if PurePosixPath(folder) in PurePosixPath(entry["path"]).parents
+            ]
+            if folder and folder not in folders:
+                return self._fail(404, "EntryNotFound")
+            if not recursive:
+                inside = [e for e in inside if PurePosixPath(e["path"]).parent == PurePosixPath(folder)]
+            return self._json(inside)
         if kind == "paths-info":
             is_json = "json" in self.headers.get("Content-Type", "")
             asked = json.loads(body)["paths"] if is_json else parse_qs(body.decode())["paths"]
