@@ -134,27 +134,46 @@ def test_dataset_saved_to_disk(parquet: Path, tmp_path: Path) -> None:
         open_data(recipe(tmp_path / "one"))
 
 
+CARD = b"""---
+dataset_info:
+  config_name: plain_text
+  features:
+  - {name: image, dtype: image}
+  - {name: label, dtype: {class_label: {names: {'0': cat, '1': dog}}}}
+  splits:
+  - {name: train, num_bytes: 1, num_examples: 20}
+  - {name: test, num_bytes: 1, num_examples: 6}
+configs:
+- config_name: plain_text
+  data_files:
+  - {split: train, path: plain_text/train-*}
+  - {split: test, path: plain_text/test-*}
+  default: true
+---
+"""
+"""What uoft-cs/cifar10 has as README.md, in small."""
+
+
 def test_hub_dataset(parquet: Path, tmp_path: Path) -> None:
     """In a process of its own, because the client libraries read the Hub's address when imported."""
     program = (
         "import sys\n"
         "from test_data import open_data, recipe\n"
         "from ohl_accel.errors import UserError\n"
-        "name, revision, opens_test = sys.argv[1:]\n"
+        "name, opens_test = sys.argv[1:]\n"
         "try:\n"
-        "    data = open_data(recipe(name, revision=revision))\n"
+        "    data = open_data(recipe(name))\n"
         "    print(len(data.train), len(data.open_test()) if opens_test == 'yes' else None)\n"
         "except UserError as error:\n"
         "    print(error)\n"
     )
     with HubServer() as hub:
-        revision = hub.add_dataset(
-            "somebody/cats", {path.name: path.read_bytes() for path in parquet.iterdir()}
-        )
+        files = {f"plain_text/{path.name}": path.read_bytes() for path in parquet.iterdir()}
+        hub.add_dataset("somebody/cats", {"README.md": CARD, **files})
 
         def opened(name: str, opens_test: str) -> str:
             done = subprocess.run(
-                [sys.executable, "-c", program, name, revision, opens_test],
+                [sys.executable, "-c", program, name, opens_test],
                 cwd=Path(__file__).parent,
                 env=hub.environment(tmp_path / "home"),
                 capture_output=True,
