@@ -77,7 +77,8 @@ def save(
         shutil.rmtree(place)
     aside.replace(place)
     write_whole(folder / _LATEST, place.name)
-    for old in _checkpoints(folder)[: -recipe.run.keep_checkpoints]:
+    older = [other for other in _checkpoints(folder) if other.name < place.name]
+    for old in older[: max(0, len(older) + 1 - recipe.run.keep_checkpoints)]:
         shutil.rmtree(old)
 
 

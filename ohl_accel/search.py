@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ohl_accel import checkpoint
@@ -122,14 +123,25 @@ def winner_of(reward_N: Tensor, finite_N: Tensor) -> int:
 
 
 def save(search: Search, outer_steps_done: int) -> None:
-    """Write the checkpoint and `policy.json` if they are due (main process only)."""
+    """Write the checkpoint and `policy.json` if they are due (main process only).
+
+    Raises:
+        RunFailedError: if the disk does not take them.
+    """
     recipe, folder = search.recipe, search.folder
     assert folder is not None
-    if outer_steps_done % recipe.run.checkpoint_every == 0 or outer_steps_done == recipe.outer.steps:
+    if outer_steps_done % recipe.run.checkpoint_every and outer_steps_done != recipe.outer.steps:
+        return
+    try:
         trajectory, outer = search.hosted[0], search.outer_optimizer
         checkpoint.save(folder / CHECKPOINTS, outer_steps_done, trajectory, outer, recipe)
         search.policy.provenance["outer_steps_done"] = outer_steps_done
         search.policy.save(folder / POLICY_FILE)
+    except (OSError, SafetensorError) as error:
+        raise RunFailedError(
+            f"the checkpoint after outer step {outer_steps_done} cannot be written to {recipe.run.dir}: {error}; "
+            "the one before it is kept, and run.resume=auto goes on from it"
+        ) from error
 
 
 def finish(search: Search, display: Display) -> None:

@@ -13,10 +13,10 @@ import timm
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from conftest import REPOSITORY, SMALL, final_state
+from conftest import REPOSITORY, SMALL, final_state, latest
 from safetensors.torch import load_file
 
-from ohl_accel import trajectory
+from ohl_accel import checkpoint, trajectory
 from ohl_accel.data import Images
 from ohl_accel.data.source import open_split
 from ohl_accel.errors import RunFailedError, UserError
@@ -229,6 +229,37 @@ def test_resuming_with_another_recipe_is_refused(tmp_path: Path) -> None:
         UserError, match=r"step-000001 is damaged: .*; to go on from step-000000, write that name"
     ):
         run(tmp_path, "outer.steps=1", "run.resume=auto")
+
+
+def test_checkpoints_that_are_kept(tmp_path: Path) -> None:
+    def kept() -> list[str]:
+        return sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+
+    run(tmp_path, "run.keep_checkpoints=3")
+    assert kept() == ["step-000002", "step-000003", "step-000004"]
+    (tmp_path / "checkpoints" / "latest").write_text("step-000002")
+    (tmp_path / "checkpoints" / "step-000009").mkdir()  # newer than those that are written now
+    run(tmp_path, "run.keep_checkpoints=1", "run.resume=auto")
+    assert kept() == ["step-000004", "step-000009"]
+    assert latest(tmp_path) == "step-000004"
+
+
+def test_a_full_disk_ends_the_run_with_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file = checkpoint.save_file
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if "step-000002" in str(path):
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(
+        RunFailedError, match=r"after outer step 2 cannot be written .* No space left on device"
+    ):
+        run(tmp_path)
+    monkeypatch.undo()
+    assert latest(tmp_path) == "step-000001"
+    run(tmp_path, "run.resume=auto")
 
 
 def test_the_test_split_is_opened_after_everything_else(tmp_path: Path) -> None:
