@@ -157,7 +157,6 @@ class OuterOptimizer:
     def __init__(self, policy: Policy, lr: float, betas: tuple[float, float]) -> None:
         self.policy = policy
         self._adam = torch.optim.Adam([policy.theta], lr=lr, betas=betas, maximize=True)
-        policy.theta.grad = torch.zeros_like(policy.theta)
 
     def step(self, counts_NK: Tensor, advantage_N: Tensor) -> None:
         """One update from the counts and advantages of all trajectories."""

@@ -3,10 +3,12 @@
 import os
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import final_state, latest, launch, start
 
 from ohl_accel.errors import UserError
@@ -63,8 +65,9 @@ def test_a_stopped_run_goes_on_on_more_processes(undisturbed: Path, tmp_path: Pa
     assert final_state(tmp_path) == final_state(undisturbed)
 
 
-def wait_for_checkpoint(process: "object", folder: Path, name: str) -> None:
+def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path, name: str) -> None:
     for _ in range(1200):
+        assert process.poll() is None, process.communicate()[0]
         if (folder / "checkpoints" / "latest").exists() and latest(folder) >= name:
             return
         time.sleep(0.05)
@@ -148,8 +151,6 @@ def test_groups_that_do_not_fit() -> None:
 
 
 def test_buckets_keep_order_and_bound() -> None:
-    import torch
-
     tensors = [torch.zeros(n, dtype=t) for n in (3, 10**7, 5) for t in (torch.float32, torch.int64)]
     buckets = _buckets(tensors)
     assert sorted(id(t) for bucket in buckets for t in bucket) == sorted(map(id, tensors))

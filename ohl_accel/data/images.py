@@ -3,6 +3,7 @@
 Shapes: n images asked for, C channels, H rows, W columns.
 """
 
+import copy
 from collections.abc import Sequence
 
 import datasets
@@ -71,12 +72,11 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         return self._kept is not None
 
     def subset(self, indices: Sequence[int]) -> "Images":
-        """The given rows, in the given order."""
-        chosen = Images.__new__(Images)
-        chosen.__dict__ |= self.__dict__
+        """The given rows, in the given order; to be taken before pixels are kept."""
+        assert self._kept is None
+        chosen = copy.copy(self)
         chosen._numbers = [self._numbers[index] for index in indices]
         chosen.labels = self.labels[list(indices)]
-        chosen._kept = None if self._kept is None else self._kept[list(indices)]
         return chosen
 
     def keep(self, in_memory: bool | str) -> None:

@@ -93,7 +93,6 @@ class Data:
         found = {
             "image_column": self.schema.image_column,
             "label_column": self.schema.label_column,
-            "image_size": self.section.image_size,
             "channels": self.schema.channels,
             "mean": self.mean,
             "std": self.std,
