@@ -1,4 +1,4 @@
-"""From a uint8 batch to what the network sees: basic transforms, operation, normalization, Cutout.
+"""From a uint8 batch to what the network sees: basic transforms, policy, normalization, Cutout.
 
 Section 4.1 of the paper. Every draw belongs to an inner step (counted over the whole run) and is made
 for the whole batch of a group, of which a process takes its own slice. Only the operations differ
@@ -12,7 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ohl_accel.draws import keyed_generator
+from ohl_accel.elements import NUM_OPERATIONS
 from ohl_accel.kernels import apply_operations
+from ohl_accel.policies import MixUp, TorchvisionPolicy
+from ohl_accel.policy import Policy
 from ohl_accel.recipe import AugmentSection
 
 
@@ -26,6 +29,7 @@ class Augmentation:
         batch_size: B.
         own: the slice of the group's batch that this process trains on.
         device: where images go.
+        num_classes: of the data.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class Augmentation:
         batch_size: int,
         own: slice,
         device: torch.device,
+        num_classes: int,
     ) -> None:
         self.section, self.seed, self.batch_size, self.own, self.device = (
             section,
@@ -47,6 +52,7 @@ class Augmentation:
         )
         self._mean_C11 = 255 * torch.tensor(mean, device=device)[:, None, None]
         self._std_C11 = 255 * torch.tensor(std, device=device)[:, None, None]
+        self._mixup = MixUp(section.policy_args, num_classes) if section.policy == "mixup" else None
 
     def basic(self, images_bCHW: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Flip and pad-crop, the same for every trajectory: uint8 [b, C, H, W] and labels, on the device."""
@@ -60,22 +66,45 @@ class Augmentation:
             images_bCHW = pad_crop(images_bCHW, self.section.pad_crop, top_b, left_b)
         return images_bCHW, labels_b.to(self.device, non_blocking=True)
 
-    def operate(self, images_bCHW: Tensor, operation_B: Tensor, step: int) -> Tensor:
-        """Apply the operations drawn for the group's batch: uint8 [b, C, H, W].
+    def apply(
+        self, policy: Policy | TorchvisionPolicy | None, images_bCHW: Tensor, step: int, trajectory: int
+    ) -> tuple[Tensor, Tensor]:
+        """Transform each image as the policy says.
 
-        The signs of the elements are drawn here.
+        Operations and the signs of their elements are drawn for the group's whole batch on each of its
+        processes, so counts need no exchange.
+
+        Args:
+            policy: None leaves the images as they are.
+            images_bCHW: uint8 on the device, after the basic transforms.
+            step: inner steps done so far in the whole run.
+            trajectory: n.
+
+        Returns:
+            uint8 [b, C, H, W], and int64 [K], how often the group's batch drew each operation.
         """
+        counts_K = torch.zeros(NUM_OPERATIONS, dtype=torch.int64)
+        if policy is None:
+            return images_bCHW, counts_K
+        if isinstance(policy, TorchvisionPolicy):
+            return policy(images_bCHW, self.seed, step, self.batch_size, self.own), counts_K
+        generator = keyed_generator(self.seed, "operations", step, trajectory)
+        operation_B = policy.sample(self.batch_size, generator)
         signs = (self._draw("first sign", step, 2), self._draw("second sign", step, 2))
-        return apply_operations(images_bCHW, operation_B[self.own], torch.stack(signs, 1).bool())
+        images_bCHW = apply_operations(images_bCHW, operation_B[self.own], torch.stack(signs, 1).bool())
+        return images_bCHW, torch.bincount(operation_B, minlength=NUM_OPERATIONS)
 
-    def finish(self, images_bCHW: Tensor, step: int) -> Tensor:
-        """Normalize, then blank Cutout's square: float32 [b, C, H, W]."""
-        normalized = self.normalize(images_bCHW)
+    def finish(self, images_bCHW: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Normalize, then blank Cutout's square, then mix: float32 [b, C, H, W] and the targets.
+
+        Targets are the labels, int64 [b], or with mixup float [b, classes].
+        """
+        inputs = self.normalize(images_bCHW)
         if self.section.cutout:
             height, width = images_bCHW.shape[2:]
             row_b, column_b = self._draw("cutout row", step, height), self._draw("cutout column", step, width)
-            normalized = cutout(normalized, self.section.cutout, row_b, column_b)
-        return normalized
+            inputs = cutout(inputs, self.section.cutout, row_b, column_b)
+        return self._mixup(inputs, labels_b, self.seed, step) if self._mixup else (inputs, labels_b)
 
     def normalize(self, images_bCHW: Tensor) -> Tensor:
         """uint8 to float32 of zero mean and unit deviation, on the device."""

@@ -43,7 +43,7 @@ _FREE_FIELDS = frozenset(
 
 
 def save(
-    folder: Path, outer_step: int, trajectory: Trajectory, outer: OuterOptimizer, recipe: Recipe
+    folder: Path, outer_step: int, trajectory: Trajectory, outer: OuterOptimizer | None, recipe: Recipe
 ) -> None:
     """Write a checkpoint and drop those beyond `run.keep_checkpoints` (main process only).
 
@@ -51,12 +51,13 @@ def save(
         folder: `checkpoints` of the run folder.
         outer_step: outer steps done.
         trajectory: any; all are equal.
-        outer: the policy and its optimizer.
+        outer: the policy and its optimizer; None where nothing is learned.
         recipe: resolved.
     """
     scalars, tensors = _split_optimizer(trajectory.optimizer)
     tensors |= {f"network.{name}": value for name, value in trajectory.network.state_dict().items()}
-    tensors |= {f"policy.{name}": value for name, value in outer.state().items()}
+    if outer is not None:
+        tensors |= {f"policy.{name}": value for name, value in outer.state().items()}
     document = {
         "schema_version": SCHEMA_VERSION,
         "outer_step": outer_step,
@@ -127,7 +128,7 @@ def read(place: Path, recipe: Recipe) -> Contents:
 def restore(
     contents: Contents | None,
     hosted: list[Trajectory],
-    outer: OuterOptimizer,
+    outer: OuterOptimizer | None,
     groups: Groups,
 ) -> int:
     """Bring all trajectories of all processes to a checkpoint.
@@ -152,7 +153,8 @@ def restore(
         trajectory.optimizer.load_state_dict(
             _joined_optimizer(document["optimizer"], _under("optimizer.", on_device))
         )
-    outer.load_state({name: value.cpu() for name, value in _under("policy.", on_device).items()})
+    if outer is not None:
+        outer.load_state({name: value.cpu() for name, value in _under("policy.", on_device).items()})
     return int(document["outer_step"])
 
 

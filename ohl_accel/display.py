@@ -3,6 +3,7 @@
 Only the main process shows anything.
 """
 
+import math
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ohl_accel.elements import NUM_OPERATIONS
 from ohl_accel.policy import Policy
 
 
@@ -69,39 +71,51 @@ class Display:
 
     def outer_step(self, metrics: dict[str, Any]) -> None:
         """Show the best reward and the entropy; off a terminal, as a line of its own."""
-        if metrics["diverged"]:
+        if metrics.get("diverged"):
             numbers = ", ".join(map(str, metrics["diverged"]))
             self.say(
                 f"warning: outer step {metrics['outer_step'] + 1}: trajectories {numbers} diverged; they cannot win"
             )
         best = max(metrics["reward"])
-        text = f"best reward {best:.4f}, entropy {metrics['entropy']:.4f}"
+        if "entropy" in metrics:
+            text = f"best reward {best:.4f}, entropy {metrics['entropy']:.4f}"
+        else:
+            text = "" if math.isnan(best) else f"held-out accuracy {best:.4f}"
         if self._progress.disable:
             seconds = sum(metrics["seconds"].values())
+            winner = f", winner {metrics['winner']}" if "winner" in metrics else ""
             self.say(
-                f"outer step {metrics['outer_step'] + 1}/{self._outer_steps}: {text}, winner {metrics['winner']}, "
-                f"loss {metrics['train_loss'][metrics['winner']]:.4f}, {seconds:.2f} s"
+                f"outer step {metrics['outer_step'] + 1}/{self._outer_steps}: "
+                f"{text}{winner}{', ' if text else ''}loss "
+                f"{metrics['train_loss'][metrics.get('winner', 0)]:.4f}, {seconds:.2f} s"
             )
         else:
             done = f"outer step {metrics['outer_step'] + 1}/{self._outer_steps}"
             self._progress.update(self._task, description=f"{done}, {text}")
 
-    def summary(self, policy: Policy, result: dict[str, Any], files: dict[str, str]) -> None:
-        """The end of a run: test accuracy, operations gained and lost, files written."""
-        uniform = 1 / len(policy.probabilities)
-        table = Table(title="Search finished", show_header=False, title_justify="left")
+    def summary(self, learned: Policy | None, result: dict[str, Any], files: dict[str, str]) -> None:
+        """The end of a run: test accuracy, operations gained and lost, files written.
+
+        Args:
+            learned: the policy, if it was learned in this run.
+            result: of the test.
+            files: path -> what it is.
+        """
+        title = "Training finished" if learned is None else "Search finished"
+        table = Table(title=title, show_header=False, title_justify="left")
         if "test_accuracy" not in result:
             table.add_row("test accuracy", "no test split (data.test_split=null)")
         else:
             images = result["test_images"]
             table.add_row("test accuracy", f"{100 * result['test_accuracy']:.2f} % of {images} images")
-        table.add_row(
-            "held-out accuracy", f"{100 * result['heldout_accuracy']:.2f} % (chose the winner: optimistic)"
-        )
-        table.add_row("entropy", f"{policy.entropy:.4f} nats, uniform {Policy().entropy:.4f}")
-        for title, ranked in (("gained", policy.top(3)), ("lost", policy.bottom(3))):
-            lines = [f"{name}: {p / uniform:.2f} x uniform" for name, p in ranked]
-            table.add_row(f"operations {title}", "\n".join(lines))
+        if result["heldout_accuracy"] is not None:
+            note = "" if learned is None else " (chose the winner: optimistic)"
+            table.add_row("held-out accuracy", f"{100 * result['heldout_accuracy']:.2f} %{note}")
+        if learned is not None:
+            table.add_row("entropy", f"{learned.entropy:.4f} nats, uniform {Policy().entropy:.4f}")
+            for what, ranked in (("gained", learned.top(3)), ("lost", learned.bottom(3))):
+                lines = [f"{name}: {p * NUM_OPERATIONS:.2f} x uniform" for name, p in ranked]
+                table.add_row(f"operations {what}", "\n".join(lines))
         self.console.print(table)
         width = max(map(len, files))
         for path, what in files.items():

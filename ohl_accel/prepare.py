@@ -2,8 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import datasets
@@ -14,49 +13,61 @@ from torch import nn
 
 from ohl_accel import __version__, checkpoint, run_folder
 from ohl_accel.augment import Augmentation
-from ohl_accel.data import Batch, Data, TrainingOrder, open_data, training_batches
+from ohl_accel.data import Data, open_data
 from ohl_accel.display import Display
 from ohl_accel.errors import UserError
 from ohl_accel.groups import Groups, agree, check_launch
+from ohl_accel.metrics import keep_lines_before
 from ohl_accel.network import create_network
+from ohl_accel.policies import TorchvisionPolicy, open_policy, settle
 from ohl_accel.policy import OuterOptimizer, Policy
 from ohl_accel.recipe import Recipe
+from ohl_accel.run import Run
 from ohl_accel.run_folder import RunFolder
 from ohl_accel.trajectory import Trajectory
 
 
-@dataclass
-class Search:
-    """Everything that takes part in a run, on one process."""
+def join_launch(path: str, overrides: Sequence[str]) -> tuple[Recipe, Accelerator]:
+    """Read the recipe and join the launch that this process belongs to.
 
-    recipe: Recipe
-    """Resolved: with what was found in the data and the launch."""
-    groups: Groups
-    folder: RunFolder | None
-    """On the main process only."""
-    data: Data
-    augmentation: Augmentation
-    hosted: list[Trajectory]
-    policy: Policy
-    outer_optimizer: OuterOptimizer
-    inner_steps: int
-    """I."""
-    first_outer_step: int
-    """0, or where a resumed run goes on."""
+    Raises:
+        UserError: for a recipe or a launch that cannot work.
+    """
+    try:
+        recipe = Recipe.load(path, overrides)
+    except UserError:
+        start_accelerator(None)  # so that processes agree on what to say, and one says it
+        agree(lambda: Recipe.load(path, overrides))
+        raise
+    accelerator = start_accelerator(recipe)
+    agree(lambda: recipe)
+    return recipe, accelerator
 
-    def batches(self) -> Iterator[Batch]:
-        """This process's part of every mini-batch that is still to come."""
-        order = TrainingOrder(
-            num_images=len(self.data.train),
-            batch_size=self.recipe.inner.batch_size,
-            seed=self.recipe.run.seed,
-            first=self.first_outer_step * self.inner_steps,
-            last=self.recipe.outer.steps * self.inner_steps,
-            share=self.groups.data_rank,
-            shares=self.groups.group_size,
-        )
-        pin = self.groups.device.type == "cuda"
-        return training_batches(self.data.train, order, self.recipe.data.workers, pin)
+
+def execute(
+    recipe: Recipe, accelerator: Accelerator, loop: Callable[[Run, Display], None], learn_policy: bool
+) -> None:
+    """Prepare a run, go through its loop from where it stands, and finish it.
+
+    Args:
+        recipe: of the run.
+        accelerator: of the launch.
+        loop: does every outer step that is still to come.
+        learn_policy: whether the policy is learned (the search) or fixed (training).
+
+    Raises:
+        UserError: if it cannot work; before training begins wherever that can be known.
+        RunFailedError: if it cannot go on.
+    """
+    with Display(accelerator.is_main_process) as display:
+        run = prepare(recipe, accelerator, display, learn_policy)
+        if run.folder is not None:
+            keep_lines_before(run.folder / run_folder.METRICS_FILE, run.first_outer_step)
+        display.start(run.first_outer_step, run.recipe.outer.steps, run.inner_steps)
+        loop(run, display)
+        run.finish(display)
+        if run.folder is not None:
+            run.folder.release()
 
 
 def start_accelerator(recipe: Recipe | None) -> Accelerator:
@@ -84,8 +95,14 @@ def start_accelerator(recipe: Recipe | None) -> Accelerator:
     return accelerator
 
 
-def prepare(recipe: Recipe, accelerator: Accelerator, display: Display) -> Search:
+def prepare(recipe: Recipe, accelerator: Accelerator, display: Display, learn_policy: bool) -> Run:
     """Check and build everything; nothing of an earlier run is touched before all of it works.
+
+    Args:
+        recipe: of the run.
+        accelerator: from `start_accelerator`.
+        display: for what is said at the start.
+        learn_policy: whether the policy is learned (the search) or fixed (training).
 
     Raises:
         UserError: if the recipe, the data, the network, the layout or the run folder cannot work.
@@ -103,18 +120,26 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display) -> Searc
     _check_batch_size(recipe, groups)
     folder = agree(lambda: _open_folder(recipe, accelerator))
     data = agree(lambda: open_data(recipe), one_first=True)
-    recipe = data.resolve(recipe).with_values(run={"mixed_precision": accelerator.mixed_precision})
+    side = min(data.schema.size)
+    policy = agree(lambda: _open_policy(recipe, data, side, learn_policy), one_first=True)
+    recipe = data.resolve(recipe).with_values(
+        run={"mixed_precision": accelerator.mixed_precision},
+        augment=settle(recipe.augment, side).model_dump(),
+    )
     steps_per_epoch = len(data.train) // recipe.inner.batch_size
     inner_steps = steps_per_epoch if recipe.outer.inner_steps == "epoch" else recipe.outer.inner_steps
     own_size = recipe.inner.batch_size // groups.group_size
-    augmentation = Augmentation(
-        recipe.augment,
-        data.mean,
-        data.std,
-        recipe.run.seed,
-        recipe.inner.batch_size,
-        slice(groups.data_rank * own_size, (groups.data_rank + 1) * own_size),
-        accelerator.device,
+    augmentation = agree(
+        lambda: Augmentation(
+            recipe.augment,
+            data.mean,
+            data.std,
+            recipe.run.seed,
+            recipe.inner.batch_size,
+            slice(groups.data_rank * own_size, (groups.data_rank + 1) * own_size),
+            accelerator.device,
+            len(data.schema.class_names),
+        )
     )
     network = agree(lambda: create_network(recipe.model, data.schema, recipe.run.seed), one_first=True)
     hosted = agree(
@@ -133,14 +158,32 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display) -> Searc
     )
     for trajectory in hosted:
         trajectory.join(groups)
-    policy = Policy(provenance=_provenance(recipe, data))
-    outer_optimizer = OuterOptimizer(policy, recipe.outer.lr, recipe.outer.betas)
-    search = Search(
-        recipe, groups, folder, data, augmentation, hosted, policy, outer_optimizer, inner_steps, 0
-    )
-    _resume_or_begin(search)
-    _introduce(search, accelerator, display)
-    return search
+    outer_optimizer = None
+    if learn_policy and isinstance(policy, Policy):
+        policy = Policy(policy.theta, _provenance(recipe, data))
+        outer_optimizer = OuterOptimizer(policy, recipe.outer.lr, recipe.outer.betas)
+    run = Run(recipe, groups, folder, data, augmentation, hosted, policy, outer_optimizer, inner_steps, 0)
+    _resume_or_begin(run)
+    _introduce(run, accelerator, display)
+    return run
+
+
+def _open_policy(
+    recipe: Recipe, data: Data, side: int, learn_policy: bool
+) -> Policy | TorchvisionPolicy | None:
+    policy = open_policy(recipe.augment, side)
+    if not learn_policy:
+        return policy
+    if not isinstance(policy, Policy):
+        raise UserError(
+            f"augment.policy={recipe.augment.policy}: the search starts from the uniform policy or a learned one; "
+            "`ohl_accel.train` trains with this one"
+        )
+    if data.heldout is None:
+        raise UserError(
+            "data.heldout, data.heldout_split: the search needs one of them (images that score the trajectories)"
+        )
+    return policy
 
 
 def _configure_torch(recipe: Recipe, device: torch.device) -> None:
@@ -177,9 +220,9 @@ def _open_folder(recipe: Recipe, accelerator: Accelerator) -> RunFolder | None:
     return RunFolder(recipe.run.dir, recipe.run.resume == "auto", recipe.run.overwrite)
 
 
-def _resume_or_begin(search: Search) -> None:
+def _resume_or_begin(run: Run) -> None:
     """Go on from the last checkpoint, if that is asked for and there is one; else write the first files."""
-    folder, recipe = search.folder, search.recipe
+    folder, recipe = run.folder, run.recipe
 
     def read() -> checkpoint.Contents | None:
         if folder is None or recipe.run.resume == "never":
@@ -188,18 +231,18 @@ def _resume_or_begin(search: Search) -> None:
         return None if place is None else checkpoint.read(place, recipe)
 
     contents = agree(read)
-    if search.groups.share_from_main(contents is not None):
-        search.first_outer_step = checkpoint.restore(
-            contents, search.hosted, search.outer_optimizer, search.groups
-        )
+    if run.groups.share_from_main(contents is not None):
+        run.first_outer_step = checkpoint.restore(contents, run.hosted, run.outer_optimizer, run.groups)
     elif folder is not None:
         folder.clear()
-        first = search.hosted[0]
-        checkpoint.save(folder / run_folder.CHECKPOINTS, 0, first, search.outer_optimizer, recipe)
+        first = run.hosted[0]
+        checkpoint.save(folder / run_folder.CHECKPOINTS, 0, first, run.outer_optimizer, recipe)
+        if isinstance(run.policy, Policy):
+            run.policy.save(folder / run_folder.POLICY_FILE)
     if folder is not None:
         folder.write_text(run_folder.RECIPE_FILE, recipe.to_yaml())
-        if search.data.heldout_rows is not None:
-            rows = {"split": recipe.data.train_split, "rows": search.data.heldout_rows}
+        if run.data.heldout_rows is not None:
+            rows = {"split": recipe.data.train_split, "rows": run.data.heldout_rows}
             folder.write_json(run_folder.HELDOUT_FILE, rows)
 
 
@@ -207,7 +250,7 @@ def _provenance(recipe: Recipe, data: Data) -> dict[str, object]:
     return {
         "data": recipe.data.path,
         "training_images": len(data.train),
-        "heldout_images": len(data.heldout),
+        "heldout_images": len(data.heldout or ()),
         "network": recipe.model.name,
         "trajectories": recipe.outer.trajectories,
         "outer_steps": recipe.outer.steps,
@@ -217,22 +260,25 @@ def _provenance(recipe: Recipe, data: Data) -> dict[str, object]:
     }
 
 
-def _introduce(search: Search, accelerator: Accelerator, display: Display) -> None:
-    recipe, groups, data = search.recipe, search.groups, search.data
+def _introduce(run: Run, accelerator: Accelerator, display: Display) -> None:
+    recipe, groups, data = run.recipe, run.groups, run.data
     height, width = data.schema.size
-    parameters = sum(parameter.numel() for parameter in search.hosted[0].network.parameters())
-    processes = f"{groups.processes} {'process' if groups.processes == 1 else 'processes'}"
+    parameters = sum(parameter.numel() for parameter in run.hosted[0].network.parameters())
+    heldout = "no" if data.heldout is None else len(data.heldout)
     display.say(
-        f"{recipe.data.path}: {len(data.train)} training and {len(data.heldout)} held-out images of "
+        f"{recipe.data.path}: {len(data.train)} training and {heldout} held-out images of "
         f"{data.schema.channels} x {height} x {width}, {len(data.schema.class_names)} classes"
     )
+    processes = f"{groups.processes} {'process' if groups.processes == 1 else 'processes'}"
+    layout = f"policy {recipe.augment.policy} on {processes}"
+    if run.outer_optimizer is not None:
+        layout = f"{groups.trajectories} trajectories in {groups.groups} x {groups.group_size} of {processes}"
     display.say(
-        f"{recipe.model.name}: {parameters:,} parameters, precision {accelerator.mixed_precision}, "
-        f"{groups.trajectories} trajectories in {groups.groups} x {groups.group_size} of {processes} "
-        f"on {groups.device.type}"
+        f"{recipe.model.name}: {parameters:,} parameters, precision {accelerator.mixed_precision}, {layout} "
+        f"({groups.device.type})"
     )
     display.say(
-        f"{recipe.outer.steps} outer steps of {search.inner_steps} inner steps of {recipe.inner.batch_size} images, "
+        f"{recipe.outer.steps} outer steps of {run.inner_steps} inner steps of {recipe.inner.batch_size} images, "
         f"run folder {recipe.run.dir}"
-        + (f"; going on after outer step {search.first_outer_step}" if search.first_outer_step else "")
+        + (f"; going on after outer step {run.first_outer_step}" if run.first_outer_step else "")
     )

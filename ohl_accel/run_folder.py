@@ -82,7 +82,7 @@ class RunFolder:
     def contents(self) -> dict[str, str]:
         """Path of each file for people -> what it is, as far as there are."""
         known = {
-            POLICY_FILE: "the learned policy",
+            POLICY_FILE: "the policy",
             NETWORK_FILES[0]: "the network's weights",
             NETWORK_FILES[1]: "the network for timm.create_model",
             METRICS_FILE: "one line for each outer step",

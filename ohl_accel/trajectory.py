@@ -13,10 +13,11 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from ohl_accel.augment import Augmentation
-from ohl_accel.draws import keyed_generator, keyed_seed, seed_device
+from ohl_accel.draws import keyed_seed, seed_device
 from ohl_accel.elements import NUM_OPERATIONS
 from ohl_accel.errors import UserError
 from ohl_accel.groups import Groups
+from ohl_accel.policies import TorchvisionPolicy
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import OptimizerSection, Recipe, ScheduleSection
 
@@ -50,7 +51,7 @@ class Trajectory:
         self.network = network
         self.optimizer = create_optimizer(recipe.inner.optimizer, network)
         self.schedule = create_schedule(recipe.inner.schedule, self.optimizer, steps_per_epoch, total_steps)
-        self._batch_size, self._seed = recipe.inner.batch_size, recipe.run.seed
+        self._seed = recipe.run.seed
         self._augmentation, self._accelerator = augmentation, accelerator
         self._memory_format = torch.channels_last if recipe.model.channels_last else torch.contiguous_format
 
@@ -66,28 +67,30 @@ class Trajectory:
         self._steps = 0
         self.network.train()
 
-    def inner_step(self, images_bCHW: Tensor, labels_b: Tensor, step: int, policy: Policy) -> None:
+    def inner_step(
+        self,
+        images_bCHW: Tensor,
+        labels_b: Tensor,
+        step: int,
+        policy: Policy | TorchvisionPolicy | None,
+    ) -> None:
         """One SGD step on this process's part of a mini-batch (Eq 2).
-
-        The operations of the group's whole batch are drawn on each of its processes, so the counts
-        need no exchange.
 
         Args:
             images_bCHW: uint8 on the device, after the basic transforms.
             labels_b: int64 on the device.
             step: inner steps done so far in the whole run.
-            policy: where the operations come from.
+            policy: what transforms the images.
         """
-        generator = keyed_generator(self._seed, "operations", step, self.number)
-        operation_B = policy.sample(self._batch_size, generator)
-        self.counts_K += torch.bincount(operation_B, minlength=NUM_OPERATIONS)
-        augmented = self._augmentation.operate(images_bCHW, operation_B, step)
-        inputs = self._augmentation.finish(augmented, step).contiguous(memory_format=self._memory_format)
+        images_bCHW, counts_K = self._augmentation.apply(policy, images_bCHW, step, self.number)
+        self.counts_K += counts_K
+        inputs, targets = self._augmentation.finish(images_bCHW, labels_b, step)
+        inputs = inputs.contiguous(memory_format=self._memory_format)
         # dropout and the like, too, must not depend on what a process did before
         network_seed = keyed_seed(self._seed, "network", step, self._groups.data_rank)
         seed_device(self._augmentation.device, network_seed)
         self.schedule.step_update(step)
-        loss = F.cross_entropy(self._training_network(inputs), labels_b)
+        loss = F.cross_entropy(self._training_network(inputs), targets)
         self._accelerator.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -1,12 +1,16 @@
 """The transforms around the operations, against torchvision and by hand, and the slices of a group."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
+from torchvision.transforms import v2
 
 from ohl_accel.augment import Augmentation, cutout, pad_crop
 from ohl_accel.draws import keyed_generator, keyed_seed
-from ohl_accel.policy import Policy
+from ohl_accel.errors import UserError
+from ohl_accel.policies import TorchvisionPolicy, open_policy, settle
 from ohl_accel.recipe import AugmentSection
 
 CPU = torch.device("cpu")
@@ -21,7 +25,7 @@ def augmentation(share: int = 0, shares: int = 1, **section: object) -> Augmenta
     own = slice(share * 12 // shares, (share + 1) * 12 // shares)
     section = {"flip": True, "pad_crop": 2, "cutout": 4, **section}
     return Augmentation(
-        AugmentSection.model_validate(section), (0.4, 0.5, 0.6), (0.2, 0.2, 0.3), 7, 12, own, CPU
+        AugmentSection.model_validate(section), (0.4, 0.5, 0.6), (0.2, 0.2, 0.3), 7, 12, own, CPU, 5
     )
 
 
@@ -57,25 +61,104 @@ def test_basic_transforms_flip_half_and_keep_labels() -> None:
 
 
 def test_normalization_and_the_zero_of_cutout() -> None:
-    finished = augmentation(cutout=0).finish(images(), 0)
+    labels = torch.arange(12) % 5
+    finished, targets = augmentation(cutout=0).finish(images(), labels, 0)
+    assert torch.equal(targets, labels)
     mean, std = torch.tensor([0.4, 0.5, 0.6])[:, None, None], torch.tensor([0.2, 0.2, 0.3])[:, None, None]
     torch.testing.assert_close(finished, (images() / 255 - mean) / std)
-    blanked = augmentation(cutout=4).finish(images(), 0)
+    blanked, _ = augmentation(cutout=4).finish(images(), labels, 0)
     assert ((blanked == finished) | (blanked == 0)).all()
     assert (blanked == 0).sum() > 12 * 3 * 4
 
 
-@pytest.mark.parametrize("shares", [2, 3, 4])
-def test_processes_of_a_group_make_up_the_whole_batch(shares: int) -> None:
+@pytest.mark.parametrize("name", ["none", "uniform", "autoaugment", "randaugment", "trivialaugment"])
+def test_processes_of_a_group_make_up_the_whole_batch(name: str) -> None:
     """Each process transforms its slice as the one process of a smaller group would."""
-    operations = Policy().sample(12, keyed_generator(0, "operations"))
+    policy = open_policy(AugmentSection(policy=name), side=10)
 
     def pixels(share: int, of: int) -> torch.Tensor:
         augment = augmentation(share, of)
-        batch, _ = augment.basic(images()[augment.own], torch.zeros(12 // of), 5)
-        return augment.finish(augment.operate(batch, operations, 5), 5)
+        labels = torch.zeros(12 // of, dtype=torch.int64)
+        batch, _ = augment.basic(images()[augment.own], labels, 5)
+        batch, counts = augment.apply(policy, batch, 5, 0)
+        assert counts.sum() == (12 if name == "uniform" else 0)
+        return augment.finish(batch, labels, 5)[0]
 
-    assert torch.equal(torch.cat([pixels(share, shares) for share in range(shares)]), pixels(0, 1))
+    for shares in (2, 3, 4):
+        assert torch.equal(torch.cat([pixels(share, shares) for share in range(shares)]), pixels(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "transform"),
+    [
+        ("autoaugment", v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)),
+        ("randaugment", v2.RandAugment()),
+        ("trivialaugment", v2.TrivialAugmentWide()),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_torchvision_policies_are_torchvisions(name: str, transform: v2.Transform, channels: int) -> None:
+    """Every image as torchvision makes it of the PIL image, with the seed of the image; each its own."""
+    policy, batch = open_policy(AugmentSection(policy=name), side=32), images(12, channels, 16, 16)
+    assert isinstance(policy, TorchvisionPolicy)
+    got = policy(batch, 7, 3, 12, slice(0, 12))
+    seeds = torch.randint(2**62, (12,), generator=keyed_generator(7, "torchvision", 3)).tolist()
+    for image, seed, expected in zip(batch, seeds, got, strict=True):
+        torch.manual_seed(seed)
+        assert torch.equal(tv.pil_to_tensor(transform(tv.to_pil_image(image))), expected)
+    assert not torch.equal(policy(batch[:1].expand(12, -1, -1, -1), 7, 3, 12, slice(0, 12))[0], got[1])
+    assert not torch.equal(policy(batch, 7, 4, 12, slice(0, 12)), got)
+
+
+def test_mixup_mixes_images_and_labels_in_one_proportion() -> None:
+    augment, labels = augmentation(policy="mixup", cutout=0), torch.arange(12) % 5
+    plain, _ = augmentation(cutout=0).finish(images(), labels, 3)
+    inputs, targets = augment.finish(images(), labels, 3)
+    assert targets.shape == (12, 5)
+    torch.testing.assert_close(targets.sum(1), torch.ones(12))
+    share = targets[0, 0]  # labels 0 and 1 are mixed: the partner is the image before
+    assert 0 < share < 1
+    torch.testing.assert_close(inputs, share * plain + (1 - share) * plain.roll(1, 0))
+    assert torch.equal(augment.finish(images(), labels, 3)[0], inputs)
+    assert not torch.equal(augment.finish(images(), labels, 4)[1], targets)
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked", "settled"),
+    [
+        ("none", 8, 0),
+        ("mixup", 8, 0),
+        ("cutout", 8, 8),
+        ("cutout", 0, 16),
+        ("uniform", 8, 8),
+        ("uniform", 0, 0),
+    ],
+)
+def test_the_cutout_that_a_policy_means(policy: str, asked: int, settled: int) -> None:
+    assert settle(AugmentSection(policy=policy, cutout=asked), side=32).cutout == settled
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (
+            {"policy": "randaug"},
+            r"no such policy; did you mean randaugment\? Known: none, cutout, mixup, uniform",
+        ),
+        ({"policy": "runs"}, "runs holds no policy.json"),
+        ({"policy": "uniform", "policy_args": {"alpha": 1}}, "augment.policy=uniform takes no arguments"),
+        ({"policy": "randaugment", "policy_args": {"magnitud": 5}}, "randaugment does not take them"),
+        ({"policy": "randaugment", "policy_args": {"magnitude": 50}}, "randaugment cannot work with them"),
+        ({"policy": "autoaugment", "policy_args": {"policy": "mnist"}}, "none of autoaugment's: imagenet"),
+    ],
+)
+def test_policies_that_cannot_be_had(
+    section: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        open_policy(AugmentSection.model_validate(section), side=32)
 
 
 def test_draws_depend_on_the_whole_key() -> None:

@@ -15,7 +15,7 @@ from hub_server import HubServer
 from PIL import Image
 
 from ohl_accel.data import Images, TrainingOrder, evaluation_batches, num_chunks, open_data, training_batches
-from ohl_accel.data.splits import choose_heldout
+from ohl_accel.data.splits import choose_stratified
 from ohl_accel.errors import UserError
 from ohl_accel.recipe import Recipe
 
@@ -69,6 +69,7 @@ def image_folder(tmp_path: Path) -> Path:
 
 def test_digits() -> None:
     data = open_data(recipe("sklearn:digits", heldout=297))
+    assert data.heldout is not None
     assert (len(data.train), len(data.heldout)) == (1000, 297)
     assert (data.schema.channels, data.schema.size) == (1, (8, 8))
     assert data.schema.class_names == tuple("0123456789")
@@ -93,6 +94,7 @@ def test_parquet_folder(parquet: Path) -> None:
 
 def test_cifar10_as_on_the_hub(cifar10_folder: Path) -> None:
     data = open_data(recipe(cifar10_folder, heldout=5000, in_memory=False))
+    assert data.heldout is not None
     assert (len(data.train), len(data.heldout), data.schema.size) == (45_000, 5000, (32, 32))
     assert data.schema.image_column == "img"
     assert data.schema.class_names[:2] == ("airplane", "automobile")
@@ -194,6 +196,7 @@ def test_hub_dataset(parquet: Path, tmp_path: Path) -> None:
 def test_a_split_of_its_own_scores(parquet: Path) -> None:
     rows(some_images(6, seed=3), [0, 1] * 3).to_parquet(parquet / "validation-00000-of-00001.parquet")
     data = open_data(recipe(parquet, heldout_split="validation"))
+    assert data.heldout is not None
     assert (len(data.train), len(data.heldout), data.heldout_rows) == (20, 6, None)
 
 
@@ -204,14 +207,13 @@ def test_split_expressions(parquet: Path) -> None:
 @pytest.mark.parametrize("heldout", [10, 33, 0.25, 1])
 def test_heldout_is_exact_and_stratified(heldout: float) -> None:
     labels = torch.tensor([0] * 50 + [1] * 31 + [2] * 18 + [3])
-    section = recipe("x", heldout=heldout).data
-    chosen = choose_heldout(labels, section, seed=0)
+    chosen = choose_stratified(labels, heldout, "data.heldout", "holds out", seed=0)
     count = round(heldout * 100) if isinstance(heldout, float) else heldout
     assert len(set(chosen)) == count
     shares = torch.bincount(labels) * count / 100
     assert ((torch.bincount(labels[chosen], minlength=4) - shares).abs() < 1).all()
-    assert chosen == choose_heldout(labels, section, seed=0)
-    assert count == 1 or chosen != choose_heldout(labels, section, seed=1)
+    assert chosen == choose_stratified(labels, heldout, "data.heldout", "holds out", seed=0)
+    assert count == 1 or chosen != choose_stratified(labels, heldout, "data.heldout", "holds out", seed=1)
 
 
 def test_labels_of_text_and_numbers(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_if_all_diverge_the_last_good_state_stays(tmp_path: Path, diverging: set
 
 def test_rewards_and_winner() -> None:
     accuracy, finite = torch.tensor([0.1, 0.7, 0.9, 0.7]), torch.tensor([0.0, 1.0, 0.0, 1.0])
-    reward = rewards_of(accuracy, finite, 0)
+    reward = rewards_of(accuracy, finite)
     assert reward.tolist() == pytest.approx([0.7, 0.7, 0.7, 0.7])
     assert winner_of(reward, finite) == 1
     assert winner_of(accuracy, torch.ones(4)) == 2

@@ -13,12 +13,13 @@ PACKAGE = REPOSITORY / "ohl_accel"
 LAYERS = [
     {"elements", "draws", "errors"},
     {"recipe", "kernels", "policy", "models", "groups"},
-    {"augment", "data"},
-    {"network", "evaluation"},
-    {"run_folder", "trajectory"},
+    {"policies", "data"},
+    {"augment", "network"},
+    {"evaluation", "run_folder", "trajectory"},
     {"metrics", "checkpoint", "display", "cli"},
+    {"run"},
     {"prepare"},
-    {"search"},
+    {"search", "train"},
 ]
 """Modules and packages; each imports from layers above its own in this list, or from its own package."""
 

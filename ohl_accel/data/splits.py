@@ -62,14 +62,14 @@ class Schema:
 class Data:
     """The data of a run, ready but for the test split, which `open_test` opens.
 
-    `heldout_rows` are the rows of the training split that score the trajectories; None where they are
-    a split of their own. `mean` and `std` are of each channel, in 0..1.
+    `heldout` scores the trajectories, None if nothing is held out; `heldout_rows` are its rows of the
+    training split, None where it is a split of its own. `mean` and `std` are of each channel, in 0..1.
     """
 
     section: DataSection
     schema: Schema
     train: Images
-    heldout: Images
+    heldout: Images | None
     heldout_rows: list[int] | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -113,24 +113,28 @@ def open_data(recipe: Recipe) -> Data:
     name = f"split {data.train_split!r} of {data.path}"
     schema = Schema.of(rows, data, name)
     train = schema.images(rows, data, name)
-    heldout_rows = None
+    heldout, heldout_rows = None, None
     if data.heldout_split is not None:
         heldout_name = f"split {data.heldout_split!r} of {data.path}"
         heldout = schema.images(open_split(data, data.heldout_split), data, heldout_name)
-    else:
-        heldout_rows = choose_heldout(train.labels, data, seed)
+        if len(heldout) == 0:
+            raise UserError(f"{heldout_name} is empty: there is nothing to score trajectories with")
+    elif data.heldout is not None:
+        heldout_rows = choose_stratified(train.labels, data.heldout, "data.heldout", "holds out", seed)
         stays = torch.ones(len(train), dtype=torch.bool)
         stays[heldout_rows] = False
         heldout = train.subset(heldout_rows)
         train = train.subset(stays.nonzero().squeeze(1).tolist())
+    if data.train_images is not None:
+        chosen = choose_stratified(train.labels, data.train_images, "data.train_images", "trains on", seed)
+        train = train.subset(chosen)
     if len(train) < recipe.inner.batch_size:
         raise UserError(
             f"inner.batch_size={recipe.inner.batch_size} is more than the {len(train)} training images"
         )
-    if len(heldout) == 0:
-        raise UserError(f"{heldout.description} is empty: there is nothing to score trajectories with")
     train.keep(data.in_memory)
-    heldout.keep(data.in_memory)
+    if heldout is not None:
+        heldout.keep(data.in_memory)
     mean, std = data.mean, data.std
     if mean is None or std is None:
         mean, std = channel_statistics(train, seed)
@@ -141,28 +145,33 @@ def open_data(recipe: Recipe) -> Data:
     return Data(data, schema, train, heldout, heldout_rows, mean, std)
 
 
-def choose_heldout(labels: Tensor, data: DataSection, seed: int) -> list[int]:
-    """Rows to hold out: exactly as many as asked for, each class with its share, ascending.
+def choose_stratified(labels: Tensor, asked: int | float, field: str, does: str, seed: int) -> list[int]:
+    """Rows of a part of a split: exactly as many as asked for, each class with its share, ascending.
 
-    Shares are rounded by largest remainder; which rows of a class go is keyed by the seed.
+    Shares are rounded by largest remainder; which rows of a class are taken is keyed by the seed.
+
+    Args:
+        labels: int64 [rows], places in the list of classes.
+        asked: how many rows, or which fraction of them.
+        field: of the recipe; its last part is the purpose that keys the choice.
+        does: what the part does, for messages.
+        seed: of the run.
 
     Raises:
-        UserError: if none, or all, of the rows would be held out.
+        UserError: if none, or all, of the rows would be taken.
     """
-    total, asked = len(labels), data.heldout
-    assert asked is not None
+    total = len(labels)
     count = round(asked * total) if isinstance(asked, float) else asked
     if not 0 < count < total:
         raise UserError(
-            f"data.heldout={asked} holds out {count} of the {total} images of split {data.train_split!r}: "
-            "it must leave some on both sides"
+            f"{field}={asked} {does} {count} of the {total} images: it must leave some on both sides"
         )
     sizes = torch.bincount(labels)
     exact = sizes.double() * count / total
     quota = exact.floor().long()
     by_remainder = (quota - exact).argsort(stable=True)
     quota[by_remainder[: count - int(quota.sum())]] += 1
-    shuffled = torch.randperm(total, generator=keyed_generator(seed, "heldout"))
+    shuffled = torch.randperm(total, generator=keyed_generator(seed, field.removeprefix("data.")))
     of_class = [shuffled[labels[shuffled] == label][: int(quota[label])] for label in range(len(sizes))]
     return torch.cat(of_class).sort().values.tolist()
 

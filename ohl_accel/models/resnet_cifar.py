@@ -21,6 +21,7 @@ class ResNetCifar(nn.Module):
         in_chans: channels of the images.
         global_pool: timm's pooling type before the classifier.
         drop_rate: dropout before the classifier.
+        stem_stride: 2 halves the resolution at once, for a quarter of the cost.
     """
 
     def __init__(
@@ -31,11 +32,12 @@ class ResNetCifar(nn.Module):
         in_chans: int = 3,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        stem_stride: int = 1,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = channels[-1]
-        self.conv1 = nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_chans, channels[0], 3, stride=stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels[0])
         self.act1 = nn.ReLU(inplace=True)
         stages: list[nn.Module] = []

@@ -13,6 +13,7 @@ from ohl_accel.recipe.sections import (
     OuterSection,
     RunSection,
     ScheduleSection,
+    TrainSection,
 )
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "Recipe",
     "RunSection",
     "ScheduleSection",
+    "TrainSection",
 ]

@@ -18,6 +18,7 @@ from ohl_accel.recipe.sections import (
     OuterSection,
     RunSection,
     Section,
+    TrainSection,
 )
 
 Path: TypeAlias = tuple[str, ...]
@@ -33,6 +34,7 @@ class Recipe(Section):
     inner: InnerSection
     outer: OuterSection
     augment: AugmentSection = AugmentSection()
+    train: TrainSection = TrainSection()
 
     @classmethod
     def load(cls, path: str, overrides: Sequence[str] = ()) -> Self:
@@ -97,10 +99,10 @@ def _rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             f"outer.groups={outer.groups} does not divide outer.trajectories={outer.trajectories}: "
             f"use one of {fit}",
         )
-    if (data.heldout is None) == (data.heldout_split is None):
+    if data.heldout is not None and data.heldout_split is not None:
         yield (
             ("data.heldout", "data.heldout_split"),
-            "data.heldout, data.heldout_split: give exactly one of them (images that score the trajectories)",
+            "data.heldout, data.heldout_split: give only one of them (images that score the trajectories)",
         )
     if data.heldout_split is not None and data.heldout_split in (data.train_split, data.test_split):
         yield (

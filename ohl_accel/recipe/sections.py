@@ -16,7 +16,7 @@ def _is_positive(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _heldout(value: Any) -> Any:
+def _part(value: Any) -> Any:
     if value is None or _is_positive(value):
         return value
     if isinstance(value, float) and 0 < value < 1:
@@ -52,6 +52,8 @@ Whole = Annotated[int, Number]
 Real = Annotated[float, Number]
 Place = Annotated[str, BeforeValidator(_home), Field(min_length=1)]
 Channels = tuple[Real, ...]
+Part = Annotated[int | float | None, BeforeValidator(_part)]
+"""Of a split: how many images, or which fraction of them."""
 
 
 class Section(BaseModel):
@@ -101,10 +103,12 @@ class DataSection(Section):
     """None: there is no test split, and the run ends without a test accuracy."""
     test_path: Place | None = None
     """Where the test split is, if not in `path`."""
-    heldout: Annotated[int | float | None, BeforeValidator(_heldout)] = None
+    heldout: Part = None
     """Count or fraction of the training images, stratified by label, that score the trajectories."""
     heldout_split: str | None = None
     """Instead of `heldout`: a split of its own that scores the trajectories."""
+    train_images: Part = None
+    """Count or fraction of the other training images that are trained on, stratified by label; None: all."""
     image_column: str | None = None
     """None: the only image column."""
     label_column: str | None = None
@@ -190,9 +194,23 @@ class OuterSection(Section):
     betas: tuple[Annotated[Real, Field(ge=0, lt=1)], Annotated[Real, Field(ge=0, lt=1)]] = (0.5, 0.999)
 
 
-class AugmentSection(Section):
-    """What surrounds the learned operation: basic transforms before, Cutout after (section 4.1)."""
+class TrainSection(Section):
+    """Training with a fixed policy (`ohl_accel.train`); the search does not look at it."""
 
+    match: Literal["images", "compute"] = "images"
+    """images: train on as many images as one trajectory of the search; compute: on as many as all N."""
+    validate_every: Annotated[Whole, Field(ge=1)] = 1
+    """Outer steps between two looks at the held-out images (the last step always looks)."""
+
+
+class AugmentSection(Section):
+    """The policy, and what surrounds it: basic transforms before, Cutout after (section 4.1)."""
+
+    policy: Place | None = None
+    """A name of `ohl_accel.policies`, a policy.json, a run folder or a Hub id (`user/name@revision`).
+    `train` applies it; the search starts from it (None: from the uniform policy)."""
+    policy_args: dict[str, Any] = {}
+    """Arguments of torchvision's policies and of mixup, such as `{magnitude: 5}`."""
     flip: bool = True
     """Horizontal flip with probability 1/2."""
     pad_crop: Annotated[Whole, Field(ge=0)] = 0

@@ -1,0 +1,90 @@
+"""Training with a fixed policy, for comparison with the search and with what it learned.
+
+python -m ohl_accel.train RECIPE augment.policy=none|cutout|mixup|uniform|autoaugment|...|runs/mine
+accelerate launch --config_file accelerate_configs/node_8gpu.yaml -m ohl_accel.train RECIPE augment.policy=...
+
+The same recipe, the same images in the same order and the same first weights as the search with the same
+seed; all processes train one network.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from ohl_accel.cli import recipe_arguments, run_command
+from ohl_accel.display import Display
+from ohl_accel.errors import UserError
+from ohl_accel.metrics import Phases, append_line
+from ohl_accel.policies import FIXED_POLICIES
+from ohl_accel.prepare import execute, join_launch
+from ohl_accel.recipe import Recipe
+from ohl_accel.run import Run
+from ohl_accel.run_folder import METRICS_FILE
+
+
+def fixed(recipe: Recipe) -> Recipe:
+    """The recipe of one network that trains with a fixed policy, as many steps as `train.match` says.
+
+    Raises:
+        UserError: if no policy is named.
+    """
+    if recipe.augment.policy is None:
+        raise UserError(
+            f"augment.policy: name what to train with: {', '.join(FIXED_POLICIES)}, a policy.json, a run folder or "
+            "a Hub id"
+        )
+    factor = recipe.outer.trajectories if recipe.train.match == "compute" else 1
+    schedule = recipe.inner.schedule
+    inner = recipe.inner.model_dump()
+    inner["schedule"]["milestones"] = [factor * milestone for milestone in schedule.milestones]
+    return recipe.with_values(
+        inner=inner,
+        outer={"trajectories": 1, "groups": None, "steps": factor * recipe.outer.steps},
+        train={"match": "images"},
+    )
+
+
+def descend(run: Run, display: Display) -> None:
+    """All inner steps, in the outer steps of the search: after each, held-out accuracy and a checkpoint."""
+    batches, phases, steps = run.batches(), Phases(run.groups.device), run.recipe.outer.steps
+    for outer_step in range(run.first_outer_step, steps):
+        with phases("train"):
+            run.train(batches, outer_step, phases, display)
+        with phases("validate"):
+            done = outer_step + 1
+            look = done % run.recipe.train.validate_every == 0 or done == steps
+            outcome = run.validate(outer_step, look)
+        if run.folder is not None:
+            line = {
+                "outer_step": outer_step,
+                "reward": outcome["accuracy"].tolist(),
+                "train_loss": outcome["train_loss"].tolist(),
+                "heldout_loss": outcome["heldout_loss"].tolist(),
+                "learning_rate": run.hosted[0].learning_rate,
+                **phases.take(images=run.inner_steps * run.recipe.inner.batch_size),
+            }
+            append_line(run.folder / METRICS_FILE, line)
+            display.outer_step(line)
+            with phases("save"):
+                run.save(outer_step + 1)
+
+
+def train(path: str, overrides: Sequence[str] = ()) -> None:
+    """Train by a recipe, whole or from its last checkpoint, in the launch that this process belongs to.
+
+    Raises:
+        UserError: if it cannot work; before training begins wherever that can be known.
+        RunFailedError: if the weights become infinite or NaN.
+    """
+    recipe, accelerator = join_launch(path, overrides)
+    execute(fixed(recipe), accelerator, descend, learn_policy=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    purpose = "Train a network with a fixed augmentation policy (augment.policy=NAME)."
+    path, overrides = recipe_arguments("train", purpose, argv)
+    return run_command(lambda: train(path, overrides))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
