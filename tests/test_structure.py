@@ -19,7 +19,7 @@ LAYERS = [
     {"metrics", "checkpoint", "display", "cli"},
     {"run"},
     {"prepare"},
-    {"search", "train"},
+    {"search", "train", "compare"},
 ]
 """Modules and packages; each imports from layers above its own in this list, or from its own package."""
 
