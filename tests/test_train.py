@@ -127,7 +127,7 @@ def test_mistakes(
 
 def test_the_search_takes_only_policies_that_it_can_learn(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match="augment.policy=randaugment: the search starts from the uniform policy"
+        UserError, match=r"augment\.policy=randaugment: the search starts from the uniform policy"
     ):
         search(DIGITS, [*SMALL, f"run.dir={tmp_path}", "augment.policy=randaugment"])
     with pytest.raises(UserError, match="the search needs one of them"):
