@@ -33,6 +33,7 @@ from ohl_accel.evaluation import outcomes_of
 from ohl_accel.network import NETWORK_FILES
 from ohl_accel.prepare import configure_torch, start_accelerator
 from ohl_accel.recipe import AugmentSection, DataSection, Recipe, RunSection
+from ohl_accel.recipe.reading import override
 from ohl_accel.run_folder import RECIPE_FILE, write_whole
 
 _MAX_RECIPE_BYTES = 2**20
@@ -126,7 +127,9 @@ def evaluate(
     data = data.model_copy(update={"image_size": data.image_size or tuple(config["input_size"][1:])})
     split = split or (data.test_split if recipe_file else "test")
     if split is None:
-        raise UserError(f"{name} was trained without a test split (data.test_split=null): name one by --split")
+        raise UserError(
+            f"{name} was trained without a test split (data.test_split=null): name one by --split"
+        )
     accelerator = start_accelerator(run)
     configure_torch(run, accelerator.device)
     datasets.disable_progress_bars()
@@ -257,9 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_intermixed_args(argv)
 
     def command() -> None:
-        evaluation, what = evaluate(
-            asked.network, asked.revision, asked.data, asked.split, asked.overrides
-        )
+        evaluation, what = evaluate(asked.network, asked.revision, asked.data, asked.split, asked.overrides)
         _show(evaluation, f"{asked.network} on {what}", Console(highlight=False, soft_wrap=True))
         if asked.json is not None:
             try:

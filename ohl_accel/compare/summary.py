@@ -1,6 +1,7 @@
 """What a comparison found: rows of numbers, and the same as Markdown, JSON and a figure."""
 
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ohl_accel import __version__
 from ohl_accel.compare.statistics import Difference, holm, paired_difference
 from ohl_accel.run_folder import write_whole
 
@@ -104,13 +106,21 @@ def write(folder: Path, rows: Sequence[Row], reference: str, about: Mapping[str,
 
 def environment() -> dict[str, Any]:
     """Hardware and versions, for whoever reads the numbers."""
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.machine() + " CPU"
-    packages = ("ohl-accel", "torch", "torchvision", "timm", "accelerate", "datasets")
+    packages = ("torch", "torchvision", "timm", "accelerate", "datasets")
     return {
-        "device": device,
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
+        "versions": {"ohl_accel": __version__, **{name: version(name) for name in packages}},
     }
+
+
+def _processor() -> str:
+    """Name of the CPU, and how many cores there are."""
+    name, listing = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if listing.is_file():
+        models = [line for line in listing.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].split(":", 1)[1].strip() if models else name
+    return f"{os.cpu_count()} cores of {name}"
 
 
 def markdown(rows: Sequence[Row], reference: str, about: Mapping[str, Any]) -> str:
