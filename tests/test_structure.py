@@ -12,6 +12,7 @@ PACKAGE = REPOSITORY / "ohl_accel"
 
 LAYERS = [
     {"elements", "draws", "errors"},
+    {"hub"},
     {"recipe", "kernels", "policy", "models", "groups"},
     {"augment", "data"},
     {"network", "evaluation"},
@@ -22,7 +23,7 @@ LAYERS = [
 ]
 """Modules and packages; each imports from layers above its own in this list, or from its own package."""
 
-ONLY_IN = {"torch.distributed": {"groups"}}
+ONLY_IN = {"torch.distributed": {"groups"}, "huggingface_hub": {"hub"}}
 TRAINING_LIBRARIES = {"accelerate", "datasets", "timm", "wandb", "pydantic", "huggingface_hub"}
 
 
