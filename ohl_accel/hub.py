@@ -58,7 +58,9 @@ def _reason(error: Exception) -> str:
         case errors.GatedRepoError():
             return "access to it is granted on its page: ask for it there, then log in by `hf auth login`"
         case errors.RepositoryNotFoundError():
-            return "there is no such repository, or it is private: check the name, or log in by `hf auth login`"
+            return (
+                "there is no such repository, or it is private: check the name, or log in by `hf auth login`"
+            )
         case errors.RevisionNotFoundError():
             return "there is no such revision: give a branch, a tag or a whole commit hash"
         case errors.LocalEntryNotFoundError():

@@ -79,7 +79,9 @@ class Policy:
             raise ValueError(f"theta must be finite, but theta[{bad}] is {theta[bad].item()}")
         self.theta = theta.detach().to("cpu", torch.float64).clone()
         if not bool(self.theta.sigmoid().sum() > 0):
-            raise ValueError(f"theta is so low (at most {self.theta.max():g}) that every probability is 0 / 0")
+            raise ValueError(
+                f"theta is so low (at most {self.theta.max():g}) that every probability is 0 / 0"
+            )
         self.provenance: dict[str, Any] = dict(provenance or {})
 
     @property
