@@ -14,7 +14,7 @@ LAYERS = [
     {"elements", "draws", "errors"},
     {"hub"},
     {"recipe", "kernels", "policy", "models", "groups"},
-    {"augment", "data"},
+    {"augment", "data", "transform"},
     {"network", "evaluation"},
     {"run_folder", "trajectory"},
     {"metrics", "checkpoint", "display", "cli"},
@@ -55,7 +55,7 @@ def test_imports_go_down(file: Path) -> None:
             assert inner[1] in allowed, f"{file.name} imports {name}"
         for library, parts in ONLY_IN.items():
             assert not name.startswith(library) or part in parts, f"{file.name} imports {name}"
-        if part in ("elements", "draws", "kernels", "policy"):
+        if part in ("elements", "draws", "kernels", "policy", "transform"):
             assert name.split(".")[0] not in TRAINING_LIBRARIES, f"{file.name} imports {name}"
 
 
