@@ -72,7 +72,7 @@ class PolicyTransform(v2.Transform):
         cumulative_K = self.policy.probabilities.cumsum(0)
         self._cumulative_K = cumulative_K / cumulative_K[-1]
         self.seed = generator.initial_seed() if generator is not None else seed
-        self._generator = generator
+        self._generator: torch.Generator | None = generator
         self._worker_generator: torch.Generator | None = None
         self._workers_begun: Tensor | None = None
         if self.seed is not None:
@@ -130,7 +130,16 @@ class PolicyTransform(v2.Transform):
             self._worker_generator = keyed_generator(self.seed, "transform worker", worker.id, begun)
         return self._worker_generator
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if self._generator is not None:  # as bytes: torch's own pickle of it does not arrive under spawn
+            state["_generator"] = self._generator.get_state().numpy().tobytes()
+        return state
+
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["_generator"] is not None:
+            content = torch.frombuffer(bytearray(state["_generator"]), dtype=torch.uint8)
+            state = {**state, "_generator": torch.Generator().set_state(content)}
         super().__setstate__(state)
         if self._workers_begun is not None:
             self._workers_begun.share_memory_()  # a pickled copy shares nothing any more

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ohl_accel.draws import keyed_generator
-from ohl_accel.elements import ELEMENTS
+from ohl_accel.elements import ELEMENTS, operation_of
 from ohl_accel.kernels import apply_elements, apply_operations, pillow
 from ohl_accel.kernels.geometry import MAX_SIDE, move_pixels
 
@@ -139,3 +139,21 @@ def test_cuda_equals_cpu() -> None:
     on_cpu = apply_operations(images, torch.arange(1296), negative)
     on_cuda = apply_operations(images.cuda(), torch.arange(1296), negative)
     assert torch.equal(on_cuda.cpu(), on_cpu)
+
+
+def test_pillow_by_hand() -> None:
+    """Sign, fill and order of the reference itself, which AutoAugment shares: grey comes in from one side."""
+    white = Image.new("L", (20, 4), 255)
+    element = next(element for element in ELEMENTS if element.name == "HorizontalTranslate 0.15")
+    for negative, grey in ((False, slice(17, 20)), (True, slice(0, 3))):
+        moved = np.array(pillow.apply_element(white, element, negative))
+        assert (moved[:, grey] == 128).all()
+        assert (moved == 255).sum() == 4 * 17
+    names = [element.name for element in ELEMENTS]
+    inverted_after, inverted_before = (
+        pillow.apply_operation(
+            Image.new("L", (1, 1), 17), operation_of(*map(names.index, pair)), (True, True)
+        )
+        for pair in (("Posterize 4.4", "Invert"), ("Invert", "Posterize 4.4"))
+    )
+    assert (inverted_after.getpixel((0, 0)), inverted_before.getpixel((0, 0))) == (255 - 16, 224)
