@@ -22,6 +22,7 @@ POLICY_FILE = "policy.json"
 FORMAT = "ohl_accel.policy"
 SCHEMA_VERSION = 1
 _MAX_FILE_BYTES = 4 * 1024 * 1024
+# user/name, unless it looks like a path
 _HUB_ID = re.compile(r"(?![.~])[^/\\\s]+/(?!.*\.json$)[^/\\\s]+")
 
 

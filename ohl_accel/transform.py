@@ -77,7 +77,7 @@ class PolicyTransform(v2.Transform):
         self._workers_begun: Tensor | None = None
         if self.seed is not None:
             self._generator = generator or keyed_generator(self.seed, "transform")
-            self._workers_begun = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
+            self._workers_begun = torch.zeros(_MAX_WORKERS, dtype=torch.int64, device="cpu").share_memory_()
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw for all images of a call: what `transform` takes one by one, in the order of the inputs."""
@@ -85,7 +85,8 @@ class PolicyTransform(v2.Transform):
             raise ValueError("there is no image here: give a PIL image, a uint8 tensor or a tv_tensors.Image")
         counts = [_number_of_images(inpt) for inpt in flat_inputs]
         # one float64 for the operation, one for each sign
-        draws_n3 = torch.rand(sum(counts), 3, dtype=torch.float64, generator=self._generator_here())
+        generator = self._generator_here()
+        draws_n3 = torch.rand(sum(counts), 3, dtype=torch.float64, device="cpu", generator=generator)
         operation_n = torch.searchsorted(self._cumulative_K, draws_n3[:, 0].contiguous(), right=True)
         negative_n2 = draws_n3[:, 1:] < 0.5
         return {"draws": zip(operation_n.split(counts), negative_n2.split(counts), strict=True)}

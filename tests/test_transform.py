@@ -293,10 +293,6 @@ def run_block(with_text: str, device: str = "cpu") -> dict[str, Any]:
     return names
 
 
-def is_changed(original: Tensor, got: Tensor) -> bool:
-    return got.shape != original.shape or not torch.equal(original, got)
-
-
 def test_every_block_is_tested() -> None:
     tests = Path(__file__).read_text()
     texts = set(re.findall(r'run_block\("(.*?)"', tests))
