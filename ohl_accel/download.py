@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: the only module that talks to it.
+"""Reading from the Hugging Face Hub.
 
 The client library is imported where it is used, so that a policy on the disk needs none.
 """

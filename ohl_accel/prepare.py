@@ -255,6 +255,7 @@ def _provenance(recipe: Recipe, data: Data) -> dict[str, object]:
         "network": recipe.model.name,
         "trajectories": recipe.outer.trajectories,
         "outer_steps": recipe.outer.steps,
+        "outer_steps_done": 0,
         "seed": recipe.run.seed,
         "ohl_accel": __version__,
         "torch": torch.__version__,
