@@ -1,6 +1,8 @@
 """Scoring a finished network, against the run's own result and by hand."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import pytest
 import timm
 import torch
 from conftest import REPOSITORY, SMALL
+from hub_server import HubServer
 
 from ohl_accel.data.source import open_split
 from ohl_accel.evaluate import evaluate, main
+from ohl_accel.policy import Policy
 from ohl_accel.recipe import DataSection
 from ohl_accel.train import train
 
@@ -119,3 +123,39 @@ def test_a_damaged_network(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "recipe.yaml").write_text((run / "recipe.yaml").read_text())
     assert main([str(tmp_path)]) == 2
     assert "holds no network that timm can load" in capsys.readouterr().err
+
+
+FROM_THE_HUB = """
+import sys
+from ohl_accel.evaluate import evaluate, main
+from ohl_accel.policies import open_learned_policy
+
+print(evaluate("user/net", sys.argv[1], None, None, [])[0].document()["top1"])
+print(evaluate("user/bare", None, "sklearn:digits", None, [])[0].document()["top1"])
+print(main(["user/bare"]), main(["user/nobody"]))
+print(open_learned_policy("user/net@" + sys.argv[1]).theta.tolist() == [0.0] * 1296)
+"""
+
+
+def test_networks_and_policies_of_the_hub(run: Path, tmp_path: Path) -> None:
+    """The real client against a real server: with a recipe, without one, and what is missing."""
+    names = ("model.safetensors", "config.json", "recipe.yaml")
+    files = {name: (run / name).read_bytes() for name in names}
+    Policy().save(tmp_path / "policy.json")
+    files["policy.json"] = (tmp_path / "policy.json").read_bytes()
+    with HubServer() as hub:
+        revision = hub.add_model("user/net", files)
+        hub.add_model("user/bare", {name: files[name] for name in names[:2]})
+        done = subprocess.run(
+            [sys.executable, "-c", FROM_THE_HUB, revision],
+            cwd=REPOSITORY,
+            env=hub.environment(tmp_path / "home"),
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+    assert done.returncode == 0, done.stderr
+    accuracy = str(json.loads((run / "result.json").read_text())["test_accuracy"])
+    assert done.stdout.splitlines() == [accuracy, accuracy, "2 2", "True"]
+    assert "user/bare has no recipe.yaml, so its data are not known: name them by --data" in done.stderr
+    assert "user/nobody cannot be had from the Hub: there is no such repository" in done.stderr
