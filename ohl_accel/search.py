@@ -23,6 +23,7 @@ from ohl_accel.network import save_network
 from ohl_accel.policy import POLICY_FILE, advantage_of
 from ohl_accel.prepare import Search, prepare, start_accelerator
 from ohl_accel.recipe import Recipe
+from ohl_accel.report.write import write_at_end
 from ohl_accel.run_folder import CHECKPOINTS, METRICS_FILE, RESULT_FILE
 
 
@@ -182,6 +183,7 @@ def finish(search: Search, display: Display) -> None:
         result["heldout_accuracy"] = max(lines[-1]["reward"])
         amend_last_line(folder / METRICS_FILE, result)
         folder.write_json(RESULT_FILE, result)
+        write_at_end(folder.path, display.say)
         display.summary(search.policy, result, folder.contents())
 
 

@@ -1,0 +1,195 @@
+"""Read a run folder for its report: finished or not, checked, with a message for whatever is wrong."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ohl_accel.elements import NUM_ELEMENTS
+from ohl_accel.errors import UserError
+from ohl_accel.metrics import read_metrics
+from ohl_accel.policy import POLICY_FILE, Policy
+from ohl_accel.recipe import Recipe
+from ohl_accel.report.tables import Table, read_tables
+from ohl_accel.run_folder import METRICS_FILE, RECIPE_FILE, RESULT_FILE
+
+_Marginal = Annotated[
+    list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=NUM_ELEMENTS, max_length=NUM_ELEMENTS)
+]
+
+
+class OuterStep(BaseModel):
+    """A line of `metrics.jsonl`, as far as a report shows it; lists of N have one value for each trajectory."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    outer_step: Annotated[int, Field(ge=0)]
+    reward: Annotated[list[float], Field(min_length=1)]
+    winner: Annotated[int, Field(ge=0)]
+    diverged: list[int] = []
+    entropy: float
+    """In nats."""
+    seconds: dict[str, Annotated[float, Field(ge=0)]]
+    images_per_second: float
+    element_probabilities: Annotated[list[_Marginal], Field(min_length=2, max_length=2)] | None = None
+    """p(element) at both places, [2][36]; runs of older versions have not written it."""
+
+    @model_validator(mode="after")
+    def _winner_is_there(self) -> Self:
+        if self.winner >= len(self.reward):
+            raise ValueError(f"winner {self.winner} is none of the {len(self.reward)} trajectories")
+        return self
+
+
+class Result(BaseModel):
+    """`result.json`; the test fields are None where the recipe has no test split. Accuracies in 0..1."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    outer_steps: int
+    heldout_accuracy: float
+    test_accuracy: float | None = None
+    test_top5_accuracy: float | None = None
+    test_loss: float | None = None
+    test_images: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds."""
+
+    folder: Path
+    steps: list[OuterStep]
+    policy: Policy | None
+    """None before the first checkpoint."""
+    result: Result | None
+    """None until the search is finished."""
+    recipe: Recipe | None
+    """None if the file is missing or of another version."""
+    recipe_text: str
+    tables: list[Table]
+    notes: list[str]
+    """What is missing and what to do about it."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the search has come to its end."""
+        return self.result is not None
+
+    @property
+    def outer_steps(self) -> int | None:
+        """How many outer steps the search takes in all, if that is known."""
+        if self.recipe is not None:
+            return self.recipe.outer.steps
+        return self.result.outer_steps if self.result else None
+
+
+def read_run(folder: Path) -> Run:
+    """Read everything that a report shows.
+
+    Raises:
+        UserError: if it is no run folder, or a file in it is damaged; names the file and the way out.
+    """
+    if not folder.is_dir():
+        problem = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} {problem}: give a run folder, such as runs/digits")
+    tables = read_tables(folder)
+    names = (RECIPE_FILE, METRICS_FILE, POLICY_FILE)
+    if not tables and not any((folder / name).exists() for name in names):
+        raise UserError(
+            f"{folder} holds none of {', '.join(names)}: it is no run folder, or its search has not begun"
+        )
+    notes: list[str] = []
+    recipe, recipe_text = _read_recipe(folder / RECIPE_FILE, notes)
+    steps = _read_steps(folder / METRICS_FILE)
+    result = _read_result(folder / RESULT_FILE)
+    policy = _read_policy(folder / POLICY_FILE)
+    is_run = bool(steps or recipe_text or policy)
+    if is_run and policy is None:
+        when = "it was removed; copy it back" if result else "it is written with the first checkpoint"
+        notes.append(f"There is no {POLICY_FILE}: {when}.")
+    if is_run and not steps:
+        notes.append(f"There is no line in {METRICS_FILE}: the first outer step has not ended.")
+    elif steps and any(step.element_probabilities is None for step in steps):
+        notes.append(
+            f"{METRICS_FILE} does not tell the policy of every outer step (element_probabilities): it was "
+            "written by an older version. A new run of this version has the heatmaps over time."
+        )
+    return Run(folder, steps, policy, result, recipe, recipe_text, tables, notes)
+
+
+def _read_recipe(path: Path, notes: list[str]) -> tuple[Recipe | None, str]:
+    if not path.exists():
+        notes.append(f"There is no {RECIPE_FILE}: copy it into the folder to see the recipe and examples.")
+        return None, ""
+    try:
+        return Recipe.load(str(path)), path.read_text(encoding="utf-8")
+    except UserError as error:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise UserError(f"{error}; copy the file back, or move it away to do without") from None
+        notes.append(
+            f"{RECIPE_FILE} is not of this version or damaged, so there are no examples. {error}. "
+            "Draw the report with the version that made the run, or mend these fields."
+        )
+        return None, text
+
+
+def _read_steps(path: Path) -> list[OuterStep]:
+    steps: list[OuterStep] = []
+    for number, values in enumerate(read_metrics(path), 1):
+        step = _checked(OuterStep, values, f"{path}, line {number}", "delete the line to do without it")
+        if steps and step.outer_step <= steps[-1].outer_step:
+            raise UserError(
+                f"{path}, line {number}: outer_step {step.outer_step} comes after {steps[-1].outer_step}: two runs "
+                "are mixed in this file; delete the lines of the other one"
+            )
+        if steps and len(step.reward) != len(steps[0].reward):
+            raise UserError(
+                f"{path}, line {number}: {len(step.reward)} rewards, but {len(steps[0].reward)} in the lines "
+                "before: two runs are mixed in this file; delete the lines of the other one"
+            )
+        steps.append(step)
+    return steps
+
+
+def _read_result(path: Path) -> Result | None:
+    if not path.exists():
+        return None
+    way_out = (
+        "delete it and give the search's command again with run.resume=auto, which tests the network anew"
+    )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}; {way_out}") from None
+    return _checked(Result, values, str(path), way_out)
+
+
+def _read_policy(path: Path) -> Policy | None:
+    if not path.exists():
+        return None
+    try:
+        return Policy.load(path)
+    except ValueError as error:
+        raise UserError(
+            f"{error}; give the search's command again with run.resume=auto, which writes it anew, or draw the "
+            "report with the version that wrote it"
+        ) from None
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _checked(model: type[Model], values: Any, place: str, way_out: str) -> Model:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{place}: {field or 'the line'}: {first['msg']}: it is damaged or of another version; {way_out}"
+        ) from None
