@@ -87,10 +87,13 @@ function setUpMatrix(data) {
     cell.setAttribute("y", row);
     cell.setAttribute("visibility", "visible");
     tip.hidden = false;
+    const view = tip.closest(".scroll");
+    tip.style.maxWidth = `${view.clientWidth}px`;
     const mark = cell.getBoundingClientRect();
     const around = tip.parentElement.getBoundingClientRect();
     const left = mark.left - around.left + mark.width / 2 - tip.offsetWidth / 2;
-    tip.style.left = `${Math.max(0, Math.min(around.width - tip.offsetWidth, left))}px`;
+    const first = view.scrollLeft; // on a narrow screen only a part of the map is in view
+    tip.style.left = `${Math.max(first, Math.min(first + view.clientWidth - tip.offsetWidth, left))}px`;
     const above = mark.top - around.top - tip.offsetHeight - 6;
     tip.style.top = `${above >= 0 ? above : mark.bottom - around.top + 6}px`;
   };
