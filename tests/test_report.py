@@ -144,6 +144,25 @@ def test_run_of_an_older_version_lacks_only_the_heatmaps(run: Path) -> None:
     assert 'id="matrix"' in page
 
 
+def test_training_with_a_fixed_policy(run: Path) -> None:
+    """It has one network, no winner, no policy, and looks at the held-out images only now and then."""
+    lines = read_metrics(run / "metrics.jsonl")
+    for name in ("metrics.jsonl", "policy.json"):
+        (run / name).unlink()
+    for line in lines:
+        for key in ("winner", "entropy", "element_probabilities", "diverged", "advantage"):
+            del line[key]
+        line["reward"] = [0.25 * line["outer_step"] if line["outer_step"] % 2 else None]
+        append_line(run / "metrics.jsonl", line)
+    page = report_of(run)
+    assert "Held-out accuracy" in page
+    assert "75.00 %" in page
+    assert 'id="times"' in page
+    assert 'class="note"' not in page
+    for name in ("elements", "matrix", "operations", "entropy"):
+        assert f'id="{name}"' not in page
+
+
 def test_report_without_its_data(run: Path) -> None:
     recipe = run / "recipe.yaml"
     write_whole(recipe, recipe.read_text().replace("sklearn:digits", "/nowhere/images"))
@@ -181,16 +200,17 @@ def test_foreign_text_stays_text(run: Path) -> None:
 
 def test_comparison_and_sweep_are_shown(run: Path) -> None:
     rows = [
-        {"policy": "learned", "n": 3, "mean": 0.9812, "seeds": [0, 1, 2]},
+        {"policy": "learned", "n": 3, "mean": 0.9812, "t": [0.1, 0.25], "seeds": [0, 1, 2]},
         {"policy": "uniform", "n": 3, "mean": None},
     ]
-    write_whole(run / "comparison.json", json.dumps({"rows": rows}))
+    write_whole(run / "comparison.json", json.dumps({"command": "compare <x>", "rows": rows}))
     Image.new("RGB", (4, 4)).save(run / "comparison.png")
     write_whole(run / "sweep.json", json.dumps({"rows": [{"outer.lr": 0.05, "mean": 0.5}]}))
     page = report_of(run)
     assert "<h2>Comparison</h2>" in page
-    assert '<th scope="row">learned</th><td>3</td><td>0.9812</td>' in page
-    assert '<th scope="row">uniform</th><td>3</td><td>none</td>' in page
+    assert '<th scope="row">learned</th><td>3</td><td>0.9812</td><td>0.1 to 0.25</td>' in page
+    assert '<th scope="row">uniform</th><td>3</td><td></td>' in page
+    assert "compare &lt;x&gt;" in page
     assert 'class="figure" src="data:image/png' in page
     assert "<h2>Sweep</h2>" in page
     alone = run.parent / "comparison"
@@ -229,7 +249,7 @@ def with_a_figure_that_is_none(run: Path) -> None:
         (emptied, "it is no run folder, or its search has not begun"),
         (rewrite("metrics.jsonl", '{"outer_step": 0', "{"), "metrics.jsonl, line 1 is damaged"),
         (rewrite("metrics.jsonl", '"winner": ', '"winner": 9'), "line 1: the line: Value error, winner 9"),
-        (rewrite("metrics.jsonl", '"entropy"', '"other"'), "line 1: entropy: Field required: it is damaged"),
+        (rewrite("metrics.jsonl", '"entropy"', '"other"'), "winner and entropy: there must be both or neither"),
         (doubled, "metrics.jsonl, line 5: outer_step 0 comes after 3: two runs are mixed"),
         (rewrite("result.json", "{", ""), "result.json is damaged"),
         (rewrite("result.json", "heldout_accuracy", "other"), "result.json: heldout_accuracy: Field required"),

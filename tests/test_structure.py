@@ -17,12 +17,13 @@ LAYERS = [
     {"network", "evaluation"},
     {"run_folder", "trajectory"},
     {"metrics", "checkpoint", "display", "cli"},
-    {"prepare", "report"},
+    {"report"},
+    {"prepare"},
     {"search"},
 ]
 """Modules and packages; each imports from layers above its own in this list, or from its own package."""
 
-ONLY_IN = {"torch.distributed": {"groups"}, "matplotlib": {"report"}, "jinja2": {"report"}}
+ONLY_IN = {"torch.distributed": {"groups"}, "jinja2": {"report"}}
 TRAINING_LIBRARIES = {"accelerate", "datasets", "timm", "wandb", "pydantic", "huggingface_hub"}
 
 

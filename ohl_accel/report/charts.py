@@ -56,39 +56,53 @@ _STYLE = {
 
 
 def reward_chart(steps: Sequence[OuterStep]) -> Markup:
-    """Rewards of every trajectory and the winner's, and below them by how much they differ from their mean."""
+    """Rewards of every trajectory and the winner's, and below them by how much they differ from their mean.
+
+    Args:
+        steps: those with rewards.
+    """
     steps_T = [step.outer_step + 1 for step in steps]
-    reward_TN = 100 * np.array([step.reward for step in steps])
-    winner_T = np.array([step.winner for step in steps])
+    reward_TN = 100 * np.array([step.reward for step in steps], dtype=float)
+    winner_T = np.array([step.winner or 0 for step in steps])
     best_T = reward_TN[np.arange(len(steps)), winner_T]
-    mean_T1 = reward_TN.mean(1, keepdims=True)
+    several = reward_TN.shape[1] > 1
+    panels = [("reward, %", reward_TN)]
+    if several:
+        differences_TN = reward_TN - reward_TN.mean(1, keepdims=True)
+        panels.append(("reward minus the mean of its outer step, points", differences_TN))
 
     def draw(figure: Figure) -> None:
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        heights = (3, 2)[: len(panels)]
+        rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         every_T = np.repeat(steps_T, reward_TN.shape[1])
-        for axes, values_TN, title in (
-            (upper, reward_TN, "reward, %"),
-            (lower, reward_TN - mean_T1, "reward minus the mean of its outer step, points"),
-        ):
+        for axes, (title, values_TN) in zip(rows, panels, strict=True):
             _dots(axes, every_T, values_TN.ravel(), "--dot")
             _dots(axes, steps_T, values_TN[np.arange(len(steps)), winner_T], "--accent")
             axes.set_title(title, loc="left", fontsize=10.5)
-        upper.plot(steps_T, best_T, color=_STAND_INS["--accent"], linewidth=1.2)
-        lower.axhline(0, color=_STAND_INS["--muted"], linewidth=0.8, zorder=1)
-        _outer_step_axis(lower, steps_T)
+        rows[0].plot(steps_T, best_T, color=_STAND_INS["--accent"], linewidth=1.2)
+        if several:
+            rows[1].axhline(0, color=_STAND_INS["--muted"], linewidth=0.8, zorder=1)
+        _outer_step_axis(rows[-1], steps_T)
 
-    summary = (
-        f"Rewards of {reward_TN.shape[1]} trajectories over {len(steps)} outer steps: the winner's was "
-        f"{best_T[0]:.2f} % in the first and {best_T[-1]:.2f} % in the last one; rewards of one outer step "
-        f"lie {np.ptp(reward_TN, axis=1).mean():.2f} points apart on average"
-    )
-    return _in_both_sizes(draw, summary, (960, 400), (360, 380))
+    summary = f"in the first and {best_T[-1]:.2f} % in the last of {len(steps)} outer steps"
+    if several:
+        summary = (
+            f"Rewards of {reward_TN.shape[1]} trajectories: the winner's was {best_T[0]:.2f} % {summary}; rewards "
+            f"of one outer step lie {np.ptp(reward_TN, axis=1).mean():.2f} points apart on average"
+        )
+    else:
+        summary = f"Accuracy on the held-out images: {best_T[0]:.2f} % {summary}"
+    return _in_both_sizes(draw, summary, (960, 400 if several else 260), (360, 380 if several else 240))
 
 
 def entropy_chart(steps: Sequence[OuterStep]) -> Markup:
-    """Entropy of the policy in nats, and that of the uniform one."""
+    """Entropy of the policy in nats, and that of the uniform one.
+
+    Args:
+        steps: those with an entropy.
+    """
     steps_T = [step.outer_step + 1 for step in steps]
-    entropy_T = [step.entropy for step in steps]
+    entropy_T = np.array([step.entropy for step in steps], dtype=float)
     uniform = Policy().entropy
 
     def draw(figure: Figure) -> None:

@@ -140,11 +140,14 @@ def _cards(run: Run) -> list[tuple[str, str, str]]:
     if run.result is not None and run.result.test_accuracy is not None:
         images = f"of {run.result.test_images:,} images" if run.result.test_images else ""
         cards.append(("Test accuracy", f"{100 * run.result.test_accuracy:.2f} %", images))
-    if run.steps:
-        last = run.steps[-1]
-        reward = f"{100 * last.reward[last.winner]:.2f} %"
-        cards.append(("Held-out accuracy", reward, "it chose the winner, so it is optimistic"))
-        cards.append(("Entropy", f"{last.entropy:.4f}", f"nats; uniform is {Policy().entropy:.4f}"))
+    looked = [step.reward[step.winner or 0] for step in run.steps]
+    rewards = [reward for reward in looked if reward is not None]
+    if rewards:
+        hint = "it chose the winner, so it is optimistic" if run.learned else "of the last look"
+        cards.append(("Held-out accuracy", f"{100 * rewards[-1]:.2f} %", hint))
+    if run.steps and run.steps[-1].entropy is not None:
+        uniform = Policy().entropy
+        cards.append(("Entropy", f"{run.steps[-1].entropy:.4f}", f"nats; uniform is {uniform:.4f}"))
     if run.policy is not None:
         (top,) = most_probable(run.policy, 1)
         cards.append(("Top operation", f"{top.ratio:.2f} ×", f"uniform, {top.name}"))
@@ -165,10 +168,16 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _charts(steps: Sequence[OuterStep]) -> dict[str, Markup]:
+def _charts(steps: Sequence[OuterStep]) -> dict[str, Markup | None]:
     if not steps:
         return {}
-    return {"reward": reward_chart(steps), "entropy": entropy_chart(steps), "phases": phase_chart(steps)}
+    looked = [step for step in steps if None not in step.reward]
+    learned = [step for step in steps if step.entropy is not None]
+    return {
+        "reward": reward_chart(looked) if looked else None,
+        "entropy": entropy_chart(learned) if learned else None,
+        "phases": phase_chart(steps),
+    }
 
 
 def _phases(steps: Sequence[OuterStep]) -> list[tuple[str, float, float]]:
@@ -204,9 +213,9 @@ def _element_maps(steps: Sequence[OuterStep]) -> dict[str, Any] | None:
             "names": [element.name for element in ELEMENTS],
             "ratios": [[[round(ratio, 4) for ratio in row] for row in step] for step in ratios_T2E.tolist()],
             "steps": [step.outer_step + 1 for step in known],
-            "rewards": [[round(100 * reward, 4) for reward in step.reward] for step in known],
+            "rewards": [step.reward for step in known],
             "winners": [step.winner for step in known],
-            "entropies": [round(step.entropy, 6) for step in known],
+            "entropies": [step.entropy for step in known],
         },
     }
 

@@ -26,10 +26,12 @@ class OuterStep(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     outer_step: Annotated[int, Field(ge=0)]
-    reward: Annotated[list[float], Field(min_length=1)]
-    winner: Annotated[int, Field(ge=0)]
+    reward: Annotated[list[float | None], Field(min_length=1)]
+    """Held-out accuracies in 0..1; None where a training with a fixed policy has not looked."""
+    winner: Annotated[int, Field(ge=0)] | None = None
+    """None, as the entropy is, in a training with a fixed policy."""
     diverged: list[int] = []
-    entropy: float
+    entropy: float | None = None
     """In nats."""
     seconds: dict[str, Annotated[float, Field(ge=0)]]
     images_per_second: float
@@ -37,9 +39,11 @@ class OuterStep(BaseModel):
     """p(element) at both places, [2][36]; runs of older versions have not written it."""
 
     @model_validator(mode="after")
-    def _winner_is_there(self) -> Self:
-        if self.winner >= len(self.reward):
-            raise ValueError(f"winner {self.winner} is none of the {len(self.reward)} trajectories")
+    def _outcome_is_whole(self) -> Self:
+        if (self.winner is None) != (self.entropy is None):
+            raise ValueError("winner and entropy: there must be both or neither")
+        if self.winner is not None and (self.winner >= len(self.reward) or None in self.reward):
+            raise ValueError(f"winner {self.winner} does not fit the rewards {self.reward}")
         return self
 
 
@@ -49,7 +53,7 @@ class Result(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     outer_steps: int
-    heldout_accuracy: float
+    heldout_accuracy: float | None
     test_accuracy: float | None = None
     test_top5_accuracy: float | None = None
     test_loss: float | None = None
@@ -79,6 +83,11 @@ class Run:
         return self.result is not None
 
     @property
+    def learned(self) -> bool:
+        """Whether a policy is learned; False for a training with a fixed one."""
+        return not self.steps or self.steps[0].winner is not None
+
+    @property
     def outer_steps(self) -> int | None:
         """How many outer steps the search takes in all, if that is known."""
         if self.recipe is not None:
@@ -106,23 +115,32 @@ def read_run(folder: Path) -> Run:
     steps = _read_steps(folder / METRICS_FILE)
     result = _read_result(folder / RESULT_FILE)
     policy = _read_policy(folder / POLICY_FILE)
-    is_run = bool(steps or recipe_text or policy)
-    if is_run and policy is None:
-        when = "it was removed; copy it back" if result else "it is written with the first checkpoint"
+    run = Run(folder, steps, policy, result, recipe, recipe_text, tables, notes)
+    if steps or recipe_text or policy:
+        notes += _missing(run)
+    return run
+
+
+def _missing(run: Run) -> list[str]:
+    """What a page of a run should have and this one has not, and why."""
+    notes = []
+    if not run.recipe_text:
+        notes.append(f"There is no {RECIPE_FILE}: copy it into the folder to see the recipe and examples.")
+    if run.learned and run.policy is None:
+        when = "it was removed; copy it back" if run.finished else "it is written with the first checkpoint"
         notes.append(f"There is no {POLICY_FILE}: {when}.")
-    if is_run and not steps:
+    if not run.steps:
         notes.append(f"There is no line in {METRICS_FILE}: the first outer step has not ended.")
-    elif steps and any(step.element_probabilities is None for step in steps):
+    elif run.learned and any(step.element_probabilities is None for step in run.steps):
         notes.append(
             f"{METRICS_FILE} does not tell the policy of every outer step (element_probabilities): it was "
             "written by an older version. A new run of this version has the heatmaps over time."
         )
-    return Run(folder, steps, policy, result, recipe, recipe_text, tables, notes)
+    return notes
 
 
 def _read_recipe(path: Path, notes: list[str]) -> tuple[Recipe | None, str]:
     if not path.exists():
-        notes.append(f"There is no {RECIPE_FILE}: copy it into the folder to see the recipe and examples.")
         return None, ""
     try:
         return Recipe.load(str(path)), path.read_text(encoding="utf-8")
@@ -147,10 +165,13 @@ def _read_steps(path: Path) -> list[OuterStep]:
                 f"{path}, line {number}: outer_step {step.outer_step} comes after {steps[-1].outer_step}: two runs "
                 "are mixed in this file; delete the lines of the other one"
             )
-        if steps and len(step.reward) != len(steps[0].reward):
+        if steps and (len(step.reward), step.winner is None) != (
+            len(steps[0].reward),
+            steps[0].winner is None,
+        ):
             raise UserError(
-                f"{path}, line {number}: {len(step.reward)} rewards, but {len(steps[0].reward)} in the lines "
-                "before: two runs are mixed in this file; delete the lines of the other one"
+                f"{path}, line {number}: another kind of run than in the lines before (trajectories, or whether "
+                "a policy is learned): two runs are mixed in this file; delete the lines of the other one"
             )
         steps.append(step)
     return steps

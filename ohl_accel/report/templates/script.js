@@ -40,8 +40,8 @@ function setUpElements(data) {
     byId("step-now").textContent = data.steps[at];
     const rewards = data.rewards[at];
     byId("step-says").textContent =
-      `Trajectory ${data.winners[at]} won with ${rewards[data.winners[at]].toFixed(2)} %, ` +
-      `the lowest had ${Math.min(...rewards).toFixed(2)} %. Entropy ${data.entropies[at].toFixed(4)} nats.`;
+      `Trajectory ${data.winners[at]} won with ${(100 * rewards[data.winners[at]]).toFixed(2)} %, ` +
+      `the lowest had ${(100 * Math.min(...rewards)).toFixed(2)} %. Entropy ${data.entropies[at].toFixed(4)} nats.`;
     slider.setAttribute("aria-valuetext", `outer step ${data.steps[at]}`);
     for (const table of tables) {
       const ratios = data.ratios[at][Number(table.dataset.place)];
