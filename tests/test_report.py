@@ -216,7 +216,11 @@ def test_comparison_and_sweep_are_shown(run: Path) -> None:
     alone = run.parent / "comparison"
     alone.mkdir()
     shutil.copy(run / "comparison.json", alone)
-    assert "<h2>Comparison</h2>" in report_of(alone)
+    page = report_of(alone)
+    assert "<h2>Comparison</h2>" in page
+    assert "Report of a comparison" in page
+    for other in ("refresh", "not finished", "The training images"):
+        assert other not in page
 
 
 def rewrite(name: str, old: str, new: str) -> Callable[[Path], None]:
@@ -376,7 +380,7 @@ def test_gallery_page(small_run: Path, tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"--policy": "nowhere/policy.json"}, "nowhere/policy.json is not a policy that can be used"),
+        ({"--policy": "nowhere/policy.json"}, "nowhere/policy.json"),
         ({"--image": "nowhere.jpg"}, "image nowhere.jpg does not exist"),
         ({"--image": "README.md"}, "image README.md cannot be read: cannot identify image file"),
         ({"--draws": "101"}, "draws must be 1 to 100, got 101"),

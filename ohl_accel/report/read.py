@@ -78,9 +78,14 @@ class Run:
     """What is missing and what to do about it."""
 
     @property
+    def is_run(self) -> bool:
+        """False for a folder that holds nothing but a comparison or a sweep."""
+        return bool(self.steps or self.recipe_text or self.policy)
+
+    @property
     def finished(self) -> bool:
-        """Whether the search has come to its end."""
-        return self.result is not None
+        """Whether there is nothing more to come."""
+        return self.result is not None or not self.is_run
 
     @property
     def learned(self) -> bool:
@@ -116,7 +121,7 @@ def read_run(folder: Path) -> Run:
     result = _read_result(folder / RESULT_FILE)
     policy = _read_policy(folder / POLICY_FILE)
     run = Run(folder, steps, policy, result, recipe, recipe_text, tables, notes)
-    if steps or recipe_text or policy:
+    if run.is_run:
         notes += _missing(run)
     return run
 

@@ -83,6 +83,8 @@ def _save(output: Path, page: str) -> None:
 
 
 def _standing(run: Run) -> str:
+    if not run.is_run:
+        return " and ".join(table.name for table in run.tables)
     if run.finished or not run.steps:
         return "finished run" if run.finished else "no outer step yet"
     total = f" of {run.outer_steps}" if run.outer_steps else ""
