@@ -20,9 +20,19 @@ RECIPE_FILE = "recipe.yaml"
 HELDOUT_FILE = "heldout.json"
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
+REPORT_FILE = "report.html"
 CHECKPOINTS = "checkpoints"
 _LOCK_FILE = ".lock"
-_RUN_FILES = (RECIPE_FILE, HELDOUT_FILE, METRICS_FILE, RESULT_FILE, CHECKPOINTS, POLICY_FILE, *NETWORK_FILES)
+_RUN_FILES = (
+    RECIPE_FILE,
+    HELDOUT_FILE,
+    METRICS_FILE,
+    RESULT_FILE,
+    REPORT_FILE,
+    CHECKPOINTS,
+    POLICY_FILE,
+    *NETWORK_FILES,
+)
 
 
 class RunFolder:
@@ -82,6 +92,7 @@ class RunFolder:
     def contents(self) -> dict[str, str]:
         """Path of each file for people -> what it is, as far as there are."""
         known = {
+            REPORT_FILE: "all about the run, for a browser",
             POLICY_FILE: "the policy",
             NETWORK_FILES[0]: "the network's weights",
             NETWORK_FILES[1]: "the network for timm.create_model",
