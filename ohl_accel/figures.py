@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 from torch import Tensor
 
 from ohl_accel.elements import ELEMENTS, NUM_ELEMENTS, NUM_OPERATIONS
@@ -72,6 +73,12 @@ def reward_curves(lines: Sequence[Mapping[str, Any]]) -> bytes:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="upper left")
     return _png(figure)
+
+
+def pixels_of(png: bytes) -> np.ndarray:
+    """The pixels of a PNG: uint8 [height, width, 3]."""
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def image_grid(images_nCHW: Tensor, columns: int) -> np.ndarray:

@@ -93,6 +93,10 @@ class HubServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Answer no more: from now on there is nobody at this address."""
         self._server.shutdown()
         self._server.server_close()
 

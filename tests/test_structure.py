@@ -17,14 +17,16 @@ LAYERS = [
     {"policies", "data", "transform"},
     {"augment", "network"},
     {"evaluation", "run_folder", "trajectory"},
-    {"metrics", "checkpoint", "display", "cli"},
+    {"metrics", "checkpoint", "cli", "figures"},
+    {"display"},
+    {"track", "hub"},
     {"run"},
     {"prepare"},
     {"search", "train", "evaluate", "compare"},
 ]
 """Modules and packages; each imports from layers above its own in this list, or from its own package."""
 
-ONLY_IN = {"torch.distributed": {"groups"}, "huggingface_hub": {"download"}}
+ONLY_IN = {"torch.distributed": {"groups"}, "huggingface_hub": {"download", "hub"}}
 TRAINING_LIBRARIES = {"accelerate", "datasets", "timm", "wandb", "pydantic", "huggingface_hub"}
 
 

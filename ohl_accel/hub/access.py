@@ -48,13 +48,11 @@ def check_access(section: HubSection, say: Callable[[str], None]) -> None:
         persist(lambda: _ask(repo, section), min(section.patience, _PATIENCE_AT_THE_START), say)
     except AccessError as error:
         if isinstance(error.__cause__, huggingface_hub.errors.OfflineModeIsEnabled):
-            say(f"warning: {error}: nothing will be published unless it is unset for `ohl_accel.hub push`")
+            say(f"{error}: nothing will be published unless it is unset for `ohl_accel.hub push`")
             return
         raise UserError(f"hub.repo={repo}: {error}") from error
     except Exception as error:
-        say(
-            f"warning: the Hub cannot be reached ({reason(error)}): it is not known whether {repo} can be written"
-        )
+        say(f"the Hub cannot be reached ({reason(error)}): it is not known whether {repo} can be written")
 
 
 def _ask(repo: str, section: HubSection) -> None:

@@ -19,8 +19,8 @@ from ohl_accel.run_folder import HELDOUT_FILE, METRICS_FILE, RECIPE_FILE, RESULT
 
 CARD_FILE = "README.md"
 HEATMAP, MARGINALS, REWARDS = "figures/policy.png", "figures/marginals.png", "figures/rewards.png"
-RECORDS = (RECIPE_FILE, RESULT_FILE, METRICS_FILE, HELDOUT_FILE)
-PUBLISHED = (CARD_FILE, POLICY_FILE, *NETWORK_FILES, *RECORDS, HEATMAP, MARGINALS, REWARDS)
+RECORDS = (RESULT_FILE, METRICS_FILE, HELDOUT_FILE)
+PUBLISHED = (CARD_FILE, POLICY_FILE, *NETWORK_FILES, RECIPE_FILE, *RECORDS, HEATMAP, MARGINALS, REWARDS)
 """All that is ever published or fetched."""
 
 Files = dict[str, bytes | Path]
@@ -63,6 +63,9 @@ def files_of(run: Finished, section: HubSection) -> Files:
         UserError: if something is lacking, or a file holds a secret.
     """
     files: Files = {name: run.path / name for name in RECORDS if (run.path / name).is_file()}
+    # whoever runs it again must not publish over this repository
+    again = Recipe.check({**run.recipe.model_dump(), "hub": {}})
+    files[RECIPE_FILE] = again.to_yaml().encode()
     if section.policy_only and run.policy is None:
         raise UserError(f"hub.policy_only: {run.path} holds no {POLICY_FILE}")
     if run.policy is not None:
@@ -83,8 +86,8 @@ def files_of(run: Finished, section: HubSection) -> Files:
 
 def _check_for_secrets(files: Files) -> None:
     for path, source in files.items():
-        if isinstance(source, Path) and source.suffix != ".safetensors":
-            content = source.read_bytes()
+        if not path.endswith((".safetensors", ".png")):
+            content = source.read_bytes() if isinstance(source, Path) else source
             for name, value in secrets().items():
                 if value.encode() in content:
-                    raise UserError(f"{source} holds the value of {name}, so {path} is not published")
+                    raise UserError(f"{path} holds the value of {name}: it is not published")

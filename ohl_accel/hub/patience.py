@@ -8,6 +8,8 @@ from typing import TypeVar
 import huggingface_hub
 from huggingface_hub import errors
 
+from ohl_accel.errors import RunFailedError, UserError
+
 T = TypeVar("T")
 _REPEATS = 6
 _REFUSALS = frozenset({400, 401, 402, 403, 404, 405, 410, 413, 422})
@@ -49,9 +51,11 @@ def persist(action: Callable[[], T], patience: float, say: Callable[[str], None]
 
 def reason(error: BaseException) -> str:
     """What happened and what to do about it, in one line, without any secret."""
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, errors.HfHubHTTPError):
+        error = error.__cause__  # the client says no more than that an upload failed
     status = _status(error)
     match error:
-        case AccessError():
+        case AccessError() | UserError() | RunFailedError():
             text = str(error)
         case errors.LocalTokenNotFoundError():
             text = "no token: log in by `hf auth login`, or set HF_TOKEN"
@@ -90,7 +94,8 @@ def secrets() -> dict[str, str]:
 
 def _without_secrets(text: str) -> str:
     for name, value in secrets().items():
-        text = text.replace(value, f"({name})")
+        for written in (value, value.encode("unicode_escape").decode()):
+            text = text.replace(written, f"({name})")
     return text
 
 
