@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -23,7 +24,7 @@ from ohl_accel.policies import TorchvisionPolicy
 from ohl_accel.policy import POLICY_FILE, OuterOptimizer, Policy
 from ohl_accel.recipe import Recipe
 from ohl_accel.run_folder import CHECKPOINTS, METRICS_FILE, RECIPE_FILE, RESULT_FILE, RunFolder
-from ohl_accel.track import Dashboards, Pictures, Table
+from ohl_accel.track import Dashboards, Table
 from ohl_accel.trajectory import Trajectory
 
 SAMPLES = 32
@@ -200,7 +201,7 @@ class Run:
             folder.write_json(RESULT_FILE, result)
             learned = None if self.outer_optimizer is None else self.outer_optimizer.policy
             if self.dashboards is not None:
-                self.dashboards.finish(result, folder.results())
+                self.dashboards.finish(result, tables_of(learned) if learned else {}, folder.results())
             display.summary(learned, result, folder.contents(), self._next_commands())
 
     def _next_commands(self) -> dict[str, str]:
@@ -217,31 +218,36 @@ class Run:
         return commands
 
 
-def pictures_of(run: Run, outer_step: int) -> Pictures:
-    """The policy as images and tables, and training images as the network sees them but for Cutout.
+def pictures_of(run: Run, outer_step: int) -> dict[str, np.ndarray]:
+    """The policy, and training images as the network sees them but for Cutout: uint8 [height, width, 3].
 
     Args:
         run: on the main process.
         outer_step: that has just ended.
     """
     step = (outer_step + 1) * run.inner_steps - 1
-    images, labels = run.data.train.__getitems__(range(run.recipe.inner.batch_size))
-    own = run.augmentation.own
-    images, labels = run.augmentation.basic(images[own], labels[own], step)
+    own = range(run.recipe.inner.batch_size)[run.augmentation.own]
+    images, labels = run.data.train.__getitems__(own)
+    images, _ = run.augmentation.basic(images, labels, step)
     images, _ = run.augmentation.apply(run.policy, images, step, trajectory=0)
-    pictures = Pictures({"images/augmented": figures.image_grid(images[:SAMPLES], columns=8)})
+    pictures = {"images/augmented": figures.image_grid(images[:SAMPLES], columns=8)}
     if run.outer_optimizer is not None:
         policy = run.outer_optimizer.policy
-        pictures.images["policy/heatmap"] = figures.pixels_of(figures.policy_heatmap(policy))
-        pictures.images["policy/marginals"] = figures.pixels_of(figures.policy_marginals(policy))
-        names = [element.name for element in ELEMENTS]
-        marginals = zip(names, *policy.element_probabilities.tolist(), strict=True)
-        pictures.tables["policy/elements"] = Table(("element", "first", "second"), list(marginals))
-        rows = [
-            (names[first], names[second], probability)
-            for (first, second), probability in zip(
-                map(elements_of, range(NUM_OPERATIONS)), policy.probabilities.tolist(), strict=True
-            )
-        ]
-        pictures.tables["policy/operations"] = Table(("first", "second", "probability"), rows)
+        pictures["policy/heatmap"] = figures.pixels_of(figures.policy_heatmap(policy))
+        pictures["policy/marginals"] = figures.pixels_of(figures.policy_marginals(policy))
     return pictures
+
+
+def tables_of(policy: Policy) -> dict[str, Table]:
+    """A policy as numbers: each element's probability at both places, and each operation's."""
+    names = [element.name for element in ELEMENTS]
+    elements = list(zip(names, *policy.element_probabilities.tolist(), strict=True))
+    pairs = map(elements_of, range(NUM_OPERATIONS))
+    operations = [
+        (names[first], names[second], probability)
+        for (first, second), probability in zip(pairs, policy.probabilities.tolist(), strict=True)
+    ]
+    return {
+        "policy/elements": Table(("element", "first", "second"), elements),
+        "policy/operations": Table(("first", "second", "probability"), operations),
+    }

@@ -11,8 +11,9 @@ import json
 import math
 import os
 import secrets
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,14 +38,6 @@ class Table:
     rows: Sequence[Sequence[str | float]]
 
 
-@dataclass
-class Pictures:
-    """What numbers alone do not show: name -> uint8 [height, width, 3], and name -> table."""
-
-    images: dict[str, np.ndarray] = field(default_factory=dict)
-    tables: dict[str, Table] = field(default_factory=dict)
-
-
 class Dashboard(Protocol):
     """One tracker."""
 
@@ -56,11 +49,11 @@ class Dashboard(Protocol):
     def log(self, values: Mapping[str, float | str], step: int | None = None) -> None:
         """Numbers and words of an outer step."""
 
-    def show(self, pictures: Pictures, step: int) -> None:
-        """Pictures and tables of an outer step."""
+    def show(self, images: Mapping[str, np.ndarray], step: int) -> None:
+        """Pictures of an outer step."""
 
-    def keep(self, files: Sequence[Path]) -> None:
-        """The files that the run ends with."""
+    def keep(self, tables: Mapping[str, Table], files: Sequence[Path], step: int) -> None:
+        """What the run ends with."""
 
     def end(self, failed: bool) -> str:
         """Send what is not sent yet, for a bounded time; returns a command to go on with, or nothing."""
@@ -79,29 +72,30 @@ class Dashboards:
     def __init__(self, recipe: Recipe, folder: RunFolder, first_outer_step: int, display: Display) -> None:
         self._display = display
         self._steps = recipe.outer.steps
-        self._live: list[Dashboard] = []
+        self._begun: list[Dashboard] = []
+        self._failed: set[tuple[str, str]] = set()
         if recipe.track and not (folder / TRACKERS_FILE).exists():
             folder.write_json(TRACKERS_FILE, {"id": secrets.token_hex(4)})
         for name in recipe.track:
             identity = json.loads((folder / TRACKERS_FILE).read_text(encoding="utf-8"))["id"]
-            self._live.append(_KINDS[name](recipe, folder.path, identity, first_outer_step))
-        self._each(lambda dashboard: display.say(f"{dashboard.name}: {dashboard.begin()}"))
+            self._try(_KINDS[name](recipe, folder.path, identity, first_outer_step), "all", self._begin)
 
-    def outer_step(self, line: Mapping[str, Any], draw: Callable[[], Pictures]) -> None:
+    def outer_step(self, line: Mapping[str, Any], draw: Callable[[], Mapping[str, np.ndarray]]) -> None:
         """Log a line of `metrics.jsonl`; from time to time, and at the end, pictures too."""
         step = line["outer_step"]
         values = flatten(line)
-        self._each(lambda dashboard: dashboard.log(values, step=step))
+        self._each("numbers", lambda dashboard: dashboard.log(values, step=step))
         every = max(1, self._steps // PICTURES)
-        if self._live and ((step + 1) % every == 0 or step + 1 == self._steps):
-            pictures = draw()
-            self._each(lambda dashboard: dashboard.show(pictures, step))
+        if self._begun and ((step + 1) % every == 0 or step + 1 == self._steps):
+            images = draw()
+            self._each("pictures", lambda dashboard: dashboard.show(images, step))
 
-    def finish(self, result: Mapping[str, Any], files: Sequence[Path]) -> None:
-        """Log the result of a run that went well, keep its files, and end."""
+    def finish(self, result: Mapping[str, Any], tables: Mapping[str, Table], files: Sequence[Path]) -> None:
+        """Log the result of a run that went well, keep tables and files, and end."""
+        step = self._steps - 1
         values = {f"result/{key}": value for key, value in flatten(result).items()}
-        self._each(lambda dashboard: dashboard.log(values, step=self._steps - 1))
-        self._each(lambda dashboard: dashboard.keep(files))
+        self._each("numbers", lambda dashboard: dashboard.log(values, step=step))
+        self._each("files", lambda dashboard: dashboard.keep(tables, files, step))
         self.end(failed=False)
 
     def end(self, failed: bool) -> None:
@@ -111,19 +105,27 @@ class Dashboards:
             if command := dashboard.end(failed):
                 self._display.say(f"{dashboard.name}: not all is sent; this sends it: {command}")
 
-        self._each(end)
-        self._live.clear()
+        self._each("the end", end)
+        self._begun.clear()
 
-    def _each(self, action: Callable[[Dashboard], None]) -> None:
-        for dashboard in list(self._live):
-            try:
-                action(dashboard)
-            except Exception as error:  # a dashboard is no reason to lose a run
-                self._live.remove(dashboard)
-                line = next(iter(str(error).splitlines()), "")
-                self._display.warn(
-                    f"{dashboard.name} failed and is left out from now on: {type(error).__name__}: {line}"
-                )
+    def _begin(self, dashboard: Dashboard) -> None:
+        self._display.say(f"{dashboard.name}: {dashboard.begin()}")
+        self._begun.append(dashboard)
+
+    def _each(self, what: str, action: Callable[[Dashboard], None]) -> None:
+        for dashboard in self._begun:
+            if (dashboard.name, what) not in self._failed:
+                self._try(dashboard, what, action)
+
+    def _try(self, dashboard: Dashboard, what: str, action: Callable[[Dashboard], None]) -> None:
+        try:
+            action(dashboard)
+        except Exception as error:  # a dashboard is no reason to lose a run
+            self._failed.add((dashboard.name, what))
+            line = next(iter(str(error).splitlines()), "")
+            self._display.warn(
+                f"{dashboard.name} failed ({type(error).__name__}: {line}); left out from now on: {what}"
+            )
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -208,30 +210,33 @@ class _WandB(WandBTracker):
             return f"offline{because}; {self._sync} sends it"
         return str(self.run.url)
 
-    def show(self, pictures: Pictures, step: int) -> None:
+    def show(self, images: Mapping[str, np.ndarray], step: int) -> None:
         """As in `Dashboard`."""
         import wandb
 
-        values: dict[str, Any] = {name: wandb.Image(image) for name, image in pictures.images.items()}
-        for name, table in pictures.tables.items():
-            values[name] = wandb.Table(list(table.columns), [list(row) for row in table.rows])
-        self.log(values, step=step)
+        self.log({name: wandb.Image(image) for name, image in images.items()}, step=step)
 
-    def keep(self, files: Sequence[Path]) -> None:
-        """As in `Dashboard`."""
+    def keep(self, tables: Mapping[str, Table], files: Sequence[Path], step: int) -> None:
+        """As in `Dashboard`; tables only here, because W&B asks its server, and waits, before it takes one."""
         import wandb
 
-        artifact = wandb.Artifact(f"run-{self.run.id}", type="run")
-        for file in files:
-            artifact.add_file(str(file))
-        self.run.log_artifact(artifact)
+        def send() -> None:
+            self.log(
+                {name: wandb.Table(list(t.columns), [*map(list, t.rows)]) for name, t in tables.items()}, step
+            )
+            artifact = wandb.Artifact(f"run-{self.run.id}", type="run")
+            for file in files:
+                artifact.add_file(str(file))
+            self.run.log_artifact(artifact)
+
+        _bounded(send, self.run.settings.finish_timeout)
 
     def end(self, failed: bool) -> str:
         """As in `Dashboard`."""
         offline = self.run.offline
         try:
             self.run.finish(exit_code=int(failed))
-        except TimeoutError:
+        except Exception:  # too late, or its process is gone: all that was logged is on the disk
             return self._sync
         return self._sync if offline and not failed else ""
 
@@ -254,18 +259,17 @@ class _TensorBoard(TensorBoardTracker):
         self.writer.add_text("recipe", f"```yaml\n{self._recipe.to_yaml()}```")
         return f"tensorboard --logdir {self.logging_dir}"
 
-    def show(self, pictures: Pictures, step: int) -> None:
+    def show(self, images: Mapping[str, np.ndarray], step: int) -> None:
         """As in `Dashboard`."""
-        for name, image in pictures.images.items():
+        for name, image in images.items():
             self.writer.add_image(name, image, step, dataformats="HWC")
-        for name, table in pictures.tables.items():
-            rows = [table.columns, ["---"] * len(table.columns), *table.rows]
-            lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
-            self.writer.add_text(name, "\n".join(lines), step)
 
-    def keep(self, files: Sequence[Path]) -> None:
-        """As in `Dashboard`."""
-        self.writer.add_text("files", "\n".join(f"- {file}" for file in files))
+    def keep(self, tables: Mapping[str, Table], files: Sequence[Path], step: int) -> None:
+        """As in `Dashboard`; of the files, where they are."""
+        for name, table in tables.items():
+            rows = [table.columns, ["---"] * len(table.columns), *table.rows]
+            self.writer.add_text(name, "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows), step)
+        self.writer.add_text("files", "\n".join(f"- {file}" for file in files), step)
 
     def end(self, failed: bool) -> str:
         """As in `Dashboard`."""
@@ -291,20 +295,20 @@ class _Trackio(TrackioTracker):
             self.start()
         return f"trackio show --project {self.run_name}"
 
-    def show(self, pictures: Pictures, step: int) -> None:
+    def show(self, images: Mapping[str, np.ndarray], step: int) -> None:
         """As in `Dashboard`."""
         import trackio
 
-        values: dict[str, Any] = {name: trackio.Image(image) for name, image in pictures.images.items()}
-        for name, table in pictures.tables.items():
-            rows = [list(row) for row in table.rows]
-            values[name] = trackio.Table(columns=list(table.columns), data=rows)
-        self.log(values, step=step)
+        self.log({name: trackio.Image(image) for name, image in images.items()}, step=step)
 
-    def keep(self, files: Sequence[Path]) -> None:
+    def keep(self, tables: Mapping[str, Table], files: Sequence[Path], step: int) -> None:
         """As in `Dashboard`."""
         import trackio
 
+        self.log(
+            {name: trackio.Table(list(t.columns), [*map(list, t.rows)]) for name, t in tables.items()},
+            step=step,
+        )
         artifact = trackio.Artifact(f"run-{self.run.name}", type="run")
         for file in files:
             artifact.add_file(str(file), name=file.name)
@@ -329,6 +333,25 @@ _KINDS: dict[str, Callable[[Recipe, Path, str, int], Dashboard]] = {
 
 def _name(recipe: Recipe) -> str:
     return recipe.run.name or Path(recipe.run.dir).resolve().name
+
+
+def _bounded(action: Callable[[], None], seconds: float) -> None:
+    """Do something that may wait for a server, and go on without it after some time."""
+    errors: list[Exception] = []
+
+    def attempt() -> None:
+        try:
+            action()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer in {seconds:g} s")
+    if errors:
+        raise errors[0]
 
 
 def _silence() -> contextlib.redirect_stdout[io.StringIO]:

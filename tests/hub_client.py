@@ -55,7 +55,8 @@ class Client:
 
     def __call__(self, function: Callable[..., T], token: str = "", *args: Any, **kwargs: Any) -> T:
         """Call a function there, logged in by a token."""
-        return self._pool.submit(_logged_in, token, function, *args, **kwargs).result()
+        result: T = self._pool.submit(_logged_in, token, function, *args, **kwargs).result()
+        return result
 
 
 def _logged_in(token: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
