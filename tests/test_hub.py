@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 from conftest import REPOSITORY, SMALL
-from hub_client import Client, check, classify, command, run_search, upload_all
 from hub_server import READER, WRITER, Fault, HubServer
+from processes import Client, check, classify, command, run_search, upload_all
 
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe

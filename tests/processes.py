@@ -1,4 +1,4 @@
-"""The real Hub client in a process of its own: it reads its server's address when it is imported."""
+"""Real clients in processes of their own: they read their servers' addresses when they are imported."""
 
 import contextlib
 import io
@@ -32,12 +32,13 @@ class Done(NamedTuple):
     err: str
 
 
-class Client:
-    """A process whose client libraries talk to a test server."""
+class Process:
+    """A process with an environment of its own from the start, to call functions in."""
 
-    def __init__(self, hub: HubServer, cache: Path) -> None:
+    def __init__(self, environment: dict[str, str]) -> None:
         before = dict(os.environ)
-        os.environ.update(hub.environment(cache), HF_TOKEN="", OMP_NUM_THREADS="1")
+        os.environ.clear()
+        os.environ.update(environment)
         try:
             self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
             self._pool.submit(os.getpid).result()
@@ -53,9 +54,27 @@ class Client:
     ) -> None:
         self._pool.shutdown()
 
+    def __call__(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call a function there."""
+        result: T = self._pool.submit(function, *args, **kwargs).result()
+        return result
+
+
+class Client:
+    """A process whose Hub client talks to a test server."""
+
+    def __init__(self, hub: HubServer, cache: Path) -> None:
+        self._process = Process({**hub.environment(cache), "HF_TOKEN": "", "OMP_NUM_THREADS": "1"})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._process.__exit__(*error)
+
     def __call__(self, function: Callable[..., T], token: str = "", *args: Any, **kwargs: Any) -> T:
         """Call a function there, logged in by a token."""
-        result: T = self._pool.submit(_logged_in, token, function, *args, **kwargs).result()
+        result: T = self._process(_logged_in, token, function, *args, **kwargs)
         return result
 
 
@@ -105,6 +124,13 @@ def classify(repo: str) -> tuple[int, list[str]]:
     network = timm.create_model(f"hf-hub:{repo}", pretrained=True)
     labels: list[str] = network.pretrained_cfg["label_names"]
     return sum(parameter.numel() for parameter in network.parameters()), labels
+
+
+def tracked_by_trackio(project: str) -> dict[str, list[dict[str, Any]]]:
+    """What trackio has of each run of a project."""
+    from trackio.sqlite_storage import SQLiteStorage
+
+    return {name: SQLiteStorage.get_logs(project, name) for name in SQLiteStorage.get_runs(project)}
 
 
 def _captured(main: Callable[[], int]) -> Done:
