@@ -20,7 +20,7 @@ from torch import Tensor
 from ohl_accel.errors import UserError
 from ohl_accel.groups import Groups
 from ohl_accel.policy import OuterOptimizer
-from ohl_accel.recipe import Recipe
+from ohl_accel.recipe import HubSection, Recipe
 from ohl_accel.run_folder import write_whole
 from ohl_accel.trajectory import Trajectory
 
@@ -33,7 +33,9 @@ _STATE_JSON, _STATE_TENSORS = "state.json", "state.safetensors"
 _FREE_FIELDS = frozenset(
     {
         *(f"run.{name}" for name in ("dir", "resume", "overwrite", "checkpoint_every", "keep_checkpoints")),
-        "run.timeout",
+        *(f"run.{name}" for name in ("timeout", "project", "name", "display")),
+        *(f"hub.{name}" for name in HubSection.model_fields),
+        "track",
         "outer.groups",
         "data.workers",
         "data.in_memory",

@@ -1,25 +1,23 @@
-"""What the user sees while a run goes on: a progress bar on a terminal, plain lines elsewhere.
+"""What the user sees while a run goes on: bars on a terminal, lines elsewhere, JSON for other programs.
 
 Only the main process shows anything.
 """
 
 import math
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ohl_accel.elements import NUM_OPERATIONS
+from ohl_accel.metrics import json_line
 from ohl_accel.policy import Policy
+
+_SPEED_SECONDS = 1800.0
+"""Of the past, from which the remaining time is estimated: a long outer step must fit in."""
 
 
 class Display:
@@ -27,21 +25,25 @@ class Display:
 
     Args:
         shown: False on all processes but the main one.
+        mode: auto: bars on a terminal, else as plain; plain: a line for each outer step; quiet: warnings
+            and the end; json: objects with an `event`, one in a line.
     """
 
-    def __init__(self, shown: bool) -> None:
+    def __init__(self, shown: bool, mode: Literal["auto", "plain", "quiet", "json"] = "auto") -> None:
         self.console = Console(quiet=not shown, highlight=False, soft_wrap=True)
+        self.mode = mode
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description} {task.fields[done]}/{task.fields[all]}"),
             BarColumn(),
-            MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
-            disable=not (shown and self.console.is_terminal),
+            speed_estimate_period=_SPEED_SECONDS,
+            disable=not (shown and self.console.is_terminal and mode == "auto"),
         )
-        self._task = self._progress.add_task("outer step 1", start=False)
+        self._outer = self._progress.add_task("outer step", start=False, done=0, all=0)
+        self._inner = self._progress.add_task("inner step", start=False, done=0, all=0)
 
     def __enter__(self) -> Self:
         return self
@@ -53,54 +55,79 @@ class Display:
             self._progress.stop()
 
     def say(self, text: str) -> None:
-        """One line."""
-        self.console.print(text, markup=False)
+        """Something worth knowing."""
+        if self.mode == "json":
+            self._event("message", text=text)
+        elif self.mode != "quiet":
+            self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Something that the user may want to act on: shown in every mode."""
+        if self.mode == "json":
+            self._event("warning", text=text)
+        else:
+            self.console.print(f"warning: {text}", markup=False)
 
     def start(self, first_outer_step: int, outer_steps: int, inner_steps: int) -> None:
-        """Set the length of the bar, in inner steps of one trajectory."""
-        self._outer_steps = outer_steps
+        """Set the lengths of the bars."""
+        self._outer_steps, self._inner_steps, self._steps_done = outer_steps, inner_steps, 0
+        if self.mode == "json":
+            self._event(
+                "start", first_outer_step=first_outer_step, outer_steps=outer_steps, inner_steps=inner_steps
+            )
+        # the outer bar, too, moves with each inner step, or it would stand still for hours
         self._progress.reset(
-            self._task, completed=first_outer_step * inner_steps, total=outer_steps * inner_steps
+            self._outer,
+            total=outer_steps * inner_steps,
+            completed=first_outer_step * inner_steps,
+            done=first_outer_step,
+            all=outer_steps,
         )
+        self._progress.reset(self._inner, total=inner_steps, done=0, all=inner_steps)
         if not self._progress.disable:
             self._progress.start()
 
     def inner_step(self) -> None:
         """All hosted trajectories have done one more inner step."""
-        self._progress.advance(self._task)
+        self._steps_done += 1
+        self._progress.advance(self._outer)
+        self._progress.update(self._inner, advance=1, done=self._steps_done)
 
-    def outer_step(self, metrics: dict[str, Any]) -> None:
-        """Show the best reward and the entropy; off a terminal, as a line of its own."""
+    def outer_step(self, metrics: Mapping[str, Any]) -> None:
+        """Show what came of an outer step, in one line."""
+        done = metrics["outer_step"] + 1
+        self._steps_done = 0
+        self._progress.update(self._outer, done=done)
+        if done < self._outer_steps:
+            self._progress.reset(self._inner, done=0, all=self._inner_steps)
+        if self.mode == "json":
+            self._event("outer_step", **metrics)
         if metrics.get("diverged"):
             numbers = ", ".join(map(str, metrics["diverged"]))
-            self.say(
-                f"warning: outer step {metrics['outer_step'] + 1}: trajectories {numbers} diverged; they cannot win"
-            )
-        best = max(metrics["reward"])
-        if "entropy" in metrics:
-            text = f"best reward {best:.4f}, entropy {metrics['entropy']:.4f}"
-        else:
-            text = "" if math.isnan(best) else f"held-out accuracy {best:.4f}"
-        if self._progress.disable:
-            seconds = sum(metrics["seconds"].values())
-            winner = f", winner {metrics['winner']}" if "winner" in metrics else ""
-            self.say(
-                f"outer step {metrics['outer_step'] + 1}/{self._outer_steps}: "
-                f"{text}{winner}{', ' if text else ''}loss "
-                f"{metrics['train_loss'][metrics.get('winner', 0)]:.4f}, {seconds:.2f} s"
-            )
-        else:
-            done = f"outer step {metrics['outer_step'] + 1}/{self._outer_steps}"
-            self._progress.update(self._task, description=f"{done}, {text}")
+            self.warn(f"outer step {done}: trajectories {numbers} diverged; they cannot win")
+        if self.mode in ("auto", "plain"):
+            self.say(f"outer step {done}/{self._outer_steps}: {_in_words(metrics)}")
 
-    def summary(self, learned: Policy | None, result: dict[str, Any], files: dict[str, str]) -> None:
-        """The end of a run: test accuracy, operations gained and lost, files written.
+    def summary(
+        self,
+        learned: Policy | None,
+        result: Mapping[str, Any],
+        files: Mapping[str, str],
+        commands: Mapping[str, str],
+    ) -> None:
+        """The end of a run: test accuracy, operations gained and lost, files written, what to do next.
 
         Args:
             learned: the policy, if it was learned in this run.
             result: of the test.
             files: path -> what it is.
+            commands: command -> what it does.
         """
+        if not self._progress.disable:
+            self._progress.stop()
+        if self.mode == "json":
+            self._event("end", result=dict(result), files=dict(files), commands=dict(commands))
+            return
         title = "Training finished" if learned is None else "Search finished"
         table = Table(title=title, show_header=False, title_justify="left")
         if "test_accuracy" not in result:
@@ -119,4 +146,26 @@ class Display:
         self.console.print(table)
         width = max(map(len, files))
         for path, what in files.items():
-            self.say(f"{path:{width}}  {what}")
+            self.console.print(f"{path:{width}}  {what}", markup=False)
+        for command, what in commands.items():
+            self.console.print(f"\n{what}:\n  {command}", markup=False)
+
+    def _event(self, event: str, **values: Any) -> None:
+        if not self.console.quiet:
+            print(json_line({"event": event, **values}), end="", file=self.console.file, flush=True)
+
+
+def _in_words(metrics: Mapping[str, Any]) -> str:
+    """`best reward 0.9125, entropy 7.1650, winner 2, loss 0.3312, 4.25 s`, as far as it is known."""
+    parts = []
+    best = max(metrics["reward"])
+    if "winner" in metrics:
+        parts += [
+            f"best reward {best:.4f}",
+            f"entropy {metrics['entropy']:.4f}",
+            f"winner {metrics['winner']}",
+        ]
+    elif not math.isnan(best):
+        parts.append(f"held-out accuracy {best:.4f}")
+    loss = metrics["train_loss"][metrics.get("winner", 0)]
+    return ", ".join([*parts, f"loss {loss:.4f}", f"{sum(metrics['seconds'].values()):.2f} s"])

@@ -57,20 +57,20 @@ class Phases:
 def keep_lines_before(path: Path, outer_step: int) -> None:
     """Drop lines that a resumed run will write again: those after its checkpoint."""
     kept = [line for line in read_metrics(path) if line["outer_step"] < outer_step]
-    write_whole(path, "".join(map(_line, kept)))
+    write_whole(path, "".join(map(json_line, kept)))
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
     """Write the line of an outer step."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(_line(values))
+        file.write(json_line(values))
 
 
 def amend_last_line(path: Path, values: Mapping[str, Any]) -> None:
     """Add to the last line what is known only when the run has ended."""
     lines = read_metrics(path)
     lines[-1] |= values
-    write_whole(path, "".join(map(_line, lines)))
+    write_whole(path, "".join(map(json_line, lines)))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -93,12 +93,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _line(values: Mapping[str, Any]) -> str:
+def json_line(values: Mapping[str, Any]) -> str:
+    """One line of JSON; null stands for NaN and infinity, which JSON has not."""
     return json.dumps({key: _finite(value) for key, value in values.items()}, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN or infinity: null stands for them."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return [_finite(item) for item in value] if isinstance(value, list) else value

@@ -17,6 +17,7 @@ from ohl_accel.data import Data, open_data
 from ohl_accel.display import Display
 from ohl_accel.errors import UserError
 from ohl_accel.groups import Groups, agree, check_launch
+from ohl_accel.hub import check_access, publish
 from ohl_accel.metrics import keep_lines_before
 from ohl_accel.network import create_network
 from ohl_accel.policies import TorchvisionPolicy, open_policy, settle
@@ -24,6 +25,7 @@ from ohl_accel.policy import OuterOptimizer, Policy
 from ohl_accel.recipe import Recipe, RunSection
 from ohl_accel.run import Run
 from ohl_accel.run_folder import RunFolder
+from ohl_accel.track import Dashboards, check_installed
 from ohl_accel.trajectory import Trajectory
 
 
@@ -59,15 +61,24 @@ def execute(
         UserError: if it cannot work; before training begins wherever that can be known.
         RunFailedError: if it cannot go on.
     """
-    with Display(accelerator.is_main_process) as display:
+    with Display(accelerator.is_main_process, recipe.run.display) as display:
         run = prepare(recipe, accelerator, display, learn_policy)
-        if run.folder is not None:
-            keep_lines_before(run.folder / run_folder.METRICS_FILE, run.first_outer_step)
+        folder = run.folder
+        if folder is not None:
+            keep_lines_before(folder / run_folder.METRICS_FILE, run.first_outer_step)
+            run.dashboards = Dashboards(run.recipe, folder, run.first_outer_step, display)
         display.start(run.first_outer_step, run.recipe.outer.steps, run.inner_steps)
-        loop(run, display)
-        run.finish(display)
-        if run.folder is not None:
-            run.folder.release()
+        try:
+            loop(run, display)
+            run.finish(display)
+        except BaseException:
+            if run.dashboards is not None:
+                run.dashboards.end(failed=True)
+            raise
+        if folder is not None:
+            if recipe.hub.repo is not None:
+                publish(folder.path, recipe.hub, display)
+            folder.release()
 
 
 def start_accelerator(section: RunSection | None) -> Accelerator:
@@ -118,6 +129,8 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display, learn_po
         timedelta(seconds=recipe.run.timeout),
     )
     _check_batch_size(recipe, groups)
+    agree(lambda: check_installed(recipe.track))
+    agree(lambda: _check_hub(recipe, accelerator, display))
     folder = agree(lambda: _open_folder(recipe, accelerator))
     data = agree(lambda: open_data(recipe), one_first=True)
     side = min(data.schema.size)
@@ -213,6 +226,11 @@ def _check_batch_size(recipe: Recipe, groups: Groups) -> None:
             f"inner.batch_size={batch_size} cannot be cut into equal parts for the {groups.group_size} processes of "
             f"a group: use {nearest or groups.group_size} or {nearest + groups.group_size}"
         )
+
+
+def _check_hub(recipe: Recipe, accelerator: Accelerator, display: Display) -> None:
+    if accelerator.is_main_process and recipe.hub.repo is not None:
+        check_access(recipe.hub, display.warn)
 
 
 def _open_folder(recipe: Recipe, accelerator: Accelerator) -> RunFolder | None:

@@ -1,28 +1,35 @@
 """One run on one process: what the search and training with a fixed policy have in common."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ohl_accel import checkpoint
+from ohl_accel import checkpoint, figures
 from ohl_accel.augment import Augmentation
 from ohl_accel.data import Batch, Data, TrainingOrder, training_batches
 from ohl_accel.display import Display
+from ohl_accel.elements import ELEMENTS, NUM_OPERATIONS, elements_of
 from ohl_accel.errors import RunFailedError, UserError
 from ohl_accel.evaluation import partial_scores, total_scores
 from ohl_accel.groups import Groups, agree
-from ohl_accel.metrics import Phases, amend_last_line, read_metrics
+from ohl_accel.metrics import Phases, amend_last_line, append_line, read_metrics
 from ohl_accel.network import save_network
 from ohl_accel.policies import TorchvisionPolicy
 from ohl_accel.policy import POLICY_FILE, OuterOptimizer, Policy
 from ohl_accel.recipe import Recipe
 from ohl_accel.report.write import write_at_end
-from ohl_accel.run_folder import CHECKPOINTS, METRICS_FILE, RESULT_FILE, RunFolder
+from ohl_accel.run_folder import CHECKPOINTS, METRICS_FILE, RECIPE_FILE, RESULT_FILE, RunFolder
+from ohl_accel.track import Dashboards, Table
 from ohl_accel.trajectory import Trajectory
+
+SAMPLES = 32
+"""Training images on a dashboard's picture."""
 
 
 @dataclass
@@ -44,6 +51,8 @@ class Run:
     """I."""
     first_outer_step: int
     """0, or where a resumed run goes on."""
+    dashboards: Dashboards | None = None
+    """On the main process only."""
 
     def batches(self) -> Iterator[Batch]:
         """This process's part of every mini-batch that is still to come."""
@@ -111,6 +120,29 @@ class Run:
             )
         return outcome
 
+    def record(self, line: dict[str, Any], phases: Phases, display: Display) -> None:
+        """End an outer step: its line of metrics, shown and tracked, and the checkpoint (main process only).
+
+        Args:
+            line: of `metrics.jsonl`, without the times.
+            phases: of the outer step.
+            display: what the user sees.
+
+        Raises:
+            RunFailedError: if the disk does not take the checkpoint.
+        """
+        folder, dashboards = self.folder, self.dashboards
+        assert folder is not None
+        assert dashboards is not None
+        images = self.groups.trajectories * self.inner_steps * self.recipe.inner.batch_size
+        line = {**line, **phases.take(images)}
+        append_line(folder / METRICS_FILE, line)
+        display.outer_step(line)
+        with phases("track"):
+            dashboards.outer_step(line, lambda: pictures_of(self, line["outer_step"]))
+        with phases("save"):
+            self.save(line["outer_step"] + 1)
+
     def save(self, outer_steps_done: int) -> None:
         """Write the checkpoint and the learned policy if they are due (main process only).
 
@@ -170,4 +202,54 @@ class Run:
             folder.write_json(RESULT_FILE, result)
             write_at_end(folder.path, display.say)
             learned = None if self.outer_optimizer is None else self.outer_optimizer.policy
-            display.summary(learned, result, folder.contents())
+            if self.dashboards is not None:
+                self.dashboards.finish(result, tables_of(learned) if learned else {}, folder.results())
+            display.summary(learned, result, folder.contents(), self._next_commands())
+
+    def _next_commands(self) -> dict[str, str]:
+        """Command -> what it does, for the user who asks what now."""
+        place, commands = self.recipe.run.dir, {}
+        if self.outer_optimizer is not None:
+            again = ["python", "-m", "ohl_accel.train", f"{place}/{RECIPE_FILE}", f"augment.policy={place}"]
+            unpublished = ["hub={}"] if self.recipe.hub.repo else []
+            command = shlex.join([*again, f"run.dir={place}-learned", *unpublished])
+            commands[command] = "to train a network with this policy"
+        if self.recipe.hub.repo is None:
+            push = shlex.join(["python", "-m", "ohl_accel.hub", "push", place])
+            commands[f"{push} USER/NAME"] = "to publish it on the Hub"
+        return commands
+
+
+def pictures_of(run: Run, outer_step: int) -> dict[str, np.ndarray]:
+    """The policy, and training images as the network sees them but for Cutout: uint8 [height, width, 3].
+
+    Args:
+        run: on the main process.
+        outer_step: that has just ended.
+    """
+    step = (outer_step + 1) * run.inner_steps - 1
+    own = range(run.recipe.inner.batch_size)[run.augmentation.own]
+    images, labels = run.data.train.__getitems__(own)
+    images, _ = run.augmentation.basic(images, labels, step)
+    images, _ = run.augmentation.apply(run.policy, images, step, trajectory=0)
+    pictures = {"images/augmented": figures.image_grid(images[:SAMPLES], columns=8)}
+    if run.outer_optimizer is not None:
+        policy = run.outer_optimizer.policy
+        pictures["policy/heatmap"] = figures.pixels_of(figures.policy_heatmap(policy))
+        pictures["policy/marginals"] = figures.pixels_of(figures.policy_marginals(policy))
+    return pictures
+
+
+def tables_of(policy: Policy) -> dict[str, Table]:
+    """A policy as numbers: each element's probability at both places, and each operation's."""
+    names = [element.name for element in ELEMENTS]
+    elements = list(zip(names, *policy.element_probabilities.tolist(), strict=True))
+    pairs = map(elements_of, range(NUM_OPERATIONS))
+    operations = [
+        (names[first], names[second], probability)
+        for (first, second), probability in zip(pairs, policy.probabilities.tolist(), strict=True)
+    ]
+    return {
+        "policy/elements": Table(("element", "first", "second"), elements),
+        "policy/operations": Table(("first", "second", "probability"), operations),
+    }

@@ -22,17 +22,11 @@ METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
 REPORT_FILE = "report.html"
 CHECKPOINTS = "checkpoints"
+TRACKERS_FILE = "trackers.json"
+TENSORBOARD, WANDB = "tensorboard", "wandb"
 _LOCK_FILE = ".lock"
-_RUN_FILES = (
-    RECIPE_FILE,
-    HELDOUT_FILE,
-    METRICS_FILE,
-    RESULT_FILE,
-    REPORT_FILE,
-    CHECKPOINTS,
-    POLICY_FILE,
-    *NETWORK_FILES,
-)
+_RECORDS = (RECIPE_FILE, HELDOUT_FILE, METRICS_FILE, RESULT_FILE, REPORT_FILE, TRACKERS_FILE)
+_RUN_FILES = (*_RECORDS, CHECKPOINTS, TENSORBOARD, WANDB, POLICY_FILE, *NETWORK_FILES)
 
 
 class RunFolder:
@@ -101,8 +95,15 @@ class RunFolder:
             RECIPE_FILE: "reproduces the run",
             HELDOUT_FILE: "which training images scored the trajectories",
             CHECKPOINTS: "where run.resume=auto goes on from",
+            TENSORBOARD: "for tensorboard --logdir",
+            WANDB: "for wandb sync",
         }
         return {str(self.path / name): what for name, what in known.items() if (self.path / name).exists()}
+
+    def results(self) -> list[Path]:
+        """The files that a finished run is about: network, policy, recipe, metrics, result."""
+        names = (POLICY_FILE, *NETWORK_FILES, RECIPE_FILE, METRICS_FILE, RESULT_FILE)
+        return [self.path / name for name in names if (self.path / name).exists()]
 
     def release(self) -> None:
         """Let other runs write to the folder."""

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from ohl_accel.cli import recipe_arguments, run_command
 from ohl_accel.display import Display
-from ohl_accel.metrics import Phases, append_line
+from ohl_accel.metrics import Phases
 from ohl_accel.policy import advantage_of
 from ohl_accel.prepare import execute, join_launch
 from ohl_accel.run import Run
-from ohl_accel.run_folder import METRICS_FILE
 
 
 def learn(run: Run, display: Display) -> None:
@@ -52,12 +51,8 @@ def learn(run: Run, display: Display) -> None:
                 "top_operations": [{"operation": name, "probability": p} for name, p in policy.top(5)],
                 "learning_rate": hosted[0].learning_rate,
                 "theta_learning_rate": run.recipe.outer.lr,
-                **phases.take(images=groups.trajectories * run.inner_steps * run.recipe.inner.batch_size),
             }
-            append_line(run.folder / METRICS_FILE, line)
-            display.outer_step(line)
-            with phases("save"):
-                run.save(outer_step + 1)
+            run.record(line, phases, display)
 
 
 def rewards_of(accuracy_N: Tensor, finite_N: Tensor) -> Tensor:

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from ohl_accel.cli import recipe_arguments, run_command
 from ohl_accel.display import Display
 from ohl_accel.errors import UserError
-from ohl_accel.metrics import Phases, append_line
+from ohl_accel.metrics import Phases
 from ohl_accel.policies import FIXED_POLICIES
 from ohl_accel.prepare import execute, join_launch
 from ohl_accel.recipe import Recipe
 from ohl_accel.run import Run
-from ohl_accel.run_folder import METRICS_FILE
 
 
 def fixed(recipe: Recipe) -> Recipe:
@@ -60,12 +59,8 @@ def descend(run: Run, display: Display) -> None:
                 "train_loss": outcome["train_loss"].tolist(),
                 "heldout_loss": outcome["heldout_loss"].tolist(),
                 "learning_rate": run.hosted[0].learning_rate,
-                **phases.take(images=run.inner_steps * run.recipe.inner.batch_size),
             }
-            append_line(run.folder / METRICS_FILE, line)
-            display.outer_step(line)
-            with phases("save"):
-                run.save(outer_step + 1)
+            run.record(line, phases, display)
 
 
 def train(path: str, overrides: Sequence[str] = ()) -> None:

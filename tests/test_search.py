@@ -341,7 +341,7 @@ def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
 
 def test_the_recipe_in_the_run_folder_is_complete(finished: Path) -> None:
     written = yaml.safe_load((finished / "recipe.yaml").read_text())
-    assert set(written) == {"run", "data", "model", "inner", "outer", "augment", "train"}
+    assert set(written) == {"run", "data", "model", "inner", "outer", "augment", "train", "hub", "track"}
     assert written["data"]["image_column"] == "image"
     assert len(written["data"]["mean"]) == 1
     assert written["run"]["mixed_precision"] == "no"

@@ -17,15 +17,20 @@ LAYERS = [
     {"policies", "data", "transform"},
     {"augment", "network"},
     {"evaluation", "run_folder", "trajectory"},
-    {"metrics", "checkpoint", "display", "cli"},
-    {"report"},
+    {"metrics", "checkpoint", "cli", "figures"},
+    {"display"},
+    {"track", "hub", "report"},
     {"run"},
     {"prepare"},
     {"search", "train", "evaluate", "compare"},
 ]
 """Modules and packages; each imports from layers above its own in this list, or from its own package."""
 
-ONLY_IN = {"torch.distributed": {"groups"}, "huggingface_hub": {"download"}, "jinja2": {"report"}}
+ONLY_IN = {
+    "torch.distributed": {"groups"},
+    "huggingface_hub": {"download", "hub"},
+    "jinja2": {"report"},
+}
 TRAINING_LIBRARIES = {"accelerate", "datasets", "timm", "wandb", "pydantic", "huggingface_hub"}
 
 

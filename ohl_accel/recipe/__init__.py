@@ -7,6 +7,7 @@ from ohl_accel.recipe.recipe import Recipe
 from ohl_accel.recipe.sections import (
     AugmentSection,
     DataSection,
+    HubSection,
     InnerSection,
     ModelSection,
     OptimizerSection,
@@ -19,6 +20,7 @@ from ohl_accel.recipe.sections import (
 __all__ = [
     "AugmentSection",
     "DataSection",
+    "HubSection",
     "InnerSection",
     "ModelSection",
     "OptimizerSection",

@@ -13,11 +13,13 @@ from ohl_accel.recipe.reading import override, read_yaml
 from ohl_accel.recipe.sections import (
     AugmentSection,
     DataSection,
+    HubSection,
     InnerSection,
     ModelSection,
     OuterSection,
     RunSection,
     Section,
+    Trackers,
     TrainSection,
 )
 
@@ -35,6 +37,8 @@ class Recipe(Section):
     outer: OuterSection
     augment: AugmentSection = AugmentSection()
     train: TrainSection = TrainSection()
+    hub: HubSection = HubSection()
+    track: Trackers = ()
 
     @classmethod
     def load(cls, path: str, overrides: Sequence[str] = ()) -> Self:
@@ -90,7 +94,7 @@ RecipeType = TypeVar("RecipeType", bound=Recipe)
 
 def _rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """What several fields must fulfil together: (the fields, what is wrong)."""
-    data, outer, inner = recipe.data, recipe.outer, recipe.inner
+    data, outer, inner, hub = recipe.data, recipe.outer, recipe.inner, recipe.hub
     optimizer, schedule = inner.optimizer, inner.schedule
     if outer.groups and outer.trajectories % outer.groups:
         fit = [g for g in range(1, outer.trajectories + 1) if outer.trajectories % g == 0]
@@ -134,6 +138,9 @@ def _rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             f"inner.schedule.milestones={list(schedule.milestones)} does not go with "
             f"inner.schedule.name={schedule.name}: multistep needs them, no other takes them",
         )
+    if hub.repo is None and hub != HubSection():
+        given = next(name for name, value in HubSection() if getattr(hub, name) != value)
+        yield (f"hub.{given}", "hub.repo"), f"hub.{given}: has no effect without hub.repo"
     if outer.inner_steps == "epoch" and schedule.warmup_epochs >= outer.steps:
         yield (
             ("inner.schedule.warmup_epochs", "outer.steps", "outer.inner_steps"),

@@ -3,7 +3,7 @@
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _no_bool(value: Any) -> Any:
@@ -43,6 +43,14 @@ def _precision(value: Any) -> Any:
     return "no" if value is False else value  # YAML reads a bare `no` as false
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _once(values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(values))
+
+
 def _home(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) else value
 
@@ -52,6 +60,10 @@ Whole = Annotated[int, Number]
 Real = Annotated[float, Number]
 Place = Annotated[str, BeforeValidator(_home), Field(min_length=1)]
 Channels = tuple[Real, ...]
+Trackers = Annotated[
+    tuple[Literal["wandb", "tensorboard", "trackio"], ...], BeforeValidator(_listed), AfterValidator(_once)
+]
+"""Dashboards that a run writes to; a single one needs no brackets."""
 Part = Annotated[int | float | None, BeforeValidator(_part)]
 """Of a split: how many images, or which fraction of them."""
 
@@ -69,6 +81,10 @@ class RunSection(Section):
 
     dir: Place
     """The run folder; it is made if missing, and refused if it holds anything (see resume, overwrite)."""
+    project: str = Field(default="ohl-accel", pattern=r"^[\w.-]+$")
+    """Of the trackers: what runs to be compared have in common."""
+    name: str | None = Field(default=None, min_length=1)
+    """What trackers call the run; None: the name of the run folder."""
     seed: Annotated[Whole, Field(ge=0)] = 0
     """Keys every random draw of the run."""
     resume: Literal["never", "auto"] = "never"
@@ -87,6 +103,9 @@ class RunSection(Section):
     """On CUDA: only deterministic kernels (slower). The CPU always is."""
     timeout: Annotated[Real, Field(gt=0)] = 1800.0
     """Seconds after which a process that waits for another one gives up."""
+    display: Literal["auto", "plain", "quiet", "json"] = "auto"
+    """auto: bars on a terminal, else plain: a line for each outer step; quiet: warnings and the end; json: JSON
+    objects, one in a line."""
 
 
 class DataSection(Section):
@@ -217,3 +236,27 @@ class AugmentSection(Section):
     """Zero-pad by so many pixels and crop back at random; 0: off."""
     cutout: Annotated[Whole, Field(ge=0)] = 0
     """Side of the square that Cutout blanks, in pixels; 0: off."""
+
+
+class HubSection(Section):
+    """Publication on the Hugging Face Hub at the end of a run (`ohl_accel.hub`).
+
+    There is no field for a token: log in by `hf auth login`, or set HF_TOKEN.
+    """
+
+    repo: str | None = None
+    """`user/name`; it is made if missing. None: nothing is published."""
+    private: bool = False
+    """Make the repository private. A private one is never made public."""
+    gated: Literal["auto", "manual"] | None = None
+    """Who may download must ask: auto lets everybody in who does, manual asks you each time."""
+    policy_only: bool = False
+    """Publish the learned policy without the network."""
+    tags: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    """Further tags of the model card."""
+    license: str | None = None
+    """Of the network and the policy, in the Hub's spelling, such as `apache-2.0`."""
+    version: str | None = Field(default=None, min_length=1)
+    """A git tag for the commit, such as `v1`: what `revision` may then name."""
+    patience: Annotated[Real, Field(ge=0)] = 300.0
+    """Seconds that the waits between attempts add up to before an upload is given up."""

@@ -1,0 +1,11 @@
+"""Publishing runs on the Hugging Face Hub, and fetching what was published.
+
+`python -m ohl_accel.hub push RUN user/name` and `pull user/name FOLDER` do by hand what `hub.repo=user/name`
+does at the end of a run. Only safetensors, JSON, text and pictures go up or come down, no pickle. Tokens are
+the client library's business: none is read from a recipe or written anywhere.
+"""
+
+from ohl_accel.hub.access import check_access
+from ohl_accel.hub.transfer import publish, pull, push
+
+__all__ = ["check_access", "publish", "pull", "push"]

@@ -1,0 +1,67 @@
+"""What can be known before a run begins about whether it will be published."""
+
+from collections.abc import Callable
+
+import huggingface_hub
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from ohl_accel.errors import UserError
+from ohl_accel.hub.patience import AccessError, persist, reason
+from ohl_accel.recipe import HubSection
+
+_PATIENCE_AT_THE_START = 10.0
+
+
+def check_name(repo: str) -> None:
+    """Refuse names that the Hub would refuse.
+
+    Raises:
+        UserError: with what is wrong with it.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(f"hub.repo={repo}: the Hub takes no such name: {error}") from None
+    if repo.count("/") != 1:
+        raise UserError(f"hub.repo={repo}: must be user/name (or organization/name)")
+
+
+def check_access(section: HubSection, say: Callable[[str], None]) -> None:
+    """Make the repository if there is none, and make sure that it may be written to.
+
+    A Hub that does not answer stops nobody: the upload comes later, maybe from another machine.
+
+    Args:
+        section: the recipe's hub section, with a `repo`.
+        say: takes a line if it cannot be known.
+
+    Raises:
+        UserError: for a name, a token or a version that the Hub does not take.
+    """
+    repo = section.repo
+    assert repo is not None
+    check_name(repo)
+    if huggingface_hub.get_token() is None:
+        raise UserError(f"hub.repo={repo}: no token for the Hub: log in by `hf auth login`, or set HF_TOKEN")
+    try:
+        persist(lambda: _ask(repo, section), min(section.patience, _PATIENCE_AT_THE_START), say)
+    except AccessError as error:
+        if isinstance(error.__cause__, huggingface_hub.errors.OfflineModeIsEnabled):
+            say(f"{error}: nothing will be published unless it is unset for `ohl_accel.hub push`")
+            return
+        raise UserError(f"hub.repo={repo}: {error}") from error
+    except Exception as error:
+        say(f"the Hub cannot be reached ({reason(error)}): it is not known whether {repo} can be written")
+
+
+def _ask(repo: str, section: HubSection) -> None:
+    api = huggingface_hub.HfApi()
+    api.create_repo(repo, private=section.private or None, exist_ok=True)
+    api.auth_check(repo, write=True)
+    if section.version is not None:
+        taken = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo).tags}
+        if section.version in taken:
+            raise AccessError(
+                f"hub.version={section.version} names commit {taken[section.version][:10]} already; choose another"
+            )

@@ -1,0 +1,198 @@
+"""The model card: what the Hub shows of a published run, and what search engines read of it."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from ohl_accel import __version__
+from ohl_accel.elements import NUM_OPERATIONS
+from ohl_accel.hub.contents import HEATMAP, MARGINALS, REWARDS, Finished
+from ohl_accel.policy import Policy
+from ohl_accel.recipe import DataSection, HubSection
+
+PAPER = "https://arxiv.org/abs/1905.07373"
+_CITATION = """@inproceedings{lin2019ohl,
+  title={Online Hyper-parameter Learning for Auto-Augmentation Strategy},
+  author={Lin, Chen and Guo, Minghao and Li, Chuming and Yuan, Xin and Wu, Wei and Yan, Junjie and Lin, Dahua
+    and Ouyang, Wanli},
+  booktitle={IEEE/CVF International Conference on Computer Vision (ICCV)},
+  year={2019}
+}"""
+
+
+def model_card(run: Finished, section: HubSection) -> str:
+    """The README.md of a repository: metadata as YAML, then text for people."""
+    parts = [f"---\n{_metadata(run, section).to_yaml()}\n---\n", _introduction(run, section)]
+    if not section.policy_only:
+        parts.append(_use_of_the_network(run, section))
+    if run.policy is not None:
+        parts += [_use_of_the_policy(section), _learned(run.policy)]
+    parts.append(_training(run))
+    parts.append(f"## Citation\n\n[Paper]({PAPER})\n\n```bibtex\n{_CITATION}\n```\n")
+    return "\n".join(parts)
+
+
+def hub_dataset(data: DataSection) -> str | None:
+    """The data set's id on the Hub, if that is where it came from."""
+    on_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data.path) and not Path(data.path).exists()
+    return data.path if on_hub else None
+
+
+def _metadata(run: Finished, section: HubSection) -> ModelCardData:
+    recipe, dataset = run.recipe, hub_dataset(run.recipe.data)
+    results = []
+    for key, kind, name in (
+        ("test_accuracy", "accuracy", "Accuracy"),
+        ("test_top5_accuracy", "accuracy_top_5", "Top-5 accuracy"),
+    ):
+        if key in run.result and not section.policy_only:
+            results.append(
+                EvalResult(
+                    task_type="image-classification",
+                    task_name="Image classification",
+                    dataset_type=dataset or "local",
+                    dataset_name=dataset or Path(recipe.data.path).name,
+                    dataset_config=recipe.data.name,
+                    dataset_split=recipe.data.test_split,
+                    dataset_revision=recipe.data.revision,
+                    metric_type=kind,
+                    metric_name=name,
+                    metric_value=round(run.result[key], 6),
+                )
+            )
+    tags = ["data-augmentation", "ohl-auto-aug", "ohl_accel", "arxiv:1905.07373", *section.tags]
+    return ModelCardData(
+        library_name="ohl_accel" if section.policy_only else "timm",
+        pipeline_tag=None if section.policy_only else "image-classification",
+        license=section.license,
+        datasets=[dataset] if dataset else None,
+        metrics=["accuracy"],
+        tags=list(dict.fromkeys(tags)),
+        model_name=_name(section),
+        eval_results=results or None,
+    )
+
+
+def _introduction(run: Finished, section: HubSection) -> str:
+    recipe = run.recipe
+    what = "An augmentation policy" if section.policy_only else f"`{recipe.model.name}`"
+    how = (
+        "learned while the network trained"
+        if run.policy is not None
+        else f"trained with {recipe.augment.policy}"
+    )
+    lines = [f"# {_name(section)}", ""]
+    if section.policy_only:
+        lines.append(f"{what}, learned on {_data_name(recipe.data)} while `{recipe.model.name}` trained")
+    elif run.policy is not None and recipe.outer.trajectories > 1:
+        lines.append(f"{what}, trained on {_data_name(recipe.data)}, and the augmentation policy {how}")
+    else:
+        lines.append(
+            f"{what}, trained on {_data_name(recipe.data)} with augmentation policy {recipe.augment.policy}"
+        )
+    lines[-1] += f" (OHL-Auto-Aug, [Lin et al., ICCV 2019]({PAPER}); ohl_accel {__version__})."
+    if "test_accuracy" in run.result:
+        images = run.result["test_images"]
+        lines += [
+            "",
+            f"Test accuracy of the network: **{100 * run.result['test_accuracy']:.2f} %** of {images} images.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _use_of_the_network(run: Finished, section: HubSection) -> str:
+    needs_ours = (
+        "import ohl_accel.models  # registers the architecture\n"
+        if run.recipe.model.name.endswith("_cifar")
+        else ""
+    )
+    return f"""## How to use the network
+
+```python
+import timm
+{needs_ours}
+network = timm.create_model("hf-hub:{section.repo}", pretrained=True).eval()
+```
+
+`network.pretrained_cfg` has the size of its images, their mean and deviation, and `label_names`.
+"""
+
+
+def _use_of_the_policy(section: HubSection) -> str:
+    return f"""## How to use the policy
+
+```python
+import torch
+from ohl_accel import Policy
+from ohl_accel.kernels import apply_operations
+
+policy = Policy.from_pretrained("{section.repo}")
+generator = torch.Generator().manual_seed(0)
+operations = policy.sample(len(images), generator)  # images: uint8 [B, C, H, W]; each gets its own operation
+signs = torch.rand(len(images), 2, generator=generator) < 0.5
+images = apply_operations(images, operations, signs)
+```
+
+In a training of your own: `python -m ohl_accel.train RECIPE augment.policy={section.repo}`.
+"""
+
+
+def _learned(policy: Policy) -> str:
+    rows = [
+        f"| {what} | {name} | {probability * NUM_OPERATIONS:.2f} |"
+        for what, ranked in (("most probable", policy.top(5)), ("least probable", policy.bottom(5)))
+        for name, probability in ranked
+    ]
+    table = "\n".join(["| | operation | probability / uniform |", "|---|---|---|", *rows])
+    uniform = Policy().entropy
+    return f"""## The learned policy
+
+Entropy {policy.entropy:.4f} nats; the uniform policy has {uniform:.4f}.
+
+![probability of each operation]({HEATMAP})
+
+![probability of each element]({MARGINALS})
+
+{table}
+"""
+
+
+def _training(run: Finished) -> str:
+    recipe = run.recipe
+    rows = {
+        "data": _data_name(recipe.data),
+        "network": f"`{recipe.model.name}`",
+        "trajectories": recipe.outer.trajectories,
+        "outer steps": recipe.outer.steps,
+        "images trained on, all trajectories": f"{run.result['images_trained_on']:,}",
+        "seed": recipe.run.seed,
+        "precision": recipe.run.mixed_precision,
+    }
+    if run.result.get("heldout_accuracy") is not None:
+        rows["held-out accuracy of the winner (chose it: optimistic)"] = (
+            f"{100 * run.result['heldout_accuracy']:.2f} %"
+        )
+    table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    return f"""## Training
+
+![held-out accuracy over the outer steps]({REWARDS})
+
+{table}
+
+`recipe.yaml` reproduces the run: `python -m ohl_accel.search recipe.yaml run.dir=runs/again`. `metrics.jsonl` has a
+line for each outer step.
+"""
+
+
+def _name(section: HubSection) -> str:
+    assert section.repo is not None
+    return section.repo.split("/")[1]
+
+
+def _data_name(data: DataSection) -> str:
+    """For people; of a local path only the last part, which says nothing about the machine."""
+    dataset = hub_dataset(data)
+    if dataset is not None:
+        return f"[{dataset}](https://huggingface.co/datasets/{dataset})"
+    return f"`{Path(data.path).name}`"

@@ -1,0 +1,99 @@
+"""What a run shows: bars on a terminal, lines, JSON, or next to nothing."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, SMALL
+
+from ohl_accel.display import Display
+from ohl_accel.metrics import read_metrics
+from ohl_accel.search import search
+
+DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
+
+
+def shown(capsys: pytest.CaptureFixture[str], folder: Path, mode: str) -> str:
+    capsys.readouterr()
+    search(DIGITS, [*SMALL, "outer.steps=2", f"run.dir={folder}", f"run.display={mode}"])
+    return capsys.readouterr().out
+
+
+def test_bars_on_a_terminal(tmp_path: Path) -> None:
+    """Both bars move and tell the time that remains; each outer step leaves one line."""
+    terminal, end = pty.openpty()
+    overrides = (*SMALL, "outer.steps=2", "outer.inner_steps=12", f"run.dir={tmp_path / 'run'}")
+    command = [sys.executable, "-m", "ohl_accel.search", DIGITS, *overrides]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=end, stderr=end) as process:
+        os.close(end)
+        output = b""
+        while chunk := _read(terminal):
+            output += chunk
+    os.close(terminal)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
+    assert process.returncode == 0, text
+    assert re.search(r"outer step [01]/2 +[━╸╺]+ 0:00:\d\d 0:00:\d\d", text)
+    assert re.search(r"inner step 1?\d/12 +[━╸╺]+ 0:00:\d\d 0:00:\d\d", text)
+    for step in (1, 2):
+        assert len(re.findall(rf"outer step {step}/2: best reward", text)) == 1
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # Linux's word for the end of a terminal
+        return b""
+
+
+def test_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events = [json.loads(line) for line in shown(capsys, tmp_path, "json").splitlines()]
+    steps = [event for event in events if event.pop("event") == "outer_step" or "reward" in event]
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [step["outer_step"] for step in steps] == [0, 1]
+    assert steps[0] == lines[0]
+    assert events[-1]["result"] == json.loads((tmp_path / "result.json").read_text())
+    assert str(tmp_path / "policy.json") in events[-1]["files"]
+
+
+def test_quiet_shows_the_end_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = shown(capsys, tmp_path, "quiet")
+    assert output.startswith("Search finished")
+    assert str(tmp_path / "policy.json") in output
+
+
+def test_the_next_commands_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = shown(capsys, tmp_path / "run", "plain")
+    (command,) = [line.strip() for line in output.splitlines() if "ohl_accel.train" in line]
+    done = subprocess.run(
+        [sys.executable, *command.split()[1:]], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done
+    assert (tmp_path / "run-learned" / "result.json").exists()
+
+
+@pytest.mark.parametrize("mode", ["plain", "quiet", "json"])
+def test_warnings_are_shown_in_every_mode(mode: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with Display(True, mode) as display:  # type: ignore[arg-type]
+        display.start(0, 2, 1)
+        display.say("hello")
+        display.warn("mind the gap")
+        display.outer_step(
+            {
+                "outer_step": 0,
+                "reward": [0.5],
+                "train_loss": [1.0],
+                "seconds": {"train": 1.0},
+                "diverged": [0],
+            }
+        )
+    output = capsys.readouterr().out
+    assert "mind the gap" in output
+    assert "outer step 1: trajectories 0 diverged" in output
+    assert ("hello" in output) == (mode != "quiet")
+    assert ("held-out accuracy 0.5000, loss 1.0000, 1.00 s" in output) == (mode == "plain")
