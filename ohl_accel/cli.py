@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from ohl_accel.errors import RunFailedError, UserError
+from ohl_accel.errors import ProcessFailedError, RunFailedError, UserError
 from ohl_accel.groups import leave
 
 
@@ -34,6 +34,9 @@ def run_command(command: Callable[[], None]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         command()
+    except ProcessFailedError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # the others wait for this process: to say good-bye to them would be to wait for them
     except UserError as error:
         code, message = 2, f"error: {error}"
     except RunFailedError as error:

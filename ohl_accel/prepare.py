@@ -62,7 +62,8 @@ def execute(
     with Display(accelerator.is_main_process) as display:
         run = prepare(recipe, accelerator, display, learn_policy)
         if run.folder is not None:
-            keep_lines_before(run.folder / run_folder.METRICS_FILE, run.first_outer_step)
+            for name in (run_folder.METRICS_FILE, run_folder.REPLACED_FILE):
+                keep_lines_before(run.folder / name, run.first_outer_step)
         display.start(run.first_outer_step, run.recipe.outer.steps, run.inner_steps)
         loop(run, display)
         run.finish(display)
@@ -241,9 +242,8 @@ def _resume_or_begin(run: Run) -> None:
             run.policy.save(folder / run_folder.POLICY_FILE)
     if folder is not None:
         folder.write_text(run_folder.RECIPE_FILE, recipe.to_yaml())
-        if run.data.heldout_rows is not None:
-            rows = {"split": recipe.data.train_split, "rows": run.data.heldout_rows}
-            folder.write_json(run_folder.HELDOUT_FILE, rows)
+        if run.data.heldout_record is not None:
+            folder.write_json(run_folder.HELDOUT_FILE, run.data.heldout_record)
 
 
 def _provenance(recipe: Recipe, data: Data) -> dict[str, object]:

@@ -20,9 +20,19 @@ RECIPE_FILE = "recipe.yaml"
 HELDOUT_FILE = "heldout.json"
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
+REPLACED_FILE = "replaced.jsonl"
 CHECKPOINTS = "checkpoints"
 _LOCK_FILE = ".lock"
-_RUN_FILES = (RECIPE_FILE, HELDOUT_FILE, METRICS_FILE, RESULT_FILE, CHECKPOINTS, POLICY_FILE, *NETWORK_FILES)
+_RUN_FILES = (
+    RECIPE_FILE,
+    HELDOUT_FILE,
+    METRICS_FILE,
+    RESULT_FILE,
+    REPLACED_FILE,
+    CHECKPOINTS,
+    POLICY_FILE,
+    *NETWORK_FILES,
+)
 
 
 class RunFolder:
@@ -88,6 +98,7 @@ class RunFolder:
             METRICS_FILE: "one line for each outer step",
             RESULT_FILE: "the test result",
             RECIPE_FILE: "reproduces the run",
+            REPLACED_FILE: "images that could not be decoded, and what took their places",
             HELDOUT_FILE: "which training images scored the trajectories",
             CHECKPOINTS: "where run.resume=auto goes on from",
         }

@@ -134,13 +134,13 @@ def test_bf16_and_other_networks(tmp_path: Path) -> None:
 def test_each_batch_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four hosted trajectories, three inner steps of 100 images: 300 training images are decoded, not 1,200."""
     decoded: list[tuple[int, int]] = []
-    decode = Images._decode
+    decode = Images.decode
 
-    def counted(self: Images, indices: Sequence[int]) -> torch.Tensor:
+    def counted(self: Images, indices: Sequence[int], *more: Any, **named: Any) -> Any:
         decoded.append((len(self), len(indices)))
-        return decode(self, indices)
+        return decode(self, indices, *more, **named)
 
-    monkeypatch.setattr(Images, "_decode", counted)
+    monkeypatch.setattr(Images, "decode", counted)
     run(
         tmp_path,
         "outer.steps=1",
