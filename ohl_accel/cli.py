@@ -26,10 +26,17 @@ def recipe_arguments(command: str, purpose: str, argv: Sequence[str] | None) -> 
     return arguments.recipe, arguments.overrides
 
 
-def run_command(command: Callable[[], None]) -> int:
+_RESUME = "run.resume=auto goes on from the last checkpoint, if there is one"
+
+
+def run_command(command: Callable[[], None], after_stop: str = _RESUME) -> int:
     """Run a command; the exit code is 0, 2 for a mistake of the user, 1 for a run that failed, 130 if stopped.
 
     Errors that every process has are printed by the main one.
+
+    Args:
+        command: what to run.
+        after_stop: what to tell a user who stopped it.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -42,7 +49,7 @@ def run_command(command: Callable[[], None]) -> int:
     except RunFailedError as error:
         code, message = 1, f"error: {error}"
     except KeyboardInterrupt:
-        code, message = 130, "stopped; run.resume=auto goes on from the last checkpoint, if there is one"
+        code, message = 130, f"stopped; {after_stop}"
     else:
         code, message = 0, ""
     if message and int(os.environ.get("RANK") or 0) == 0:

@@ -43,12 +43,16 @@ def partial_scores(
         inputs = augmentation.normalize(pixels)
         labels = labels.to(inputs.device, non_blocking=True)
         for place, network in enumerate(networks):
-            logits = network(inputs).float()
-            best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-            correct, among_best = best[:, 0].sum(), best.any(1).sum()
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            scores[place, chunk] = torch.stack([correct.double(), among_best.double(), loss.double()])
+            scores[place, chunk] = outcomes_of(network(inputs), labels).sum(0)
     return scores
+
+
+def outcomes_of(logits_bC: Tensor, labels_b: Tensor) -> Tensor:
+    """For each image 1 or 0 for correct, 1 or 0 for correct among the best five, and the loss: float64 [b, 3]."""
+    logits_bC = logits_bC.float()
+    best = logits_bC.topk(min(5, logits_bC.shape[1]), dim=1).indices == labels_b[:, None]
+    loss_b = F.cross_entropy(logits_bC, labels_b, reduction="none")
+    return torch.stack([best[:, 0].double(), best.any(1).double(), loss_b.double()], 1)
 
 
 def total_scores(scores_RC3: Tensor, images: int) -> list[Score]:

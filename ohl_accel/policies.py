@@ -148,8 +148,11 @@ def open_learned_policy(name: str) -> Policy:
             f"augment.policy={name}: no such policy; {hint}Known: {', '.join(FIXED_POLICIES)}, or a policy.json, a "
             "run folder or a Hub id (user/name)"
         )
+    place, revision = name, None
+    if not Path(name).exists():
+        place, _, revision = name.partition("@")
     try:
-        return Policy.load(name)
+        return Policy.from_pretrained(place, revision or None)
     except ValueError as error:
         raise UserError(f"augment.policy={name}: {error}") from None
 

@@ -7,6 +7,7 @@ every process computes the same policy to the last bit.
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -14,12 +15,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ohl_accel.download import fetch_file
 from ohl_accel.elements import ELEMENTS, NUM_ELEMENTS, NUM_OPERATIONS, operation_name
 
 POLICY_FILE = "policy.json"
 FORMAT = "ohl_accel.policy"
 SCHEMA_VERSION = 1
 _MAX_FILE_BYTES = 4 * 1024 * 1024
+# user/name, unless it looks like a path
+_HUB_ID = re.compile(r"(?![.~])[^/\\\s]+/(?!.*\.json$)[^/\\\s]+")
 
 
 def probabilities_of(theta_K: Tensor) -> Tensor:
@@ -63,7 +67,7 @@ class Policy:
         provenance: where it was learned (data, network, seed, ...); kept in `policy.json`.
 
     Raises:
-        ValueError: if theta has another length or is not finite.
+        ValueError: if theta has another length, is not finite, or leaves no operation a probability.
     """
 
     def __init__(self, theta: Tensor | None = None, provenance: Mapping[str, Any] | None = None) -> None:
@@ -75,6 +79,10 @@ class Policy:
             bad = int((~theta.isfinite()).nonzero()[0])
             raise ValueError(f"theta must be finite, but theta[{bad}] is {theta[bad].item()}")
         self.theta = theta.detach().to("cpu", torch.float64).clone()
+        if not bool(self.theta.sigmoid().sum() > 0):
+            raise ValueError(
+                f"theta is so low (at most {self.theta.max():g}) that every probability is 0 / 0"
+            )
         self.provenance: dict[str, Any] = dict(provenance or {})
 
     @property
@@ -132,17 +140,52 @@ class Policy:
             ValueError: for a missing, malformed or foreign file; the message says what is wrong.
         """
         path = Path(path)
-        if path.is_dir():
+        if os.path.isdir(path):
             if not (path / POLICY_FILE).is_file():
-                raise ValueError(
-                    f"{path} holds no {POLICY_FILE}: it is no run folder, or its search has not begun"
-                )
+                raise ValueError(f"{path} holds no {POLICY_FILE}: {_why_no_policy(path)}")
             path = path / POLICY_FILE
         try:
             document = _read_json(path)
             return cls(_theta_of(document), document.get("provenance"))
+        except RecursionError:
+            raise ValueError(f"{path} is not a policy that can be used: it is nested too deeply") from None
         except ValueError as error:
             raise ValueError(f"{path} is not a policy that can be used: {error}") from None
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], revision: str | None = None) -> Self:
+        """A finished policy: of a run folder, of a `policy.json`, or of a repository on the Hub.
+
+        Args:
+            name: a path, or else a Hub id `user/name`. What exists on the disk is taken from there.
+            revision: branch, tag or commit on the Hub.
+
+        Raises:
+            ValueError: if there is none, it cannot be used, or the search in the run folder goes on still.
+        """
+        path = Path(os.path.expanduser(name))
+        if os.path.exists(path):
+            if revision is not None:
+                raise ValueError(f"{path} is on this machine and has no revisions: leave out {revision=}")
+            policy = cls.load(path)
+            if path.is_dir():
+                policy._check_finished(path)
+            return policy
+        if not _HUB_ID.fullmatch(str(name)):
+            raise ValueError(f"there is no file or folder {name} (and a Hub id has the form user/name)")
+        try:
+            return cls.load(fetch_file(str(name), POLICY_FILE, revision, _MAX_FILE_BYTES))
+        except ValueError as error:
+            raise ValueError(f"there is no file or folder {name}, and as a Hub id: {error}") from error
+
+    def _check_finished(self, folder: Path) -> None:
+        """Raise ValueError if the policy says that it is one of an unfinished search."""
+        done, steps = (self.provenance.get(key) for key in ("outer_steps_done", "outer_steps"))
+        if done is not None and steps is not None and done != steps:
+            raise ValueError(
+                f"{folder}: its search stands at outer step {_short(done)} of {_short(steps)}; "
+                f"give {folder / POLICY_FILE} to use the policy as it is"
+            )
 
 
 class OuterOptimizer:
@@ -180,19 +223,24 @@ def _read_json(path: Path) -> dict[str, Any]:
     """Parse a JSON object from a file that may come from anywhere.
 
     Raises:
-        ValueError: if it is missing, too large, too deep, no JSON, holds NaN, or is no object.
+        ValueError: if it is missing, too large, no JSON, holds NaN or a key twice, or is no object.
+        RecursionError: if it is nested too deeply.
     """
     try:
-        size = path.stat().st_size
-        if size > _MAX_FILE_BYTES:
-            raise ValueError(f"{size} bytes is too large; a policy has some 30,000")
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        with path.open("rb") as file:
+            content = file.read(_MAX_FILE_BYTES + 1)
+        if len(content) > _MAX_FILE_BYTES:
+            raise ValueError(f"more than {_MAX_FILE_BYTES} bytes is too large; a policy has some 30,000")
+        document = json.loads(
+            content.decode(),
+            parse_constant=_finite_number,
+            parse_float=_finite_number,
+            object_pairs_hook=_with_unique_keys,
+        )
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from None
     except UnicodeDecodeError:
         raise ValueError("it is not UTF-8 text") from None
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"malformed JSON: {error}") from None
     if not isinstance(document, dict):
@@ -200,8 +248,20 @@ def _read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"it contains {name}; all numbers must be finite")
+def _finite_number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"it contains {text[:60]}; all numbers must be finite")
+    return number
+
+
+def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in document:
+            raise ValueError(f"it has the key {_short(key)} twice in one object")
+        document[key] = value
+    return document
 
 
 def _theta_of(document: Mapping[str, Any]) -> Tensor:
@@ -209,7 +269,7 @@ def _theta_of(document: Mapping[str, Any]) -> Tensor:
     if document.get("format") != FORMAT:
         raise ValueError(f'"format" must be "{FORMAT}", got {_short(document.get("format"))}')
     version = document.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise ValueError(f"schema_version {_short(version)} is unknown; this version reads {SCHEMA_VERSION}")
     elements = document.get("elements")
     if not isinstance(elements, list) or len(elements) != NUM_ELEMENTS:
@@ -228,6 +288,12 @@ def _theta_of(document: Mapping[str, Any]) -> Tensor:
     if not isinstance(document.get("provenance", {}), dict):
         raise ValueError(f'"provenance" must be an object, got {_short(document["provenance"])}')
     return torch.tensor(theta, dtype=torch.float64)
+
+
+def _why_no_policy(folder: Path) -> str:
+    if (folder / "recipe.yaml").exists():  # every run folder has it, the policy comes with the checkpoints
+        return "its search has not come to its first checkpoint, or the run learned no policy"
+    return "it is no run folder, or its search has not begun"
 
 
 def _is_finite(value: float) -> bool:

@@ -21,7 +21,7 @@ from ohl_accel.metrics import keep_lines_before
 from ohl_accel.network import create_network
 from ohl_accel.policies import TorchvisionPolicy, open_policy, settle
 from ohl_accel.policy import OuterOptimizer, Policy
-from ohl_accel.recipe import Recipe
+from ohl_accel.recipe import Recipe, RunSection
 from ohl_accel.run import Run
 from ohl_accel.run_folder import RunFolder
 from ohl_accel.trajectory import Trajectory
@@ -39,7 +39,7 @@ def join_launch(path: str, overrides: Sequence[str]) -> tuple[Recipe, Accelerato
         start_accelerator(None)  # so that processes agree on what to say, and one says it
         agree(lambda: Recipe.load(path, overrides))
         raise
-    accelerator = start_accelerator(recipe)
+    accelerator = start_accelerator(recipe.run)
     agree(lambda: recipe)
     return recipe, accelerator
 
@@ -71,17 +71,17 @@ def execute(
             run.folder.release()
 
 
-def start_accelerator(recipe: Recipe | None) -> Accelerator:
-    """Join the launch: device, precision, process group. Without a recipe, by defaults.
+def start_accelerator(section: RunSection | None) -> Accelerator:
+    """Join the launch: device, precision, process group. Without a run section, by defaults.
 
     Raises:
         UserError: for processes that do not see each other, or a precision that cannot be had.
     """
-    timeout = timedelta(seconds=recipe.run.timeout if recipe else 1800)
+    timeout = timedelta(seconds=section.timeout if section else 1800)
     try:
         accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
-            mixed_precision=recipe.run.mixed_precision if recipe else None,
+            mixed_precision=section.mixed_precision if section else None,
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
         )
@@ -109,7 +109,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display, learn_po
         UserError: if the recipe, the data, the network, the layout or the run folder cannot work.
     """
     datasets.disable_progress_bars()
-    _configure_torch(recipe, accelerator.device)
+    configure_torch(recipe.run, accelerator.device)
     groups = Groups.build(
         recipe.outer.trajectories,
         accelerator.num_processes,
@@ -187,10 +187,11 @@ def _open_policy(
     return policy
 
 
-def _configure_torch(recipe: Recipe, device: torch.device) -> None:
+def configure_torch(section: RunSection, device: torch.device) -> None:
+    """Threads on the CPU, kernels on CUDA, as the recipe says."""
     if device.type == "cpu":
-        torch.set_num_threads(recipe.run.cpu_threads)
-    elif recipe.run.deterministic:
+        torch.set_num_threads(section.cpu_threads)
+    elif section.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     else:
@@ -254,6 +255,7 @@ def _provenance(recipe: Recipe, data: Data) -> dict[str, object]:
         "network": recipe.model.name,
         "trajectories": recipe.outer.trajectories,
         "outer_steps": recipe.outer.steps,
+        "outer_steps_done": 0,
         "seed": recipe.run.seed,
         "ohl_accel": __version__,
         "torch": torch.__version__,

@@ -46,13 +46,19 @@ SMALL = ("model.args.width=8", "outer.steps=4", "outer.inner_steps=3", "run.chec
 """Overrides that make recipes/digits.yaml a matter of seconds."""
 
 
-def launch(processes: int, *overrides: str, config: str = "cpu_processes", **environment: str) -> list[str]:
-    """Run the small digits search as a user would; returns the lines it printed.
+def launch(
+    processes: int,
+    *overrides: str,
+    config: str = "cpu_processes",
+    command: str = "search",
+    **environment: str,
+) -> list[str]:
+    """Run the small digits search, or training, as a user would; returns the lines it printed.
 
     Raises:
         AssertionError: if it fails.
     """
-    done = start(processes, *overrides, config=config, **environment)
+    done = start(processes, *overrides, config=config, command=command, **environment)
     output, _ = done.communicate(timeout=300)
     assert done.returncode == 0, output
     return output.splitlines()
@@ -62,21 +68,22 @@ def start(
     processes: int,
     *overrides: str,
     config: str = "cpu_processes",
+    command: str = "search",
     flags: Sequence[str] = (),
     **environment: str,
 ) -> subprocess.Popen[str]:
-    """Begin the small digits search under `accelerate launch`, without waiting for it."""
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += [
+    """Begin the small digits search, or training, under `accelerate launch`, without waiting for it."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    launcher += [
         "--config_file",
         f"accelerate_configs/{config}.yaml",
         "--num_processes",
         str(processes),
         *flags,
     ]
-    command += ["-m", "ohl_accel.search", "recipes/digits.yaml", *SMALL, *overrides]
+    launcher += ["-m", f"ohl_accel.{command}", "recipes/digits.yaml", *SMALL, *overrides]
     return subprocess.Popen(
-        command,
+        launcher,
         cwd=REPOSITORY,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""A small Hugging Face Hub over real HTTP, to which the real client talks: reading data sets, for now.
+"""A small Hugging Face Hub over real HTTP, to which the real client talks: reading data sets and models.
 
 Every request is kept in `requests`, so that a test can tell what was read and when.
 """
@@ -8,6 +8,7 @@ import json
 import os
 import re
 import threading
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -15,12 +16,26 @@ from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
+@dataclass
+class Repository:
+    """Commits and what names them; `gated` if the Hub gives it only to whom its owner let in."""
+
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    gated: bool = False
+
+    def find(self, revision: str) -> str | None:
+        """The commit that a branch, a tag or a hash means."""
+        commit = self.names.get(revision, revision)
+        return commit if commit in self.commits else None
+
+
 class HubServer:
-    """Serves data sets from memory on a free port of this machine, as a context manager."""
+    """Serves repositories from memory on a free port of this machine, as a context manager."""
 
     def __init__(self) -> None:
         self.requests: list[str] = []
-        self.datasets: dict[str, tuple[str, dict[str, bytes]]] = {}
+        self.repositories: dict[str, Repository] = {}
         hub = self
 
         class Handler(_Handler):
@@ -37,13 +52,27 @@ class HubServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Answer no more: from now on there is nobody at this address."""
         self._server.shutdown()
         self._server.server_close()
 
     def add_dataset(self, name: str, files: dict[str, bytes]) -> str:
         """Make a data set repository; returns its revision."""
-        revision = hashlib.sha1(repr(sorted(files)).encode()).hexdigest()
-        self.datasets[name] = (revision, files)
+        return self.add_model(f"datasets/{name}", files)
+
+    def add_model(self, name: str, files: dict[str, bytes], *names: str, gated: bool = False) -> str:
+        """Make a model repository, or a further commit to `main` in one; returns its revision.
+
+        `names` are tags (or branches) of the commit.
+        """
+        repository = self.repositories.setdefault(name, Repository())
+        repository.gated = gated
+        revision = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+        repository.commits[revision] = files
+        repository.names |= dict.fromkeys(("main", *names), revision)
         return revision
 
     def environment(self, cache: Path) -> dict[str, str]:
@@ -70,17 +99,18 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         path, query = unquote(url.path), parse_qs(url.query)
         self.server_hub.requests.append(f"{self.command} {path}")
-        if match := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        if match := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._resolve(*match.groups())
-        elif match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/([a-z-]+)/[^/]+(?:/(.*))?)?", path):
-            self._api(match[1], match[2], match[3] or "", body, query)
+        elif match := re.fullmatch(r"/api/(datasets/[^/]+/[^/]+)(?:/([a-z-]+)/([^/]+)(?:/(.*))?)?", path):
+            self._api(match[1], match[2], match[3] or "main", match[4] or "", body, query)
         else:
             self._fail(404, "EntryNotFound")
 
     def _resolve(self, name: str, revision: str, file: str) -> None:
-        if name not in self.server_hub.datasets:
-            return self._fail(401, "RepoNotFound")
-        commit, files = self.server_hub.datasets[name]
+        found = self._find(name, revision)
+        if found is None:
+            return None
+        commit, files = found
         if file not in files:
             return self._fail(404, "EntryNotFound", {"X-Repo-Commit": commit})
         content = files[file]
@@ -91,12 +121,33 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reply(206, content[first : last + 1], headers)
         return self._reply(200, content, headers)
 
+    def _find(self, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        """The commit asked for and its files; None if the answer has been that there is none."""
+        repository = self.server_hub.repositories.get(name)
+        commit = repository.find(revision) if repository else None
+        if repository is None:
+            self._fail(401, "RepoNotFound")
+        elif repository.gated:
+            self._fail(403, "GatedRepo")
+        elif commit is None:
+            self._fail(404, "RevisionNotFound")
+        else:
+            return commit, repository.commits[commit]
+        return None
+
     def _api(
-        self, name: str, kind: str | None, folder: str, body: bytes, query: dict[str, list[str]]
+        self,
+        name: str,
+        kind: str | None,
+        revision: str,
+        folder: str,
+        body: bytes,
+        query: dict[str, list[str]],
     ) -> None:
-        if name not in self.server_hub.datasets:
-            return self._fail(401, "RepoNotFound")
-        commit, files = self.server_hub.datasets[name]
+        found = self._find(name, revision)
+        if found is None:
+            return None
+        commit, files = found
         entries: list[dict[str, Any]] = [
             {"type": "file", "path": path, "size": len(content), "oid": _oid(content)}
             for path, content in sorted(files.items())
@@ -121,8 +172,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json([entry for entry in entries if entry["path"] in asked])
         siblings = [{"rfilename": path} for path in sorted(files)]
         return self._json(
-            {"_id": "0", "id": name, "sha": commit, "private": False, "gated": False, "disabled": False,
-             "downloads": 0, "likes": 0, "tags": [], "siblings": siblings}
+            {"_id": "0", "id": name.removeprefix("datasets/"), "sha": commit, "private": False, "gated": False,
+             "disabled": False, "downloads": 0, "likes": 0, "tags": [], "siblings": siblings}
         )  # fmt: skip
 
     def _json(self, value: object) -> None:

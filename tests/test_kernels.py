@@ -2,64 +2,19 @@
 
 import io
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ohl_accel.draws import keyed_generator
-from ohl_accel.elements import ELEMENTS, Element, elements_of
-from ohl_accel.kernels import apply_elements, apply_operations
+from ohl_accel.elements import ELEMENTS, operation_of
+from ohl_accel.kernels import apply_elements, apply_operations, pillow
 from ohl_accel.kernels.geometry import MAX_SIDE, move_pixels
-
-GREY: dict[str, tuple[int, ...] | int] = {"RGB": (128, 128, 128), "L": 128}
-NO_MAGNITUDE: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "AutoContrast": ImageOps.autocontrast,
-    "Equalize": ImageOps.equalize,
-    "Invert": ImageOps.invert,
-}
-
-
-def pillow(image: Image.Image, element: Element, negative: bool) -> Image.Image:
-    """What AutoAugment, timm and torchvision run for this element on a PIL image."""
-    fill = GREY[image.mode]
-    if element.magnitude is None:
-        return NO_MAGNITUDE[element.transform](image)
-    magnitude = element.magnitude
-    signed = -magnitude if negative else magnitude
-
-    def affine(*matrix: float) -> Image.Image:
-        return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=fill)
-
-    match element.transform:
-        case "HorizontalShear":
-            return affine(1, signed, 0, 0, 1, 0)
-        case "VerticalShear":
-            return affine(1, 0, 0, signed, 1, 0)
-        case "HorizontalTranslate":
-            return affine(1, 0, signed * image.width, 0, 1, 0)
-        case "VerticalTranslate":
-            return affine(1, 0, 0, 0, 1, signed * image.height)
-        case "Rotate":
-            return image.rotate(signed, fillcolor=fill)
-        case "ColorAdjust":
-            return ImageEnhance.Color(image).enhance(magnitude)
-        case "Posterize":
-            return ImageOps.posterize(image, int(magnitude))
-        case "Solarize":
-            return ImageOps.solarize(image, int(magnitude))
-        case "Contrast":
-            return ImageEnhance.Contrast(image).enhance(magnitude)
-        case "Sharpness":
-            return ImageEnhance.Sharpness(image).enhance(magnitude)
-        case "Brightness":
-            return ImageEnhance.Brightness(image).enhance(magnitude)
-    raise AssertionError(element)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -72,7 +27,9 @@ def assert_equals_pillow(images: list[Image.Image]) -> None:
     batch = torch.stack([to_tensor(image) for image in images])
     for index, element in enumerate(ELEMENTS):
         for negative in (False, True) if element.signed else (False,):
-            wanted = torch.stack([to_tensor(pillow(image, element, negative)) for image in images])
+            wanted = torch.stack(
+                [to_tensor(pillow.apply_element(image, element, negative)) for image in images]
+            )
             got = apply_elements(
                 batch, torch.full((len(images),), index), torch.full((len(images),), negative)
             )
@@ -133,8 +90,7 @@ def test_each_image_of_a_batch_gets_its_own_operation() -> None:
     got = apply_operations(images, operations, negative)
     for i, operation in enumerate(operations.tolist()):
         image = Image.fromarray(images[i].permute(1, 2, 0).numpy())
-        for element, sign in zip(elements_of(operation), negative[i].tolist(), strict=True):
-            image = pillow(image, ELEMENTS[element], sign)
+        image = pillow.apply_operation(image, operation, negative[i].tolist())
         assert torch.equal(got[i], to_tensor(image)), operation
 
 
@@ -183,3 +139,21 @@ def test_cuda_equals_cpu() -> None:
     on_cpu = apply_operations(images, torch.arange(1296), negative)
     on_cuda = apply_operations(images.cuda(), torch.arange(1296), negative)
     assert torch.equal(on_cuda.cpu(), on_cpu)
+
+
+def test_pillow_by_hand() -> None:
+    """Sign, fill and order of the reference itself, which AutoAugment shares: grey comes in from one side."""
+    white = Image.new("L", (20, 4), 255)
+    element = next(element for element in ELEMENTS if element.name == "HorizontalTranslate 0.15")
+    for negative, grey in ((False, slice(17, 20)), (True, slice(0, 3))):
+        moved = np.array(pillow.apply_element(white, element, negative))
+        assert (moved[:, grey] == 128).all()
+        assert (moved == 255).sum() == 4 * 17
+    names = [element.name for element in ELEMENTS]
+    inverted_after, inverted_before = (
+        pillow.apply_operation(
+            Image.new("L", (1, 1), 17), operation_of(*map(names.index, pair)), (True, True)
+        )
+        for pair in (("Posterize 4.4", "Invert"), ("Invert", "Posterize 4.4"))
+    )
+    assert (inverted_after.getpixel((0, 0)), inverted_before.getpixel((0, 0))) == (255 - 16, 224)

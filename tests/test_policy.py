@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,24 @@ def broken_files() -> dict[str, tuple[str, str]]:
         "truncated": (changed()[:-40], "malformed JSON"),
         "not an object": ("[1, 2]", "expected a JSON object, got list"),
         "deep": ("[" * 200_000, "nested too deeply"),
+        "deep in what is refused": (
+            changed(format=0).replace("0", "[" * 980 + "]" * 980, 1),
+            '"format" must be|deep',
+        ),
         "huge": (" " * (5 * 1024 * 1024), "too large"),
+        "empty": ("", "malformed JSON"),
+        "byte order mark": ("\ufeff" + changed(), "malformed JSON: Unexpected UTF-8 BOM"),
+        "a key twice": (changed()[:-1] + ', "theta": []}', "it has the key 'theta' twice"),
+        "version of another type": (changed(schema_version=True), "schema_version True is unknown"),
+        "no version": (json.dumps({"format": "ohl_accel.policy"}), "schema_version None is unknown"),
+        "infinite number": (changed(provenance={"lr": 1}).replace("1}}", "1e999}}"), "it contains 1e999"),
+        "long number": (changed(provenance={"lr": 1}).replace("1}}", "1" * 5000 + "}}"), "5000 digits"),
+        "probability of 0 / 0": (
+            changed(theta=[-1e308] * 1296),
+            "theta is so low .* every probability is 0 / 0",
+        ),
+        "no theta": (changed(theta=None), '"theta" must list 1296 numbers, got None'),
+        "theta in lists": (changed(theta=[[0.0]] * 1296), r"theta\[0\] must be a finite number, got \[0.0\]"),
         "foreign": (json.dumps({"policy": []}), '"format" must be'),
         "newer": (changed(schema_version=2), "schema_version 2 is unknown; this version reads 1"),
         "short theta": (changed(theta=[0.0] * 1295), '"theta" must list 1296 numbers, got 1295'),
@@ -154,6 +172,14 @@ def broken_files() -> dict[str, tuple[str, str]]:
         "unknown element": (
             changed(elements=[*elements[:35], {"transform": "Mixup", "magnitude": None}]),
             "element 35 must be Invert, got .*Mixup",
+        ),
+        "order of elements": (
+            changed(elements=elements[::-1]),
+            "element 0 must be HorizontalShear 0.1, got .*Invert",
+        ),
+        "more in an element": (
+            changed(elements=[{**elements[0], "code": "print()"}, *elements[1:]]),
+            "element 0 must be HorizontalShear 0.1, got .*code",
         ),
         "too few elements": (changed(elements=elements[:14]), "36 elements of Table 1, got 14"),
         "provenance": (changed(provenance=[1]), '"provenance" must be an object'),
@@ -175,6 +201,16 @@ def test_missing_policy_files_are_refused(tmp_path: Path) -> None:
         Policy.load(tmp_path / "no.json")
     with pytest.raises(ValueError, match=r"holds no policy\.json"):
         Policy.load(tmp_path)
+    (tmp_path / "policy.json").mkdir()
+    for place in (tmp_path, tmp_path / "policy.json"):
+        with pytest.raises(ValueError, match=r"holds no policy\.json: it is no run folder"):
+            Policy.load(place)
+    (tmp_path / "policy.json").rmdir()
+    (tmp_path / "circle.json").symlink_to("circle.json")
+    with pytest.raises(ValueError, match="Too many levels of symbolic links"):
+        Policy.load(tmp_path / "circle.json")
+    with pytest.raises(ValueError, match="File name too long"):
+        Policy.load("x" * 300)
     (tmp_path / "policy.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="not UTF-8"):
         Policy.load(tmp_path)
@@ -184,8 +220,19 @@ def test_missing_policy_files_are_refused(tmp_path: Path) -> None:
         Policy(torch.zeros(36))
 
 
+def test_no_more_is_read_than_a_policy_may_have(tmp_path: Path) -> None:
+    """100 MB of nesting, and a file that says it has 0 bytes and never ends: refused at once, in little memory."""
+    (tmp_path / "policy.json").write_text("[" * 100_000_000)
+    tracemalloc.start()
+    for path in (tmp_path, Path("/dev/zero")):
+        with pytest.raises(ValueError, match="more than 4194304 bytes is too large"):
+            Policy.load(path)
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+
+
 def test_a_policy_needs_no_training_libraries(tmp_path: Path) -> None:
-    """A user of a learned policy does not train: loading and sampling must not import any of these."""
+    """A user of a learned policy does not train: loading, sampling and transforming import none of these."""
     Policy().save(tmp_path / "policy.json")
     program = (
         "import sys\n"
@@ -194,6 +241,10 @@ def test_a_policy_needs_no_training_libraries(tmp_path: Path) -> None:
         "import torch\n"
         "from ohl_accel import Policy\n"
         f"print(Policy.load({str(tmp_path)!r}).sample(3, torch.Generator()).shape)\n"
+        "assert 'torchvision' not in sys.modules\n"
+        "from ohl_accel import PolicyTransform\n"
+        f"print(PolicyTransform({str(tmp_path)!r}, seed=0))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.stdout == "torch.Size([3])\n", done.stderr
+    transform = "PolicyTransform(operations=1296, entropy=7.17, seed=0)"
+    assert done.stdout.splitlines() == ["torch.Size([3])", transform], done.stderr

@@ -271,9 +271,7 @@ def test_the_test_split_is_opened_after_everything_else(tmp_path: Path) -> None:
     assert isinstance(train, datasets.Dataset)
     train.to_parquet(folder / "train.parquet")
     (folder / "test.parquet").write_bytes(b"no parquet")
-    with pytest.raises(
-        UserError, match=r"the search is finished and saved .* split 'test' .* cannot be read"
-    ):
+    with pytest.raises(UserError, match=r"the run is finished and saved .* split 'test' .* cannot be read"):
         run(tmp_path / "run", f"data.path={folder}")
     assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 4
     weights = (tmp_path / "run" / "model.safetensors").read_bytes()
@@ -340,7 +338,7 @@ def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
 
 def test_the_recipe_in_the_run_folder_is_complete(finished: Path) -> None:
     written = yaml.safe_load((finished / "recipe.yaml").read_text())
-    assert set(written) == {"run", "data", "model", "inner", "outer", "augment"}
+    assert set(written) == {"run", "data", "model", "inner", "outer", "augment", "train"}
     assert written["data"]["image_column"] == "image"
     assert len(written["data"]["mean"]) == 1
     assert written["run"]["mixed_precision"] == "no"

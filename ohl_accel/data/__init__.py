@@ -14,7 +14,7 @@ from ohl_accel.data.batches import (
 from ohl_accel.data.crops import RandomResizedCrop
 from ohl_accel.data.images import Images, Tally
 from ohl_accel.data.schema import Schema
-from ohl_accel.data.splits import Data, open_data
+from ohl_accel.data.splits import Data, open_data, open_images
 
 __all__ = [
     "Batch",
@@ -29,5 +29,6 @@ __all__ = [
     "evaluation_batches",
     "num_chunks",
     "open_data",
+    "open_images",
     "training_batches",
 ]

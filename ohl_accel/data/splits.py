@@ -60,7 +60,7 @@ class Data:
         data = self.section
         if data.test_split is None:
             return None
-        test, _ = _open_images(data, data.test_split, data.test_path, self.schema)
+        test, _ = open_images(data, data.test_split, data.test_path, self.schema)
         test.keep(data.in_memory)
         return test
 
@@ -76,6 +76,28 @@ class Data:
         return recipe.with_values(data=found)
 
 
+def open_images(
+    data: DataSection, split: str, path: str | None = None, schema: Schema | None = None
+) -> tuple[Images, Schema]:
+    """The images of a split, and the schema: the one given, or what is found in the split.
+
+    Args:
+        data: the recipe's data section.
+        split: its name.
+        path: where it is, if not in `data.path`.
+        schema: of the training split.
+
+    Raises:
+        UserError: if it cannot be read, or does not go with the schema.
+    """
+    name = f"split {split!r} of {path or data.path}"
+    if data.streaming:
+        return open_stream(data, split, path, schema, name)
+    rows = open_split(data, split, path)
+    schema = schema or Schema.of(rows, data, name)
+    return schema.images(rows, data, name), schema
+
+
 def open_data(recipe: Recipe) -> Data:
     """Open the training and held-out splits of a recipe; only check that there is a test split.
 
@@ -85,11 +107,11 @@ def open_data(recipe: Recipe) -> Data:
     data, seed = recipe.data, recipe.run.seed
     if data.test_split is not None:
         check_split_exists(data, data.test_split, data.test_path)
-    train, schema = _open_images(data, data.train_split)
+    train, schema = open_images(data, data.train_split)
     hash_n = train.source.index.found.hash if isinstance(train.source, Shards) else None
     heldout, heldout_rows = None, None
     if data.heldout_split is not None:
-        heldout, _ = _open_images(data, data.heldout_split, schema=schema)
+        heldout, _ = open_images(data, data.heldout_split, schema=schema)
         if len(heldout) == 0:
             raise UserError(f"{heldout.description} is empty: there is nothing to score trajectories with")
     elif data.heldout is not None:
@@ -123,18 +145,6 @@ def open_data(recipe: Recipe) -> Data:
             f"data.mean={list(mean)} has {len(mean)} numbers, but the images have {schema.channels} channels"
         )
     return Data(data, schema, train, heldout, heldout_rows, mean, std)
-
-
-def _open_images(
-    data: DataSection, split: str, path: str | None = None, schema: Schema | None = None
-) -> tuple[Images, Schema]:
-    """A split, and the schema: the one given, or what is found in the split."""
-    name = f"split {split!r} of {path or data.path}"
-    if data.streaming:
-        return open_stream(data, split, path, schema, name)
-    rows = open_split(data, split, path)
-    schema = schema or Schema.of(rows, data, name)
-    return schema.images(rows, data, name), schema
 
 
 def _keep_near(heldout: Images, data: DataSection) -> Images:

@@ -1,0 +1,1 @@
+"""Is a policy any good? Runs, statistics and the write-up of a paired comparison (`python -m ohl_accel.compare`)."""

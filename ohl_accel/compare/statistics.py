@@ -1,0 +1,73 @@
+"""Paired comparison of final test accuracies: differences at equal seeds, with their uncertainty.
+
+n seeds; accuracies in 0..1. A difference is the contender's accuracy minus the reference's with the same
+seed, which has the same first weights and the same images in the same order.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean paired difference to the reference, with what can be said about it from n seeds.
+
+    Intervals and p are None where n = 1.
+    """
+
+    mean: float
+    n: int
+    t_interval: tuple[float, float] | None
+    """Student's, 95 %."""
+    bootstrap_interval: tuple[float, float] | None
+    """Percentiles of 10,000 resamples of the differences, 95 %; too narrow where n is small."""
+    p: float | None
+    """Two-sided paired t-test, not corrected."""
+
+
+def paired_difference(accuracy_n: Sequence[float], reference_n: Sequence[float]) -> Difference:
+    """Compare two contenders at the seeds that both have.
+
+    Args:
+        accuracy_n, reference_n: test accuracies, in the same order of seeds.
+
+    Raises:
+        ValueError: if the numbers of seeds differ or are 0.
+    """
+    if len(accuracy_n) != len(reference_n) or not accuracy_n:
+        raise ValueError(f"pairs are needed, got {len(accuracy_n)} and {len(reference_n)} accuracies")
+    difference_n = np.asarray(accuracy_n) - np.asarray(reference_n)
+    n, mean = len(difference_n), float(difference_n.mean())
+    if n == 1:
+        return Difference(mean, n, None, None, None)
+    if np.ptp(difference_n) < 1e-12:  # all alike: no spread to build a test on
+        return Difference(mean, n, (mean, mean), (mean, mean), 1.0 if abs(mean) < 1e-12 else 0.0)
+    error = float(difference_n.std(ddof=1)) / math.sqrt(n)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
+    p = float(2 * stats.t.sf(abs(mean / error), n - 1))
+    resampled = stats.bootstrap(
+        (difference_n,),
+        np.mean,
+        confidence_level=CONFIDENCE,
+        n_resamples=_RESAMPLES,
+        method="percentile",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    return Difference(mean, n, (mean - half, mean + half), (float(resampled.low), float(resampled.high)), p)
+
+
+def holm(p_by_name: Mapping[str, float]) -> dict[str, float]:
+    """Holm's step-down correction: p values that may be read one by one though several were computed."""
+    adjusted: dict[str, float] = {}
+    largest = 0.0
+    for place, (name, p) in enumerate(sorted(p_by_name.items(), key=lambda pair: pair[1])):
+        largest = max(largest, min(1.0, (len(p_by_name) - place) * p))
+        adjusted[name] = largest
+    return adjusted
