@@ -8,6 +8,7 @@ import json
 import os
 import re
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
@@ -36,6 +37,8 @@ class HubServer:
     def __init__(self) -> None:
         self.requests: list[str] = []
         self.repositories: dict[str, Repository] = {}
+        self.faults: dict[str, Iterator[int]] = {}
+        """`REPOSITORY/FILE` -> with which status its next downloads fail."""
         hub = self
 
         class Handler(_Handler):
@@ -115,6 +118,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._fail(404, "EntryNotFound", {"X-Repo-Commit": commit})
         content = files[file]
         headers = {"X-Repo-Commit": commit, "ETag": f'"{_oid(content)}"', "Accept-Ranges": "bytes"}
+        fault = next(self.server_hub.faults.get(f"{name}/{file}", iter(())), None)
+        if fault is not None:
+            return self._fail(fault, "Fault")
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(asked[1]), min(int(asked[2] or len(content) - 1), len(content) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"

@@ -3,7 +3,10 @@
 import io
 import itertools
 import json
+import re
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import REPOSITORY, SMALL, final_state, launch
+from hub_server import HubServer
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms import functional as tv
@@ -472,6 +476,49 @@ def test_what_cannot_be_streamed(
     place = path if path.startswith("sklearn") else tmp_path / path
     with pytest.raises(UserError, match=message):
         open_data(recipe(place, **data))
+
+
+HUB_PROGRAM = """
+import sys
+from ohl_accel.data import open_data, shards
+from ohl_accel.errors import UserError
+from test_streams import batches, levels_of, recipe
+shards.FIRST_WAIT = 0.01
+for name in sys.argv[1:]:
+    try:
+        train = open_data(recipe(name)).train
+        print(sorted(level for images, _ in batches(train, 0, 8, workers=2) for level in levels_of(images)))
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_a_stream_of_the_hub(tmp_path: Path, pictures: list[Picture]) -> None:
+    """Over real HTTP: downloads that fail twice are tried again; one that always fails ends with its name."""
+    folder = write_parquet(tmp_path / "data", pictures)
+    with HubServer() as hub:
+        files = {f"data/{path.name}": path.read_bytes() for path in folder.iterdir()}
+        hub.add_dataset("somebody/fails", files)
+        hub.add_dataset("somebody/works", {**files, "README.md": b"one that works"})
+        hub.faults = {  # 403: what the client does not try again by itself
+            "datasets/somebody/works/data/train-00001-of-00004.parquet": iter([403, 403]),
+            "datasets/somebody/fails/data/train-00002-of-00004.parquet": itertools.repeat(403),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", HUB_PROGRAM, "somebody/works", "somebody/fails"],
+            cwd=REPOSITORY,
+            env={**hub.environment(tmp_path / "home"), "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    works, fails = done.stdout.splitlines()
+    train = open_data(recipe(folder)).train
+    assert works == str(sorted(level for images, _ in batches(train, 0, 8) for level in levels_of(images)))
+    assert re.match(
+        r"hf://datasets/somebody/fails@\w+/data/train-00002-of-00004.parquet cannot be read, tried 3 times",
+        fails,
+    )
 
 
 # crops
