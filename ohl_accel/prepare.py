@@ -1,9 +1,11 @@
 """Set a run up: from a recipe and a launch to everything that takes part, checked before training."""
 
 import copy
+import json
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import datasets
 import torch
@@ -230,7 +232,11 @@ def _resume_or_begin(run: Run) -> None:
         if folder is None or recipe.run.resume == "never":
             return None
         place = checkpoint.latest(folder / run_folder.CHECKPOINTS)
-        return None if place is None else checkpoint.read(place, recipe)
+        if place is None:
+            return None
+        contents = checkpoint.read(place, recipe)
+        _check_same_images(folder / run_folder.HELDOUT_FILE, run.data)
+        return contents
 
     contents = agree(read)
     if run.groups.share_from_main(contents is not None):
@@ -245,6 +251,17 @@ def _resume_or_begin(run: Run) -> None:
         folder.write_text(run_folder.RECIPE_FILE, recipe.to_yaml())
         if run.data.heldout_record is not None:
             folder.write_json(run_folder.HELDOUT_FILE, run.data.heldout_record)
+
+
+def _check_same_images(file: Path, data: Data) -> None:
+    """Refuse to go on with a stream whose images, labels or order are not those the run began with."""
+    then = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    now = data.heldout_record or {}
+    if then.get("fingerprint") != now.get("fingerprint"):
+        raise UserError(
+            f"run.dir={file.parent} holds a run on other images: those of {data.train.description} have changed since "
+            "it began; give the same files to go on with it, or choose another run.dir"
+        )
 
 
 def _provenance(recipe: Recipe, data: Data) -> dict[str, object]:

@@ -600,6 +600,8 @@ def stream_overrides(colours: Path) -> list[str]:
         "data.crop_pct=0.875",
         "data.heldout=30",
         "data.channels=3",
+        "data.mean=[0.2, 0.2, 0.2]",
+        "data.std=[0.2, 0.2, 0.2]",
         "data.max_corrupt=0.2",
         "data.shuffle_window=32",
         "inner.batch_size=20",
@@ -609,7 +611,7 @@ def stream_overrides(colours: Path) -> list[str]:
 
 
 def test_a_search_on_a_stream(colours: Path, tmp_path: Path) -> None:
-    """The same on one process and on two of one group, with other workers; resumed inside an epoch."""
+    """The same on one process and on two, with other workers; resumed inside an epoch, but not on other images."""
     overrides = stream_overrides(colours)
     environment = {"HF_HOME": str(tmp_path / "home")}
     folders = [tmp_path / "one", tmp_path / "two"]
@@ -621,6 +623,14 @@ def test_a_search_on_a_stream(colours: Path, tmp_path: Path) -> None:
     metrics = read_metrics(folders[0] / "metrics.jsonl")
     assert 1 <= sum(line["replaced_images"] for line in metrics) <= 18  # 16 steps, 6 in an epoch
     before = final_state(folders[0])
+    shard = colours / "train-00001-of-00003.parquet"
+    content = shard.read_bytes()
+    shutil.copy(colours / "train-00002-of-00003.parquet", shard)
+    with pytest.raises(
+        UserError, match=r"holds a run on other images: those of split 'train' of .* have changed"
+    ):
+        search(DIGITS, [*SMALL, f"run.dir={folders[0]}", "run.resume=auto", *overrides])
+    shard.write_bytes(content)
     (folders[0] / "checkpoints" / "latest").write_text("step-000003")
     search(DIGITS, [*SMALL, f"run.dir={folders[0]}", "run.resume=auto", "data.workers=1", *overrides])
     assert final_state(folders[0]) == before

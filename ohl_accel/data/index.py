@@ -1,6 +1,6 @@
 """The index of a streamed split: where each image is, its label and its hash, found in one pass.
 
-About 30 bytes per image, in memory and on disk. What a pass finds in a file is cached under the file's name
+About 30 bytes per image on disk and 60 in memory. What a pass finds in a file is cached under the file's name
 and its size and time, or commit: a pass that was interrupted goes on, and a data set is read once for all
 runs, whatever their seeds.
 """
