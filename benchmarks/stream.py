@@ -6,10 +6,12 @@ The photographs of a folder are written anew as parquet shards with row groups o
 streams them; timm's reader of datasets' streams (`hfids/`) and its map-style reader (`hfds/`) read the same
 files. All do RandomResizedCrop to 224 (bicubic), horizontal flip and normalization, with the same number of
 workers and batch size. In each round the three take turns, so that what else the machine does meets all;
-the first batches of a pass, when workers start, are not timed.
+the first batches of a pass, when workers start, are not timed. Processor time is that of the whole pass, of all
+its processes.
 """
 
 import argparse
+import gc
 import itertools
 import os
 import platform
@@ -69,10 +71,14 @@ def main() -> None:
             "timm, `hfds/` (map-style)": timms("hfds", shards, images, options),
         }
         rates: dict[str, list[float]] = {name: [] for name in loaders}
+        costs: dict[str, list[float]] = {name: [] for name in loaders}
         for number in range(options.rounds):
             for name, batches in loaders.items():
+                before = processor_seconds()
                 rates[name].append(images_per_second(batches(number), options))
-    RESULT.write_text(page(rates, images, options), encoding="utf-8")
+                gc.collect()  # ends the workers
+                costs[name].append(1000 * (processor_seconds() - before) / images)
+    RESULT.write_text(page(rates, costs, images, options), encoding="utf-8")
     print(RESULT.read_text(encoding="utf-8"))
 
 
@@ -158,16 +164,25 @@ def images_per_second(batches: Iterator[Any], options: argparse.Namespace) -> fl
     return images / (time.perf_counter() - start)
 
 
-def page(rates: dict[str, list[float]], images: int, options: argparse.Namespace) -> str:
+def processor_seconds() -> float:
+    """Of this process and of those it started that have ended."""
+    return sum(os.times()[:4])
+
+
+def page(
+    rates: dict[str, list[float]], costs: dict[str, list[float]], images: int, options: argparse.Namespace
+) -> str:
     """The whole result file."""
     own = rates["ours"]
     rows = []
     for name, theirs in rates.items():
         ratios = [a / b for a, b in zip(own, theirs, strict=True)]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        cost = costs[name]
         rows.append(
             f"| {name} | {statistics.median(theirs):.0f} ({min(theirs):.0f} to {max(theirs):.0f}) "
-            f"| {'' if name == 'ours' else spread} |"
+            f"| {'' if name == 'ours' else spread} "
+            f"| {statistics.median(cost):.1f} ({min(cost):.1f} to {max(cost):.1f}) |"
         )
     device = torch.cuda.get_device_name() if options.device == "cuda" else processor()
     return "\n".join(
@@ -178,8 +193,10 @@ def page(rates: dict[str, list[float]], images: int, options: argparse.Namespace
             "of 100;",
             "RandomResizedCrop to 224 (bicubic), flip and normalization, to a float batch on the device.",
             "",
-            "| loader | images/s, median (least to greatest) | ours over it, in the same round |",
-            "|---|---|---|",
+            "Medians (least to greatest) of the rounds.",
+            "",
+            "| loader | images/s | ours over it, in the same round | processor time per image, ms |",
+            "|---|---|---|---|",
             *rows,
             "",
             f"- command: `OMP_NUM_THREADS=1 python {' '.join(['benchmarks/stream.py', *sys.argv[1:]])}`",

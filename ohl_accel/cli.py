@@ -48,6 +48,12 @@ def run_command(command: Callable[[], None], after_stop: str = _RESUME) -> int:
         code, message = 2, f"error: {error}"
     except RunFailedError as error:
         code, message = 1, f"error: {error}"
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = "for want of memory, or because the launch was stopped"
+        print(f"error: a process that decodes images ended ({reason}): {error}", file=sys.stderr, flush=True)
+        os._exit(1)
     except KeyboardInterrupt:
         code, message = 130, f"stopped; {after_stop}"
     else:

@@ -214,7 +214,9 @@ class Images:
 
     def _pixels(self, image: Image.Image, number: int, place: int, crop: Crop | None) -> Tensor:
         decoding = self.decoding
-        image = image.convert("L" if decoding.channels == 1 else "RGB")
+        mode = "L" if decoding.channels == 1 else "RGB"
+        if image.mode != mode:  # convert copies in any case
+            image = image.convert(mode)
         height, width = decoding.size
         if crop is not None:
             image = crop(image, place)
