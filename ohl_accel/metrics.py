@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ohl_accel.errors import UserError
 from ohl_accel.run_folder import write_whole
 
 
@@ -75,11 +76,23 @@ def amend_last_line(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file, also while a run writes to it; none if there is no file."""
+    """The whole lines of a metrics file, also while a run writes to it; none if there is no file.
+
+    Raises:
+        UserError: naming the first line that is damaged.
+    """
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    content = path.read_bytes()
+    lines: list[dict[str, Any]] = []
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(
+                f"{path}, line {number} is damaged: {error}; delete the line to do without it"
+            ) from None
+    return lines
 
 
 def _line(values: Mapping[str, Any]) -> str:

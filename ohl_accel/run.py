@@ -30,6 +30,7 @@ from ohl_accel.network import save_network
 from ohl_accel.policies import TorchvisionPolicy
 from ohl_accel.policy import POLICY_FILE, OuterOptimizer, Policy
 from ohl_accel.recipe import Recipe
+from ohl_accel.report.write import write_at_end
 from ohl_accel.run_folder import CHECKPOINTS, METRICS_FILE, REPLACED_FILE, RESULT_FILE, RunFolder
 from ohl_accel.trajectory import Trajectory
 
@@ -228,5 +229,6 @@ class Run:
             result["heldout_accuracy"] = max(rewards) if rewards[0] is not None else None
             amend_last_line(folder / METRICS_FILE, result)
             folder.write_json(RESULT_FILE, result)
+            write_at_end(folder.path, display.say)
             learned = None if self.outer_optimizer is None else self.outer_optimizer.policy
             display.summary(learned, result, folder.contents())

@@ -21,6 +21,7 @@ HELDOUT_FILE = "heldout.json"
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
 REPLACED_FILE = "replaced.jsonl"
+REPORT_FILE = "report.html"
 CHECKPOINTS = "checkpoints"
 _LOCK_FILE = ".lock"
 _RUN_FILES = (
@@ -29,6 +30,7 @@ _RUN_FILES = (
     METRICS_FILE,
     RESULT_FILE,
     REPLACED_FILE,
+    REPORT_FILE,
     CHECKPOINTS,
     POLICY_FILE,
     *NETWORK_FILES,
@@ -92,6 +94,7 @@ class RunFolder:
     def contents(self) -> dict[str, str]:
         """Path of each file for people -> what it is, as far as there are."""
         known = {
+            REPORT_FILE: "all about the run, for a browser",
             POLICY_FILE: "the policy",
             NETWORK_FILES[0]: "the network's weights",
             NETWORK_FILES[1]: "the network for timm.create_model",

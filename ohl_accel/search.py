@@ -50,6 +50,7 @@ def learn(run: Run, display: Display) -> None:
                 "heldout_loss": outcome["heldout_loss"].tolist(),
                 "entropy": policy.entropy,
                 "replaced_images": replaced,
+                "element_probabilities": policy.element_probabilities.tolist(),
                 "top_operations": [{"operation": name, "probability": p} for name, p in policy.top(5)],
                 "learning_rate": hosted[0].learning_rate,
                 "theta_learning_rate": run.recipe.outer.lr,

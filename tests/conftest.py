@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from ohl_accel.metrics import read_metrics
 from ohl_accel.policy import Policy
+from ohl_accel.search import search
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -114,3 +115,11 @@ def final_state(folder: Path) -> dict[str, Any]:
 def latest(folder: Path) -> str:
     """Name of the newest checkpoint of a run."""
     return (folder / "checkpoints" / "latest").read_text()
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished small digits search: a run folder to look at, or to copy and damage."""
+    folder = tmp_path_factory.mktemp("small") / "digits"
+    search(str(REPOSITORY / "recipes" / "digits.yaml"), [*SMALL, f"run.dir={folder}", "outer.lr=0.3"])
+    return folder

@@ -46,7 +46,7 @@ def result(folder: Path) -> dict[str, Any]:
 def test_run_folder(finished: Path) -> None:
     assert sorted(path.name for path in finished.iterdir() if path.name != ".lock") == [
         "checkpoints", "config.json", "heldout.json", "metrics.jsonl", "model.safetensors",
-        "policy.json", "recipe.yaml", "result.json",
+        "policy.json", "recipe.yaml", "report.html", "result.json",
     ]  # fmt: skip
     policy = Policy.load(finished)
     assert policy.entropy < math.log(1296)
@@ -132,7 +132,10 @@ def test_bf16_and_other_networks(tmp_path: Path) -> None:
 
 
 def test_each_batch_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four hosted trajectories, three inner steps of 100 images: 300 training images are decoded, not 1,200."""
+    """Four hosted trajectories, three inner steps of 100 images: 300 training images are decoded, not 1,200.
+
+    The report decodes 5 more as examples.
+    """
     decoded: list[tuple[int, int]] = []
     decode = Images.decode
 
@@ -149,7 +152,7 @@ def test_each_batch_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "data.mean=[0.3]",
         "data.std=[0.4]",
     )
-    assert sum(count for total, count in decoded if total == 1000) == 300
+    assert sum(count for total, count in decoded if total == 1000) == 300 + 5
     assert sum(count for total, count in decoded if total == 297) == 297
     assert sum(count for total, count in decoded if total == 500) == 500
 

@@ -18,13 +18,14 @@ LAYERS = [
     {"augment", "network"},
     {"evaluation", "run_folder", "trajectory"},
     {"metrics", "checkpoint", "display", "cli"},
+    {"report"},
     {"run"},
     {"prepare"},
     {"search", "train", "evaluate", "compare"},
 ]
 """Modules and packages; each imports from layers above its own in this list, or from its own package."""
 
-ONLY_IN = {"torch.distributed": {"groups"}, "huggingface_hub": {"download"}}
+ONLY_IN = {"torch.distributed": {"groups"}, "huggingface_hub": {"download"}, "jinja2": {"report"}}
 TRAINING_LIBRARIES = {"accelerate", "datasets", "timm", "wandb", "pydantic", "huggingface_hub"}
 
 

@@ -1,0 +1,90 @@
+"""A policy applied to an image of one's own: its most and least probable operations, and random draws."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ohl_accel.draws import keyed_generator
+from ohl_accel.errors import UserError
+from ohl_accel.kernels import apply_operations
+from ohl_accel.policy import Policy
+from ohl_accel.report.operations import Operation, least_probable, most_probable, operation_in
+from ohl_accel.report.pictures import to_image, to_tensor, upright_rgb
+
+MAX_DRAWS = 100
+_RANKED = 12
+_SIDE = 320
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The image after an operation."""
+
+    operation: Operation
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What a policy does to an image; all pictures are RGB and of one size."""
+
+    original: Image.Image
+    likely: list[Tile]
+    unlikely: list[Tile]
+    drawn: list[Tile]
+    """As training would draw them."""
+
+
+def load_policy(name: str) -> Policy:
+    """A policy from a run folder, a `policy.json` or the Hub.
+
+    Raises:
+        UserError: if it cannot be had or used.
+    """
+    try:
+        return Policy.from_pretrained(name)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def draw_gallery(policy: Policy, image: Image.Image, draws: int = 12, seed: int = 0) -> Gallery:
+    """Apply operations of a policy to an image.
+
+    Args:
+        policy: any.
+        image: of any of Pillow's modes; longer sides than 320 pixels are shrunk to that.
+        draws: how many random draws, 1 to 100.
+        seed: of the draws and of the signs; 0 or more.
+
+    Raises:
+        UserError: for a number out of range.
+    """
+    if not 1 <= draws <= MAX_DRAWS:
+        raise UserError(f"draws must be 1 to {MAX_DRAWS}, got {draws}")
+    if seed < 0:
+        raise UserError(f"seed must be 0 or more, got {seed}")
+    original = upright_rgb(image, _SIDE)
+    image_CHW = to_tensor(original)
+    numbers = policy.sample(draws, keyed_generator(seed, "gallery operations")).tolist()
+    return Gallery(
+        original,
+        _tiles(image_CHW, most_probable(policy, _RANKED), seed, "likely"),
+        _tiles(image_CHW, least_probable(policy, _RANKED), seed, "unlikely"),
+        _tiles(image_CHW, [operation_in(policy, number) for number in numbers], seed, "drawn"),
+    )
+
+
+def _tiles(image_CHW: Tensor, operations: Sequence[Operation], seed: int, purpose: str) -> list[Tile]:
+    n = len(operations)
+    negative_n2 = torch.rand(n, 2, generator=keyed_generator(seed, "gallery signs " + purpose)) < 0.5
+    numbers_n = torch.tensor([operation.number for operation in operations])
+    images_nCHW = apply_operations(image_CHW.expand(n, -1, -1, -1), numbers_n, negative_n2)
+    return [
+        Tile(operation, to_image(result_CHW))
+        for operation, result_CHW in zip(operations, images_nCHW, strict=True)
+    ]

@@ -1,0 +1,78 @@
+"""Heatmaps of probabilities over the uniform ones, as SVG paths that take their colours from the page.
+
+A colour stands for log2 of the ratio: the middle level is uniform, equal steps are equal factors. Blue is lost,
+red is gained, which colour-blind readers can tell apart; uniform is bright on the light page and dark on the
+dark one. Neighbours of one level are one rectangle, and all
+rectangles of a level are one path: 300 outer steps stay small.
+
+Shapes: R rows, C columns.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from matplotlib import colormaps
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+from torch import Tensor
+
+LEVELS = 33
+_LIGHT = colormaps["RdBu_r"]
+_DARK = LinearSegmentedColormap.from_list("dark", ["#9cd0ff", "#2f74b5", "#20252b", "#b54a2c", "#ffb793"])
+_MARGIN = 0.06  # at both ends of a colour map, where neighbours are hard to tell apart
+_NARROWEST, _WIDEST = 0.05, 3.0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the outermost colours stand for: ratios of `2^-limit` and less, of `2^limit` and more."""
+
+    limit: float
+
+    @classmethod
+    def of(cls, ratios: Tensor) -> "Scale":
+        """Wide enough for the largest gain and for 95 % of all ratios, from 1.04 (or noise would look strong) to 8.
+
+        The probability of an operation can fall towards 0; a scale down to that would leave the gains
+        without colour.
+        """
+        gain = float(ratios.max().log2())
+        common = float(ratios.clamp_min(1e-12).log2().abs().quantile(0.95))
+        return cls(min(max(gain, common, _NARROWEST), _WIDEST))
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The ratios at both ends."""
+        return 2**-self.limit, 2**self.limit
+
+    def levels(self, ratios: Tensor) -> Tensor:
+        """int64 of the same shape, 0 (lost) to 32 (gained); 16 is uniform."""
+        place = (ratios.clamp_min(1e-12).log2() / self.limit).clamp(-1, 1)
+        return ((place + 1) / 2 * (LEVELS - 1)).round().long()
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """A map of C x R cells of side 1: an SVG path for every level that occurs."""
+
+    columns: int
+    rows: int
+    paths: list[tuple[int, str]]
+
+
+def heatmap(ratios_RC: Tensor, scale: Scale) -> Heatmap:
+    """Draw ratios to uniform."""
+    rows, columns = ratios_RC.shape
+    parts: dict[int, list[str]] = {}
+    for y, levels in enumerate(scale.levels(ratios_RC)):
+        values, widths = torch.unique_consecutive(levels, return_counts=True)
+        x = 0
+        for level, width in zip(values.tolist(), widths.tolist(), strict=True):
+            parts.setdefault(level, []).append(f"M{x} {y}h{width}v1h-{width}z")
+            x += width
+    return Heatmap(columns, rows, [(level, "".join(parts[level])) for level in sorted(parts)])
+
+
+def palette() -> list[tuple[str, str]]:
+    """The colours of the levels on the light and on the dark page."""
+    places = torch.linspace(_MARGIN, 1 - _MARGIN, LEVELS, dtype=torch.float64).tolist()
+    return [(to_hex(_LIGHT(place)), to_hex(_DARK(place))) for place in places]

@@ -1,0 +1,233 @@
+"""The pages: what a run left, or what a policy does to an image, as one HTML text that needs no network.
+
+Text that comes from files is foreign: the templates escape all of it, and a content security policy in the
+page lets it load nothing and run no script but its own.
+"""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import jinja2
+import torch
+from markupsafe import Markup
+
+from ohl_accel import __version__
+from ohl_accel.elements import ELEMENTS, NUM_ELEMENTS, NUM_OPERATIONS, TABLE_1
+from ohl_accel.policy import Policy
+from ohl_accel.report.charts import entropy_chart, phase_chart, phases_of, reward_chart
+from ohl_accel.report.examples import TrainingExamples, originals, rows_of
+from ohl_accel.report.gallery import Gallery, Tile
+from ohl_accel.report.heatmaps import LEVELS, Heatmap, Scale, heatmap, palette
+from ohl_accel.report.operations import least_probable, most_probable
+from ohl_accel.report.pictures import data_uri
+from ohl_accel.report.read import OuterStep, Run
+
+_SHOWN_OPERATIONS = 6
+_GALLERY_SIDE = 320
+_PROVENANCE = {
+    "training_images": "training images",
+    "heldout_images": "held-out images",
+    "ohl_accel": "ohl_accel",
+    "torch": "torch",
+}
+"""Of a policy, what the header shows, and under which name."""
+
+_environment = jinja2.Environment(
+    loader=jinja2.PackageLoader("ohl_accel.report"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def run_page(run: Run, examples: TrainingExamples | None, no_examples: str, refresh: float) -> str:
+    """The report of a run.
+
+    Args:
+        run: finished or not.
+        examples: images of its training split; None if they are not at hand.
+        no_examples: why not.
+        refresh: an unfinished run's page reloads itself after so many seconds.
+    """
+    ranked = (most_probable, least_probable)
+    return _page(
+        "run.html",
+        run=run,
+        name=run.folder.resolve().name,
+        refresh=None if run.finished else f"{refresh:g}",
+        facts=_facts(run),
+        cards=_cards(run),
+        charts=_charts(run.steps),
+        phases=_phases(run.steps),
+        elements=_element_maps(run.steps),
+        matrix=_matrix(run.policy) if run.policy else None,
+        changes=[rows_of(examples, rank(run.policy, _SHOWN_OPERATIONS)) for rank in ranked]
+        if run.policy
+        else None,
+        originals=originals(examples) if examples else [],
+        class_names=examples.class_names if examples else [],
+        no_examples=no_examples,
+    )
+
+
+def gallery_page(policy: Policy, gallery: Gallery, name: str, image_name: str, seed: int) -> str:
+    """What a policy does to an image."""
+
+    def pictures(tiles: Sequence[Tile]) -> list[tuple[Tile, str]]:
+        return [(tile, data_uri(tile.image, _GALLERY_SIDE)) for tile in tiles]
+
+    return _page(
+        "gallery.html",
+        name=name,
+        image_name=image_name,
+        seed=seed,
+        refresh=None,
+        policy=policy,
+        uniform_entropy=Policy().entropy,
+        original=data_uri(gallery.original, _GALLERY_SIDE),
+        size=gallery.original.size,
+        likely=pictures(gallery.likely),
+        unlikely=pictures(gallery.unlikely),
+        drawn=pictures(gallery.drawn),
+    )
+
+
+def _page(template: str, **values: Any) -> str:
+    script = _source("script.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return _environment.get_template(template).render(
+        style=Markup(_source("style.css")),
+        script=Markup(script),
+        script_digest=digest,
+        palette=palette(),
+        version=__version__,
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z"),
+        **values,
+    )
+
+
+def _source(name: str) -> str:
+    assert _environment.loader is not None
+    return _environment.loader.get_source(_environment, name)[0]
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """What was run on what, in pairs of a name and a value."""
+    facts: list[tuple[str, str]] = []
+    if run.recipe is not None:
+        recipe = run.recipe
+        facts += [
+            ("data", recipe.data.path),
+            ("network", recipe.model.name),
+            ("trajectories", f"{recipe.outer.trajectories}"),
+            ("inner steps", f"{recipe.outer.inner_steps}".replace("epoch", "one epoch")),
+            ("mini-batch", f"{recipe.inner.batch_size} images"),
+            ("seed", f"{recipe.run.seed}"),
+        ]
+    if run.policy is not None:
+        known = run.policy.provenance
+        facts += [(name, str(known[key])) for key, name in _PROVENANCE.items() if key in known]
+    return facts
+
+
+def _cards(run: Run) -> list[tuple[str, str, str]]:
+    """The numbers on top: (name, value, what it is to be compared with)."""
+    cards: list[tuple[str, str, str]] = []
+    if run.result is not None and run.result.test_accuracy is not None:
+        images = f"of {run.result.test_images:,} images" if run.result.test_images else ""
+        cards.append(("Test accuracy", f"{100 * run.result.test_accuracy:.2f} %", images))
+    looked = [step.reward[step.winner or 0] for step in run.steps]
+    rewards = [reward for reward in looked if reward is not None]
+    if rewards:
+        hint = "it chose the winner, so it is optimistic" if run.learned else "of the last look"
+        cards.append(("Held-out accuracy", f"{100 * rewards[-1]:.2f} %", hint))
+    if run.steps and run.steps[-1].entropy is not None:
+        uniform = Policy().entropy
+        cards.append(("Entropy", f"{run.steps[-1].entropy:.4f}", f"nats; uniform is {uniform:.4f}"))
+    if run.policy is not None:
+        (top,) = most_probable(run.policy, 1)
+        cards.append(("Top operation", f"{top.ratio:.2f} ×", f"uniform, {top.name}"))
+    if run.steps:
+        seconds = sum(sum(step.seconds.values()) for step in run.steps)
+        speed = sum(step.images_per_second for step in run.steps) / len(run.steps)
+        cards.append(("Time", duration(seconds), f"{speed:,.0f} training images/s"))
+    return cards
+
+
+def duration(seconds: float) -> str:
+    """For people: `42 s`, `3 min 20 s`, `5 h 12 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _charts(steps: Sequence[OuterStep]) -> dict[str, Markup | None]:
+    if not steps:
+        return {}
+    looked = [step for step in steps if None not in step.reward]
+    learned = [step for step in steps if step.entropy is not None]
+    return {
+        "reward": reward_chart(looked) if looked else None,
+        "entropy": entropy_chart(learned) if learned else None,
+        "phases": phase_chart(steps),
+    }
+
+
+def _phases(steps: Sequence[OuterStep]) -> list[tuple[str, float, float]]:
+    """(phase, seconds in all, share) in the order of the chart."""
+    totals = {name: sum(step.seconds.get(name, 0.0) for step in steps) for name in phases_of(steps)}
+    whole = sum(totals.values()) or 1.0
+    return [(name, seconds, seconds / whole) for name, seconds in totals.items()]
+
+
+def _element_maps(steps: Sequence[OuterStep]) -> dict[str, Any] | None:
+    """The marginals of Figure 4 over time: a heatmap for each place, and the ratios for the slider."""
+    known = [step for step in steps if step.element_probabilities is not None]
+    if not known:
+        return None
+    ratios_T2E = (
+        torch.tensor([step.element_probabilities for step in known], dtype=torch.float64) * NUM_ELEMENTS
+    )
+    scale = Scale.of(ratios_T2E)
+    places = ("first", "second")
+    maps: dict[str, Heatmap] = {
+        place: heatmap(ratios_T2E[:, number].T, scale) for number, place in enumerate(places)
+    }
+    return {
+        "places": maps,
+        "groups": TABLE_1,
+        "scale": scale,
+        "now": ratios_T2E[-1].tolist(),
+        "levels": scale.levels(ratios_T2E[-1]).tolist(),
+        "steps": [step.outer_step + 1 for step in known],
+        "data": {
+            "limit": scale.limit,
+            "levels": LEVELS,
+            "names": [element.name for element in ELEMENTS],
+            "ratios": [[[round(ratio, 4) for ratio in row] for row in step] for step in ratios_T2E.tolist()],
+            "steps": [step.outer_step + 1 for step in known],
+            "rewards": [step.reward for step in known],
+            "winners": [step.winner for step in known],
+            "entropies": [step.entropy for step in known],
+        },
+    }
+
+
+def _matrix(policy: Policy) -> dict[str, Any]:
+    """All operations as a 36 x 36 map: rows are the first element, columns the second."""
+    ratios_EE = (policy.probabilities * NUM_OPERATIONS).view(NUM_ELEMENTS, NUM_ELEMENTS)
+    scale = Scale.of(ratios_EE)
+    percent = [float(f"{100 * p:.6g}") for p in policy.probabilities.tolist()]
+    return {
+        "map": heatmap(ratios_EE, scale),
+        "names": [element.name for element in ELEMENTS],
+        "scale": scale,
+        "data": {"names": [element.name for element in ELEMENTS], "percent": percent},
+    }

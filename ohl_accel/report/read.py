@@ -1,0 +1,221 @@
+"""Read a run folder for its report: finished or not, checked, with a message for whatever is wrong."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ohl_accel.elements import NUM_ELEMENTS
+from ohl_accel.errors import UserError
+from ohl_accel.metrics import read_metrics
+from ohl_accel.policy import POLICY_FILE, Policy
+from ohl_accel.recipe import Recipe
+from ohl_accel.report.tables import Table, read_tables
+from ohl_accel.run_folder import METRICS_FILE, RECIPE_FILE, RESULT_FILE
+
+_Marginal = Annotated[
+    list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=NUM_ELEMENTS, max_length=NUM_ELEMENTS)
+]
+
+
+class OuterStep(BaseModel):
+    """A line of `metrics.jsonl`, as far as a report shows it; lists of N have one value for each trajectory."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    outer_step: Annotated[int, Field(ge=0)]
+    reward: Annotated[list[float | None], Field(min_length=1)]
+    """Held-out accuracies in 0..1; None where a training with a fixed policy has not looked."""
+    winner: Annotated[int, Field(ge=0)] | None = None
+    """None, as the entropy is, in a training with a fixed policy."""
+    diverged: list[int] = []
+    entropy: float | None = None
+    """In nats."""
+    seconds: dict[str, Annotated[float, Field(ge=0)]]
+    images_per_second: float
+    element_probabilities: Annotated[list[_Marginal], Field(min_length=2, max_length=2)] | None = None
+    """p(element) at both places, [2][36]; runs of older versions have not written it."""
+
+    @model_validator(mode="after")
+    def _outcome_is_whole(self) -> Self:
+        if (self.winner is None) != (self.entropy is None):
+            raise ValueError("winner and entropy: there must be both or neither")
+        if self.winner is not None and (self.winner >= len(self.reward) or None in self.reward):
+            raise ValueError(f"winner {self.winner} does not fit the rewards {self.reward}")
+        return self
+
+
+class Result(BaseModel):
+    """`result.json`; the test fields are None where the recipe has no test split. Accuracies in 0..1."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    outer_steps: int
+    heldout_accuracy: float | None
+    test_accuracy: float | None = None
+    test_top5_accuracy: float | None = None
+    test_loss: float | None = None
+    test_images: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds."""
+
+    folder: Path
+    steps: list[OuterStep]
+    policy: Policy | None
+    """None before the first checkpoint."""
+    result: Result | None
+    """None until the search is finished."""
+    recipe: Recipe | None
+    """None if the file is missing or of another version."""
+    recipe_text: str
+    tables: list[Table]
+    notes: list[str]
+    """What is missing and what to do about it."""
+
+    @property
+    def is_run(self) -> bool:
+        """False for a folder that holds nothing but a comparison or a sweep."""
+        return bool(self.steps or self.recipe_text or self.policy)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing more to come."""
+        return self.result is not None or not self.is_run
+
+    @property
+    def learned(self) -> bool:
+        """Whether a policy is learned; False for a training with a fixed one."""
+        return not self.steps or self.steps[0].winner is not None
+
+    @property
+    def outer_steps(self) -> int | None:
+        """How many outer steps the search takes in all, if that is known."""
+        if self.recipe is not None:
+            return self.recipe.outer.steps
+        return self.result.outer_steps if self.result else None
+
+
+def read_run(folder: Path) -> Run:
+    """Read everything that a report shows.
+
+    Raises:
+        UserError: if it is no run folder, or a file in it is damaged; names the file and the way out.
+    """
+    if not folder.is_dir():
+        problem = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} {problem}: give a run folder, such as runs/digits")
+    tables = read_tables(folder)
+    names = (RECIPE_FILE, METRICS_FILE, POLICY_FILE)
+    if not tables and not any((folder / name).exists() for name in names):
+        raise UserError(
+            f"{folder} holds none of {', '.join(names)}: it is no run folder, or its search has not begun"
+        )
+    notes: list[str] = []
+    recipe, recipe_text = _read_recipe(folder / RECIPE_FILE, notes)
+    steps = _read_steps(folder / METRICS_FILE)
+    result = _read_result(folder / RESULT_FILE)
+    policy = _read_policy(folder / POLICY_FILE)
+    run = Run(folder, steps, policy, result, recipe, recipe_text, tables, notes)
+    if run.is_run:
+        notes += _missing(run)
+    return run
+
+
+def _missing(run: Run) -> list[str]:
+    """What a page of a run should have and this one has not, and why."""
+    notes = []
+    if not run.recipe_text:
+        notes.append(f"There is no {RECIPE_FILE}: copy it into the folder to see the recipe and examples.")
+    if run.learned and run.policy is None:
+        when = "it was removed; copy it back" if run.finished else "it is written with the first checkpoint"
+        notes.append(f"There is no {POLICY_FILE}: {when}.")
+    if not run.steps:
+        notes.append(f"There is no line in {METRICS_FILE}: the first outer step has not ended.")
+    elif run.learned and any(step.element_probabilities is None for step in run.steps):
+        notes.append(
+            f"{METRICS_FILE} does not tell the policy of every outer step (element_probabilities): it was "
+            "written by an older version. A new run of this version has the heatmaps over time."
+        )
+    return notes
+
+
+def _read_recipe(path: Path, notes: list[str]) -> tuple[Recipe | None, str]:
+    if not path.exists():
+        return None, ""
+    try:
+        return Recipe.load(str(path)), path.read_text(encoding="utf-8")
+    except UserError as error:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise UserError(f"{error}; copy the file back, or move it away to do without") from None
+        notes.append(
+            f"{RECIPE_FILE} is not of this version or damaged, so there are no examples. {error}. "
+            "Draw the report with the version that made the run, or mend these fields."
+        )
+        return None, text
+
+
+def _read_steps(path: Path) -> list[OuterStep]:
+    steps: list[OuterStep] = []
+    for number, values in enumerate(read_metrics(path), 1):
+        step = _checked(OuterStep, values, f"{path}, line {number}", "delete the line to do without it")
+        if steps and step.outer_step <= steps[-1].outer_step:
+            raise UserError(
+                f"{path}, line {number}: outer_step {step.outer_step} comes after {steps[-1].outer_step}: two runs "
+                "are mixed in this file; delete the lines of the other one"
+            )
+        if steps and (len(step.reward), step.winner is None) != (
+            len(steps[0].reward),
+            steps[0].winner is None,
+        ):
+            raise UserError(
+                f"{path}, line {number}: another kind of run than in the lines before (trajectories, or whether "
+                "a policy is learned): two runs are mixed in this file; delete the lines of the other one"
+            )
+        steps.append(step)
+    return steps
+
+
+def _read_result(path: Path) -> Result | None:
+    if not path.exists():
+        return None
+    way_out = (
+        "delete it and give the search's command again with run.resume=auto, which tests the network anew"
+    )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}; {way_out}") from None
+    return _checked(Result, values, str(path), way_out)
+
+
+def _read_policy(path: Path) -> Policy | None:
+    if not path.exists():
+        return None
+    try:
+        return Policy.load(path)
+    except ValueError as error:
+        raise UserError(
+            f"{error}; give the search's command again with run.resume=auto, which writes it anew, or draw the "
+            "report with the version that wrote it"
+        ) from None
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _checked(model: type[Model], values: Any, place: str, way_out: str) -> Model:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{place}: {field or 'the line'}: {first['msg']}: it is damaged or of another version; {way_out}"
+        ) from None

@@ -1,0 +1,67 @@
+"""Comparisons and sweeps that lie in a folder: `NAME.json` with rows, and `NAME.png` beside it."""
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ohl_accel.errors import UserError
+
+_TITLES = {"comparison": "Comparison", "sweep": "Sweep"}
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of values under named columns, what the file says about them, and perhaps a figure (a data URI)."""
+
+    name: str
+    title: str
+    columns: list[str]
+    rows: list[list[Scalar]]
+    about: list[tuple[str, str]]
+    figure: str | None
+
+
+def read_tables(folder: Path) -> list[Table]:
+    """The comparison and the sweep of a folder, as far as there are.
+
+    A file is `{"rows": [{column: value, ...}, ...], ...}`. A value is a scalar or an interval of two numbers;
+    others are left out. What is beside the rows, such as the command, is shown below them.
+
+    Raises:
+        UserError: for a file that is not so.
+    """
+    return [_read(folder / f"{name}.json") for name in _TITLES if (folder / f"{name}.json").exists()]
+
+
+def _read(path: Path) -> Table:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        rows = [{key: _cell(value) for key, value in row.items()} for row in document.pop("rows")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f'{path} is damaged or of another version ({type(error).__name__}: {error}): it must be {{"rows": [...]}}; '
+            "make it anew, or move it away to do without"
+        ) from None
+    columns = list(dict.fromkeys(key for row in rows for key, value in row.items() if value is not None))
+    about = [(key, text) for key, text in document.items() if isinstance(text, str) and key != "format"]
+    cells = [[row.get(column) for column in columns] for row in rows]
+    return Table(path.stem, _TITLES[path.stem], columns, cells, about, _figure(path.with_suffix(".png")))
+
+
+def _cell(value: object) -> Scalar:
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(end, int | float) for end in value):
+        return f"{value[0]:.4g} to {value[1]:.4g}"
+    return value if isinstance(value, Scalar) else None
+
+
+def _figure(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    content = path.read_bytes()
+    if not content.startswith(_PNG):
+        raise UserError(f"{path} is no PNG image: make it anew, or move it away to do without")
+    return "data:image/png;base64," + base64.b64encode(content).decode()

@@ -1,0 +1,91 @@
+"""Draw a page and save it, whole or not at all."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ohl_accel.errors import UserError
+from ohl_accel.report.examples import examples_or_reason
+from ohl_accel.report.gallery import draw_gallery, load_policy
+from ohl_accel.report.page import gallery_page, run_page
+from ohl_accel.report.pictures import read_image
+from ohl_accel.report.read import Run, read_run
+from ohl_accel.run_folder import REPORT_FILE, write_whole
+
+_REFRESH = 30.0
+
+Say = Callable[[str], None]
+
+
+def write_report(folder: Path, say: Say, output: Path | None = None, watch: float | None = None) -> Path:
+    """Draw the report of a run; of one in progress again and again until it is finished, if asked to.
+
+    Args:
+        folder: of the run.
+        say: shows a line.
+        output: the HTML file; `report.html` in the run folder if None.
+        watch: seconds between two drawings; None to draw once.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        UserError: if the folder cannot be read or the file not be written.
+    """
+    output = output or folder / REPORT_FILE
+    run = read_run(folder)
+    examples, no_examples = examples_or_reason(run.recipe)
+    while True:
+        _save(output, run_page(run, examples, no_examples, watch or _REFRESH))
+        say(f"{output}: {_standing(run)}")
+        for note in run.notes:
+            say(f"note: {note}")
+        if watch is None or run.finished:
+            return output
+        time.sleep(watch)
+        run = read_run(folder)
+
+
+def write_at_end(folder: Path, say: Say) -> None:
+    """Draw the report of a finished search, which must not fail because of it: what goes wrong is said only."""
+    try:
+        write_report(folder, lambda text: None)
+    except Exception as error:
+        say(
+            f"warning: the report cannot be drawn: {error}; the search itself is complete. "
+            f"To try again: python -m ohl_accel.report {folder}"
+        )
+
+
+def write_gallery(policy: str, image: Path, output: Path, draws: int, seed: int) -> None:
+    """Draw what a policy does to an image.
+
+    Args:
+        policy: a run folder, a `policy.json` or a name on the Hub.
+        image: any file that Pillow reads.
+        output: the HTML file.
+        draws: how many random draws.
+        seed: of the draws.
+
+    Raises:
+        UserError: if one of them cannot be used.
+    """
+    learned = load_policy(policy)
+    gallery = draw_gallery(learned, read_image(image), draws, seed)
+    _save(output, gallery_page(learned, gallery, policy, image.name, seed))
+
+
+def _save(output: Path, page: str) -> None:
+    try:
+        write_whole(output, page)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror}; choose another --output") from None
+
+
+def _standing(run: Run) -> str:
+    if not run.is_run:
+        return " and ".join(table.name for table in run.tables)
+    if run.finished or not run.steps:
+        return "finished run" if run.finished else "no outer step yet"
+    total = f" of {run.outer_steps}" if run.outer_steps else ""
+    return f"run in progress, outer step {run.steps[-1].outer_step + 1}{total}"

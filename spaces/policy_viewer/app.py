@@ -1,0 +1,96 @@
+"""A Gradio Space that shows what an augmentation policy does to an image of yours.
+
+python spaces/policy_viewer/app.py
+"""
+
+import re
+from typing import Any
+
+import gradio
+from PIL import Image
+
+from ohl_accel.errors import UserError
+from ohl_accel.policy import Policy
+from ohl_accel.report.gallery import MAX_DRAWS, Tile, draw_gallery, load_policy
+
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+"""`user/policy`; a public Space must not open paths of its own machine."""
+
+Pictures = list[tuple[Image.Image, str]]
+
+
+def view(
+    name: str, file: str | None, image: Image.Image | None, draws: float, seed: float
+) -> tuple[Pictures, Pictures, Pictures, list[list[str]]]:
+    """Apply a policy to an image.
+
+    Args:
+        name: of a policy on the Hub; not looked at if there is a file.
+        file: path of an uploaded `policy.json`.
+        image: of any kind.
+        draws: how many random draws.
+        seed: of the draws.
+
+    Returns:
+        Pictures with captions of the most probable operations, of the random draws and of the least
+        probable operations; a table of all of them.
+
+    Raises:
+        gradio.Error: if one of them cannot be used; the page shows it.
+    """
+    try:
+        if image is None:
+            raise UserError("give an image")
+        gallery = draw_gallery(_policy(name.strip(), file), image, int(draws), int(seed))
+    except UserError as error:
+        raise gradio.Error(str(error), print_exception=False) from None
+    kinds = {"most probable": gallery.likely, "drawn": gallery.drawn, "least probable": gallery.unlikely}
+    table = [[kind, *_row(tile)] for kind, tiles in kinds.items() for tile in tiles]
+    return _pictures(gallery.likely), _pictures(gallery.drawn), _pictures(gallery.unlikely), table
+
+
+def _policy(name: str, file: str | None) -> Policy:
+    if file is None and not HUB_NAME.fullmatch(name):
+        raise UserError(
+            f"policy {name!r}: give a name on the Hub such as user/policy, or upload a policy.json"
+        )
+    return load_policy(file or name)
+
+
+def _pictures(tiles: list[Tile]) -> Pictures:
+    return [(tile.image, f"{tile.operation.name}, {tile.operation.ratio:.2f} x uniform") for tile in tiles]
+
+
+def _row(tile: Tile) -> list[str]:
+    operation = tile.operation
+    return [operation.name, f"{100 * operation.probability:.4f}", f"{operation.ratio:.2f}"]
+
+
+def build() -> Any:
+    """The page."""
+    with gradio.Blocks(title="Policy viewer") as page:
+        gradio.Markdown(
+            "# Policy viewer\nWhat an augmentation policy learned by ohl_accel does to an image: the operations it "
+            "prefers, random draws as a training would see them, and the operations it avoids."
+        )
+        with gradio.Row():
+            with gradio.Column():
+                name = gradio.Textbox(label="Policy on the Hub", placeholder="user/policy")
+                file = gradio.File(label="or a policy.json", file_types=[".json"])
+                draws = gradio.Slider(1, MAX_DRAWS, value=12, step=1, label="Random draws")
+                seed = gradio.Number(value=0, precision=0, minimum=0, label="Seed")
+            image = gradio.Image(label="Image", type="pil", image_mode=None)
+        button = gradio.Button("Show", variant="primary")
+        outputs = [
+            gradio.Gallery(label=label, columns=6, object_fit="contain", format="png")
+            for label in ("Most probable", "Drawn at random", "Least probable")
+        ]
+        table = gradio.Dataframe(
+            headers=["shown as", "operation", "probability, %", "x uniform"], label="Table"
+        )
+        button.click(view, [name, file, image, draws, seed], [*outputs, table], api_name="view")
+    return page
+
+
+if __name__ == "__main__":
+    build().launch()

@@ -1,0 +1,406 @@
+"""The report and the gallery as files: what they hold, what they refuse, and that they lose nothing."""
+
+import json
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from ohl_accel.elements import NUM_ELEMENTS, NUM_OPERATIONS
+from ohl_accel.errors import UserError
+from ohl_accel.kernels import apply_operations
+from ohl_accel.metrics import append_line, read_metrics
+from ohl_accel.policy import Policy
+from ohl_accel.report.__main__ import main
+from ohl_accel.report.examples import open_examples, rows_of
+from ohl_accel.report.gallery import draw_gallery, load_policy
+from ohl_accel.report.heatmaps import LEVELS, Scale, heatmap, palette
+from ohl_accel.report.operations import least_probable, most_probable
+from ohl_accel.report.pictures import data_uri, read_image, to_tensor, upright_rgb
+from ohl_accel.report.read import read_run
+from ohl_accel.report.write import write_at_end, write_report
+from ohl_accel.run_folder import write_whole
+
+
+@pytest.fixture
+def run(small_run: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run."""
+    return Path(shutil.copytree(small_run, tmp_path / "run"))
+
+
+def unfinish(run: Path, outer_steps: int) -> list[dict[str, Any]]:
+    """Make it a run in progress; returns the lines taken away."""
+    lines = read_metrics(run / "metrics.jsonl")
+    (run / "result.json").unlink()
+    (run / "metrics.jsonl").unlink()
+    for line in lines[:outer_steps]:
+        append_line(run / "metrics.jsonl", line)
+    return lines[outer_steps:]
+
+
+def report_of(run: Path) -> str:
+    return write_report(run, lambda text: None).read_text()
+
+
+def test_search_draws_its_report(small_run: Path) -> None:
+    page = (small_run / "report.html").read_text()
+    assert 'http-equiv="refresh"' not in page
+    result = json.loads((small_run / "result.json").read_text())
+    assert f"{100 * result['test_accuracy']:.2f} %" in page
+    assert "finished after 4 outer steps" in page
+    for name in ("rewards", "elements", "matrix", "operations", "entropy", "times", "test", "recipe"):
+        assert f'id="{name}"' in page
+    assert page.count('src="data:image/png') == 2 * (1 + 6) * 5  # originals and 6 operations, gained and lost
+    assert "optimizer:" in page
+
+
+def test_metrics_hold_the_marginals(small_run: Path) -> None:
+    last = read_metrics(small_run / "metrics.jsonl")[-1]["element_probabilities"]
+    assert last == Policy.load(small_run).element_probabilities.tolist()
+
+
+def test_page_needs_nothing_else(small_run: Path) -> None:
+    page = (small_run / "report.html").read_text()
+    assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page) == []
+    assert re.findall(r"url\((?!#)", page) == []
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+
+
+def test_long_run_stays_small(run: Path) -> None:
+    line = read_metrics(run / "metrics.jsonl")[-1]
+    (run / "metrics.jsonl").unlink()
+    generator = torch.Generator().manual_seed(0)
+    text = []
+    for outer_step in range(300):
+        theta = torch.randn(NUM_OPERATIONS, generator=generator, dtype=torch.float64)
+        reward = torch.rand(8, generator=generator, dtype=torch.float64).tolist()
+        marginals = Policy(theta).element_probabilities.tolist()
+        text.append(
+            json.dumps(
+                {**line, "outer_step": outer_step, "reward": reward, "element_probabilities": marginals}
+            )
+        )
+    write_whole(run / "metrics.jsonl", "\n".join(text) + "\n")
+    assert len(report_of(run)) < 2_000_000
+
+
+def test_run_in_progress_says_where_it_stands_and_reloads(run: Path) -> None:
+    unfinish(run, 2)
+    page = report_of(run)
+    assert "not finished: outer step 2 of 4" in page
+    assert '<meta http-equiv="refresh" content="30">' in page
+    assert "Test results" not in page
+
+
+def test_run_before_its_first_step(run: Path) -> None:
+    unfinish(run, 0)
+    (run / "policy.json").unlink()
+    page = report_of(run)
+    assert "no outer step has ended yet" in page
+    assert "There is no policy.json: it is written with the first checkpoint" in page
+
+
+def test_half_a_line_is_not_read(run: Path) -> None:
+    rest = unfinish(run, 2)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(rest[0])[:100])
+    assert "outer step 2 of 4" in report_of(run)
+
+
+def test_watch_ends_with_the_run(run: Path) -> None:
+    result = (run / "result.json").read_text()
+    rest = unfinish(run, 2)
+    said: list[str] = []
+    watch = threading.Thread(target=write_report, args=(run, said.append), kwargs={"watch": 0.05})
+    watch.start()
+    while not said:
+        watch.join(0.01)
+    for line in rest:
+        append_line(run / "metrics.jsonl", line)
+    write_whole(run / "result.json", result)
+    watch.join(60)
+    assert not watch.is_alive()
+    assert "run in progress, outer step 2 of 4" in said[0]
+    assert "finished run" in said[-1]
+    assert 'http-equiv="refresh"' not in (run / "report.html").read_text()
+
+
+def test_run_of_an_older_version_lacks_only_the_heatmaps(run: Path) -> None:
+    lines = read_metrics(run / "metrics.jsonl")
+    (run / "metrics.jsonl").unlink()
+    for line in lines:
+        del line["element_probabilities"]
+        append_line(run / "metrics.jsonl", line)
+    page = report_of(run)
+    assert "does not tell the policy of every outer step (element_probabilities)" in page
+    assert 'id="elements"' not in page
+    assert 'id="matrix"' in page
+
+
+def test_training_with_a_fixed_policy(run: Path) -> None:
+    """It has one network, no winner, no policy, and looks at the held-out images only now and then."""
+    lines = read_metrics(run / "metrics.jsonl")
+    for name in ("metrics.jsonl", "policy.json"):
+        (run / name).unlink()
+    for line in lines:
+        for key in ("winner", "entropy", "element_probabilities", "diverged", "advantage"):
+            del line[key]
+        line["reward"] = [0.25 * line["outer_step"] if line["outer_step"] % 2 else None]
+        append_line(run / "metrics.jsonl", line)
+    page = report_of(run)
+    assert "Held-out accuracy" in page
+    assert "75.00 %" in page
+    assert 'id="times"' in page
+    assert 'class="note"' not in page
+    for name in ("elements", "matrix", "operations", "entropy"):
+        assert f'id="{name}"' not in page
+
+
+def test_report_without_its_data(run: Path) -> None:
+    recipe = run / "recipe.yaml"
+    write_whole(recipe, recipe.read_text().replace("sklearn:digits", "/nowhere/images"))
+    page = report_of(run)
+    assert "The training images are not at hand: data.path=/nowhere/images" in page
+    assert "× uniform" in page
+
+
+def test_examples_are_training_images_after_the_operation(small_run: Path) -> None:
+    recipe = read_run(small_run).recipe
+    assert recipe is not None
+    examples = open_examples(recipe)
+    assert len(set(examples.class_names)) == len(examples.images_nCHW) == 5
+    (operation,) = most_probable(Policy.load(small_run), 1)
+    (row,) = rows_of(examples, [operation])
+    signs = [torch.tensor([[a, b]]) for a in (False, True) for b in (False, True)]
+    first = examples.images_nCHW[:1]
+    possible = [apply_operations(first, torch.tensor([operation.number]), sign)[0, 0] for sign in signs]
+    assert row.pictures[0] in [data_uri(Image.fromarray(image.numpy()), 128) for image in possible]
+
+
+def test_foreign_text_stays_text(run: Path) -> None:
+    attack = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+    recipe = run / "recipe.yaml"
+    write_whole(recipe, recipe.read_text().replace("sklearn:digits", f"'{attack}'"))
+    policy = Policy.load(run)
+    policy.provenance["torch"] = attack
+    policy.save(run / "policy.json")
+    write_whole(run / "comparison.json", json.dumps({"rows": [{attack: attack}]}))
+    page = report_of(run)
+    assert "alert(1)" in page
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
+
+
+def test_comparison_and_sweep_are_shown(run: Path) -> None:
+    rows = [
+        {"policy": "learned", "n": 3, "mean": 0.9812, "t": [0.1, 0.25], "seeds": [0, 1, 2]},
+        {"policy": "uniform", "n": 3, "mean": None},
+    ]
+    write_whole(run / "comparison.json", json.dumps({"command": "compare <x>", "rows": rows}))
+    Image.new("RGB", (4, 4)).save(run / "comparison.png")
+    write_whole(run / "sweep.json", json.dumps({"rows": [{"outer.lr": 0.05, "mean": 0.5}]}))
+    page = report_of(run)
+    assert "<h2>Comparison</h2>" in page
+    assert '<th scope="row">learned</th><td>3</td><td>0.9812</td><td>0.1 to 0.25</td>' in page
+    assert '<th scope="row">uniform</th><td>3</td><td></td>' in page
+    assert "compare &lt;x&gt;" in page
+    assert 'class="figure" src="data:image/png' in page
+    assert "<h2>Sweep</h2>" in page
+    alone = run.parent / "comparison"
+    alone.mkdir()
+    shutil.copy(run / "comparison.json", alone)
+    page = report_of(alone)
+    assert "<h2>Comparison</h2>" in page
+    assert "Report of a comparison" in page
+    for other in ("refresh", "not finished", "The training images"):
+        assert other not in page
+
+
+def rewrite(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def damage(run: Path) -> None:
+        text = (run / name).read_text()
+        assert old in text
+        write_whole(run / name, text.replace(old, new, 1))
+
+    return damage
+
+
+def doubled(run: Path) -> None:
+    write_whole(run / "metrics.jsonl", 2 * (run / "metrics.jsonl").read_text())
+
+
+def emptied(run: Path) -> None:
+    shutil.rmtree(run)
+    run.mkdir()
+
+
+def with_a_figure_that_is_none(run: Path) -> None:
+    (run / "sweep.json").write_text('{"rows": []}')
+    (run / "sweep.png").write_text("none")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (shutil.rmtree, "does not exist: give a run folder"),
+        (emptied, "it is no run folder, or its search has not begun"),
+        (rewrite("metrics.jsonl", '{"outer_step": 0', "{"), "metrics.jsonl, line 1 is damaged"),
+        (rewrite("metrics.jsonl", '"winner": ', '"winner": 9'), "line 1: the line: Value error, winner 9"),
+        (rewrite("metrics.jsonl", '"entropy"', '"other"'), "winner and entropy: there must be both or neither"),
+        (doubled, "metrics.jsonl, line 5: outer_step 0 comes after 3: two runs are mixed"),
+        (rewrite("result.json", "{", ""), "result.json is damaged"),
+        (rewrite("result.json", "heldout_accuracy", "other"), "result.json: heldout_accuracy: Field required"),
+        (rewrite("policy.json", '"schema_version": 1', '"schema_version": 7'), "used: schema_version 7 is unknown"),
+        (lambda run: (run / "recipe.yaml").write_bytes(b"\xff"), "recipe.yaml cannot be read"),
+        (lambda run: (run / "comparison.json").write_text("[]"), "comparison.json is damaged or of another version"),
+        (with_a_figure_that_is_none, "sweep.png is no PNG image"),
+    ],
+)  # fmt: skip
+def test_damaged_runs_are_named(
+    run: Path, damage: Callable[[Path], None], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(run)
+    assert main([str(run)]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("new", "says"), [("run:\n  speed: 3", "run.speed"), ("run: 3]", "is not valid YAML")]
+)
+def test_recipe_of_another_version_costs_only_the_examples(
+    run: Path, new: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite("recipe.yaml", "run:", new)(run)
+    assert main([str(run)]) == 0
+    assert says in capsys.readouterr().out
+    page = (run / "report.html").read_text()
+    assert new in page
+    assert "There is no recipe that tells where the training images are" in page
+
+
+def test_output_that_cannot_be_written(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run), "--output", str(run / "no" / "page.html")]) == 2
+    assert "choose another --output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["run", "--policy", "p", "--image", "i"], ["--policy", "p"], ["run", "--watch", "0"]]
+)
+def test_arguments_that_do_not_go_together(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+
+
+def test_report_that_fails_loses_no_search(run: Path) -> None:
+    write_whole(run / "metrics.jsonl", "nonsense\n")
+    said: list[str] = []
+    write_at_end(run, said.append)
+    (warning,) = said
+    assert warning.startswith("warning: the report cannot be drawn")
+    assert f"python -m ohl_accel.report {run}" in warning
+
+
+def test_heatmap_has_every_cell_once() -> None:
+    ratios = torch.tensor([[1.0, 2.0, 2.0], [0.5, 1.0, 0.01]], dtype=torch.float64)
+    scale = Scale.of(ratios)
+    drawn = heatmap(ratios, Scale(1.0))
+    assert scale.ends[1] > 2
+    assert drawn.paths == [
+        (0, "M0 1h1v1h-1zM2 1h1v1h-1z"),
+        (LEVELS // 2, "M0 0h1v1h-1zM1 1h1v1h-1z"),
+        (LEVELS - 1, "M1 0h2v1h-2z"),
+    ]
+    assert len(palette()) == LEVELS
+
+
+def test_gallery_draws_what_training_would(tmp_path: Path) -> None:
+    theta = torch.full((NUM_OPERATIONS,), -20.0, dtype=torch.float64)
+    invert = NUM_ELEMENTS * 35 + 34  # Invert > Equalize
+    theta[invert] = 20.0
+    policy = Policy(theta)
+    image = Image.effect_noise((40, 30), 50)
+    gallery = draw_gallery(policy, image, draws=3, seed=1)
+    assert [tile.operation.name for tile in gallery.drawn] == 3 * ["Invert > Equalize"]
+    assert gallery.likely[0].operation.ratio == pytest.approx(NUM_OPERATIONS, rel=1e-3)
+    wanted = apply_operations(
+        to_tensor(gallery.original)[None], torch.tensor([invert]), torch.zeros(1, 2, dtype=torch.bool)
+    )
+    assert torch.equal(to_tensor(gallery.drawn[0].image), wanted[0])
+    uniform = draw_gallery(Policy(), image, draws=5, seed=1)
+    assert uniform == draw_gallery(Policy(), image, draws=5, seed=1)
+    assert uniform.drawn != draw_gallery(Policy(), image, draws=5, seed=2).drawn
+
+
+def test_ranking_is_that_of_the_policy() -> None:
+    policy = Policy(torch.randn(NUM_OPERATIONS, dtype=torch.float64))
+    assert [(o.name, o.probability) for o in most_probable(policy, 9)] == policy.top(9)
+    assert [(o.name, o.probability) for o in least_probable(policy, 9)] == policy.bottom(9)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
+def test_images_of_all_modes(mode: str) -> None:
+    grey = Image.new("L", (9, 7), 255 if mode == "1" else 156)
+    image = Image.new(mode, (9, 7), 40_000) if mode.startswith("I") else grey.convert(mode)
+    upright = upright_rgb(image, 320)
+    assert (upright.mode, upright.size) == ("RGB", (9, 7))
+    assert upright.getpixel((4, 3)) == pytest.approx(3 * (grey.getpixel((4, 3)),), abs=2)
+
+
+def test_images_are_turned_shrunk_and_put_on_white() -> None:
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert upright_rgb(clear, 320).getpixel((0, 0)) == (255, 255, 255)
+    wide = Image.new("RGB", (1000, 500))
+    wide.getexif()[0x0112] = 6
+    assert upright_rgb(wide, 320).size == (160, 320)
+    tiny = draw_gallery(Policy(), Image.new("RGB", (1, 1)), draws=1)
+    assert tiny.drawn[0].image.size == (1, 1)
+
+
+def test_gallery_page(small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo, output = tmp_path / "<b>photo.png", tmp_path / "gallery.html"
+    Image.effect_noise((300, 200), 80).save(photo)
+    command = ["--policy", str(small_run), "--image", str(photo), "--draws", "5", "--output", str(output)]
+    assert main(command) == 0
+    page = output.read_text()
+    assert page.count('src="data:image/jpeg') == 1 + 12 + 5 + 12
+    assert most_probable(load_policy(str(small_run)), 1)[0].name.split(" > ")[0] in page
+    assert "&lt;b&gt;photo.png" in page
+    assert "<b>photo" not in page
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"--policy": "nowhere/policy.json"}, "nowhere/policy.json"),
+        ({"--image": "nowhere.jpg"}, "image nowhere.jpg does not exist"),
+        ({"--image": "README.md"}, "image README.md cannot be read: cannot identify image file"),
+        ({"--draws": "101"}, "draws must be 1 to 100, got 101"),
+        ({"--seed": "-1"}, "seed must be 0 or more, got -1"),
+    ],
+)
+def test_gallery_refuses(
+    small_run: Path, tmp_path: Path, changed: dict[str, str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    values = {"--policy": str(small_run), "--image": str(tmp_path / "image.png"), **changed}
+    output = tmp_path / "gallery.html"
+    assert main([*(text for pair in values.items() for text in pair), "--output", str(output)]) == 2
+    assert says in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_truncated_image_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "half.jpg"
+    Image.effect_noise((300, 300), 80).save(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"half\.jpg cannot be read"):
+        read_image(path)

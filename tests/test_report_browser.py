@@ -1,0 +1,216 @@
+"""The report in a real browser: headless Chromium opens the file, uses it, prints it, and may ask for nothing."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from ohl_accel.elements import ELEMENTS, NUM_ELEMENTS, NUM_OPERATIONS
+from ohl_accel.metrics import read_metrics
+from ohl_accel.policy import Policy
+from ohl_accel.report.write import write_gallery, write_report
+
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium; the test is skipped where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip("no Chromium found; on Debian: apt-get install chromium")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Open]:
+    """Opens a file in a window; at the end, the console was silent and nothing but files was asked for."""
+    complaints: list[str] = []
+    asked_for: list[str] = []
+    contexts = []
+
+    def open_file(file: Path, width: int = 1280, theme: Literal["light", "dark"] = "light") -> Page:
+        contexts.append(
+            browser.new_context(
+                viewport={"width": width, "height": 800}, color_scheme=theme, has_touch=width < 500
+            )
+        )
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.on("request", lambda request: asked_for.append(request.url))
+        page.goto(file.as_uri())
+        return page
+
+    yield open_file
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert [url for url in asked_for if not url.startswith(("file:", "data:"))] == []
+
+
+@pytest.fixture(scope="module")
+def report(small_run: Path) -> Path:
+    return small_run / "report.html"
+
+
+@pytest.fixture(scope="module")
+def gallery(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gallery")
+    Image.effect_noise((300, 200), 80).save(folder / "photo.jpg")
+    write_gallery(str(small_run), folder / "photo.jpg", folder / "gallery.html", draws=4, seed=0)
+    return folder / "gallery.html"
+
+
+def widest(page: Page) -> int:
+    return int(page.evaluate("document.documentElement.scrollWidth"))
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("name", ["report", "gallery"])
+def test_fits_the_window(name: str, width: int, open_page: Open, request: pytest.FixtureRequest) -> None:
+    page = open_page(request.getfixturevalue(name), width)
+    assert widest(page) == width
+    page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
+    assert widest(page) == width
+
+
+def test_slider_shows_the_step_that_it_stands_at(report: Path, open_page: Open) -> None:
+    lines = read_metrics(report.parent / "metrics.jsonl")
+    page = open_page(report)
+    slider = page.get_by_role("slider", name="Outer step")
+    swatches = page.locator(".swatch")
+
+    def colours() -> list[str]:
+        return list(swatches.evaluate_all("all => all.map(one => getComputedStyle(one).backgroundColor)"))
+
+    slider.focus()
+    seen = []
+    for key, outer_step in (("Home", 0), ("ArrowRight", 1), ("End", len(lines) - 1)):
+        slider.press(key)
+        line = lines[outer_step]
+        assert page.locator("#step-now").inner_text() == str(outer_step + 1)
+        wanted = [p * NUM_ELEMENTS for place in line["element_probabilities"] for p in place]
+        shown = [float(text) for text in page.locator(".now").all_inner_texts()]
+        assert shown == pytest.approx(wanted, abs=0.0051)
+        reward = f"{100 * line['reward'][line['winner']]:.2f} %"
+        assert f"Trajectory {line['winner']} won with {reward}" in page.locator("#step-says").inner_text()
+        seen.append(colours())
+    assert seen[0] != seen[1] != seen[2]
+
+
+def test_heatmap_moves_the_slider(report: Path, open_page: Open) -> None:
+    page = open_page(report)
+    page.locator(".strip").first.click(position={"x": 3, "y": 100})
+    assert page.locator("#step-now").inner_text() == "1"
+
+
+def test_matrix_tells_what_is_pointed_at(report: Path, open_page: Open) -> None:
+    policy = Policy.load(report.parent)
+    page = open_page(report)
+    page.locator("#matrix-map").scroll_into_view_if_needed()
+    box = page.locator("#matrix-map .cells").bounding_box()
+    assert box is not None
+    side = box["width"] / NUM_ELEMENTS
+
+    tip = page.locator("#matrix-says")
+    assert not tip.is_visible()
+    for first, second in ((0, 0), (7, 30)):
+        page.mouse.move(box["x"] + (second + 0.5) * side, box["y"] + (first + 0.5) * side)
+        check_tip(tip.inner_text(), policy, first, second)
+    page.locator("#matrix-map").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowLeft")
+    check_tip(tip.inner_text(), policy, 8, 29)
+
+
+def check_tip(text: str, policy: Policy, first: int, second: int) -> None:
+    """`Rotate 10, then Invert: 0.07716 %, 1.00 × uniform` with the policy's numbers."""
+    names, numbers = text.split(": ")
+    percent, ratio = (float(number.split()[0]) for number in numbers.split(", "))
+    probability = float(policy.probabilities[NUM_ELEMENTS * first + second])
+    assert names == f"{ELEMENTS[first].name}, then {ELEMENTS[second].name}"
+    assert percent == pytest.approx(100 * probability, rel=1e-3)
+    assert ratio == pytest.approx(probability * NUM_OPERATIONS, abs=0.0051)
+
+
+def test_matrix_by_touch(report: Path, open_page: Open) -> None:
+    page = open_page(report, width=360)
+    page.locator("#matrix-map").scroll_into_view_if_needed()
+    box = page.locator("#matrix-map .cells").bounding_box()
+    assert box is not None
+    for side in (0.02, 0.35):  # of the map, of which a part is in view
+        page.touchscreen.tap(box["x"] + side * box["width"], box["y"] + 2)
+        column = int(side * NUM_ELEMENTS)
+        tip = page.locator("#matrix-says")
+        check_tip(tip.inner_text(), Policy.load(report.parent), 0, column)
+        place = tip.bounding_box()
+        assert place is not None
+        assert place["x"] >= 0
+        assert place["x"] + place["width"] <= 360
+    assert widest(page) == 360
+
+
+def test_light_and_dark(report: Path, open_page: Open) -> None:
+    def background(page: Page) -> Any:
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    light, dark = open_page(report, theme="light"), open_page(report, theme="dark")
+    assert background(light) == "rgb(255, 255, 255)"
+    assert background(dark) == "rgb(20, 23, 27)"
+    assert light.screenshot() != dark.screenshot()
+    dark.get_by_role("button", name="Light theme").click()
+    assert background(dark) == background(light)
+    dark.reload()
+    assert background(dark) == background(light)
+    assert dark.get_by_role("button", name="Dark theme").is_visible()
+
+
+def test_paper(report: Path, open_page: Open) -> None:
+    page = open_page(report, width=718, theme="dark")  # an A4 page between its margins
+    document = page.pdf(format="A4")
+    assert document.startswith(b"%PDF")
+    assert 3 <= document.count(b"/Type /Page\n") <= 12
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light"
+    assert page.locator("pre").is_visible()
+    assert not page.locator("#step").is_visible()
+    clipped = page.locator(".scroll, figure, table, pre").evaluate_all(
+        "all => all.filter(one => one.scrollWidth > one.clientWidth + 1 && one.clientWidth).map(one => one.className)"
+    )
+    assert clipped == []
+    assert widest(page) == 718
+
+
+def test_foreign_text_runs_nothing(report: Path, open_page: Open, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(report.parent, tmp_path / "<img src=x onerror=alert(2)>"))
+    attack = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+    (run / "comparison.json").write_text(json.dumps({"rows": [{"policy": attack}]}))
+    (run / "recipe.yaml").write_text(attack)
+    page = open_page(write_report(run, lambda text: None))
+    assert page.locator("img[src='x']").count() == 0
+    assert page.get_by_text(attack).count() == 2  # the recipe and the comparison
+
+
+def test_reload_of_a_run_in_progress_keeps_the_slider(report: Path, open_page: Open, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(report.parent, tmp_path / "run"))
+    (run / "result.json").unlink()
+    page = open_page(write_report(run, lambda text: None, watch=None))
+    assert page.locator("meta[http-equiv=refresh]").count() == 1
+    page.get_by_role("slider", name="Outer step").press("Home")
+    page.reload()
+    assert page.locator("#step-now").inner_text() == "1"
