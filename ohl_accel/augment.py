@@ -58,8 +58,8 @@ class Augmentation:
         """Flip and pad-crop, the same for every trajectory: uint8 [b, C, H, W] and labels, on the device."""
         images_bCHW = images_bCHW.to(self.device, non_blocking=True)
         if self.section.flip:
-            flipped_b = self._draw("flip", step, 2).bool().to(self.device, non_blocking=True)
-            images_bCHW = torch.where(flipped_b[:, None, None, None], images_bCHW.flip(3), images_bCHW)
+            flipped = self._draw("flip", step, 2).nonzero().squeeze(1).to(self.device, non_blocking=True)
+            images_bCHW = images_bCHW.index_copy(0, flipped, images_bCHW[flipped].flip(3))
         if self.section.pad_crop:
             margin = 2 * self.section.pad_crop + 1
             top_b, left_b = self._draw("crop rows", step, margin), self._draw("crop columns", step, margin)
@@ -108,7 +108,8 @@ class Augmentation:
 
     def normalize(self, images_bCHW: Tensor) -> Tensor:
         """uint8 to float32 of zero mean and unit deviation, on the device."""
-        return (images_bCHW.to(self.device, non_blocking=True).float() - self._mean_C11) / self._std_C11
+        images_bCHW = images_bCHW.to(self.device, non_blocking=True).float()
+        return images_bCHW.sub_(self._mean_C11).div_(self._std_C11)
 
     def _draw(self, purpose: str, step: int, below: int) -> Tensor:
         """This process's part of B whole numbers in 0..below-1."""

@@ -39,6 +39,7 @@ _FREE_FIELDS = frozenset(
         "outer.groups",
         "data.workers",
         "data.in_memory",
+        "data.retries",
     }
 )
 """Fields that may change when a run is gone on with: the result does not depend on them."""

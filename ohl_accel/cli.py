@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from ohl_accel.errors import RunFailedError, UserError
+from ohl_accel.errors import ProcessFailedError, RunFailedError, UserError
 from ohl_accel.groups import leave
 
 
@@ -41,10 +41,19 @@ def run_command(command: Callable[[], None], after_stop: str = _RESUME) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         command()
+    except ProcessFailedError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # the others wait for this process: to say good-bye to them would be to wait for them
     except UserError as error:
         code, message = 2, f"error: {error}"
     except RunFailedError as error:
         code, message = 1, f"error: {error}"
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = "for want of memory, or because the launch was stopped"
+        print(f"error: a process that decodes images ended ({reason}): {error}", file=sys.stderr, flush=True)
+        os._exit(1)
     except KeyboardInterrupt:
         code, message = 130, f"stopped; {after_stop}"
     else:

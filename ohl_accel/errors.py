@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class RunFailedError(RuntimeError):
     """A run that began well cannot go on. Names what happened and what is on disk. Exit code 1."""
+
+
+class ProcessFailedError(RunFailedError):
+    """One process cannot go on, and the others do not know it yet: it says so itself, and the launcher ends them."""

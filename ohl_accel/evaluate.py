@@ -25,8 +25,7 @@ from torch import Tensor, nn
 import ohl_accel.models  # noqa: F401  registers our networks with timm
 from ohl_accel.augment import Augmentation
 from ohl_accel.cli import run_command
-from ohl_accel.data import Images, Schema, evaluation_batches
-from ohl_accel.data.source import open_split
+from ohl_accel.data import Images, evaluation_batches, open_images
 from ohl_accel.download import fetch_file
 from ohl_accel.errors import UserError
 from ohl_accel.evaluation import outcomes_of
@@ -84,13 +83,18 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate_network(
-    network: nn.Module, images: Images, augmentation: Augmentation, batch_size: int, names: tuple[str, ...]
+    network: nn.Module,
+    images: Images,
+    augmentation: Augmentation,
+    batch_size: int,
+    names: tuple[str, ...],
+    workers: int,
 ) -> Evaluation:
-    """Score a network on all images of a split, class by class."""
+    """Score a network on all images of a split, decoded by some workers, class by class."""
     outcomes_C3 = torch.zeros(len(names), 3, dtype=torch.float64)
     confusion_CC = torch.zeros(len(names), len(names), dtype=torch.int64)
     network.eval()
-    for _, (pixels, labels_b) in evaluation_batches(images, batch_size, 0, 1):
+    for _, (pixels, labels_b) in evaluation_batches(images, batch_size, 0, 1, workers):
         logits = network(augmentation.normalize(pixels))
         outcomes = outcomes_of(logits, labels_b.to(logits.device, non_blocking=True)).cpu()
         outcomes_C3.index_add_(0, labels_b, outcomes)
@@ -134,9 +138,9 @@ def evaluate(
     configure_torch(run, accelerator.device)
     datasets.disable_progress_bars()
     place = data.test_path if data.test_path and split == data.test_split else data.path
-    rows = open_split(data, split, place)
-    what = f"split {split!r} of {place}"
-    found = Schema.of(rows, data, what)
+    data = data.model_copy(update={"max_corrupt": 0.0})  # a score is of the images themselves
+    images, found = open_images(data, split, place)
+    what = images.description
     names = tuple(config.get("label_names") or found.class_names)
     if len(names) != config["num_classes"]:
         raise UserError(
@@ -145,7 +149,7 @@ def evaluate(
         )
     channels, height, width = config["input_size"]
     schema = dataclasses.replace(found, class_names=names, size=(height, width), channels=channels)
-    images = schema.images(rows, data, what)
+    images, _ = open_images(data, split, place, schema)
     if len(images) == 0:
         raise UserError(f"{what} is empty")
     batch = data.eval_batch_size
@@ -160,7 +164,7 @@ def evaluate(
         len(names),
     )
     network = accelerator.prepare_model(network, evaluation_mode=True)
-    return evaluate_network(network, images, augmentation, batch, names), what
+    return evaluate_network(network, images, augmentation, batch, names, data.workers), what
 
 
 def _open_network(name: str, revision: str | None) -> tuple[nn.Module, Path | None]:

@@ -29,6 +29,7 @@ def partial_scores(
     batch_size: int,
     share: int = 0,
     shares: int = 1,
+    workers: int = 0,
 ) -> Tensor:
     """What one process contributes: float64 [R networks, chunks, 3] on the CPU, zero where others score.
 
@@ -38,7 +39,7 @@ def partial_scores(
     scores = torch.zeros(len(networks), num_chunks(images, batch_size), 3, dtype=torch.float64)
     for network in networks:
         network.eval()
-    for chunk, (pixels, labels) in evaluation_batches(images, batch_size, share, shares):
+    for chunk, (pixels, labels) in evaluation_batches(images, batch_size, share, shares, workers):
         inputs = augmentation.normalize(pixels)
         labels = labels.to(inputs.device, non_blocking=True)
         for place, network in enumerate(networks):

@@ -56,6 +56,8 @@ class Phases:
 
 def keep_lines_before(path: Path, outer_step: int) -> None:
     """Drop lines that a resumed run will write again: those after its checkpoint."""
+    if not path.exists():
+        return
     kept = [line for line in read_metrics(path) if line["outer_step"] < outer_step]
     write_whole(path, "".join(map(json_line, kept)))
 

@@ -68,6 +68,7 @@ def save_network(
     schema: Schema,
     mean: Sequence[float],
     std: Sequence[float],
+    crop_pct: float,
 ) -> None:
     """Write `model.safetensors` and timm's `config.json`, each whole or not at all.
 
@@ -79,6 +80,7 @@ def save_network(
         section: the recipe's model section.
         schema: of the images and classes.
         mean, std: of each channel in 0..1, by which inputs are to be normalized.
+        crop_pct: share of a resized image's side that its centre crop keeps.
     """
     aside = folder / ".network.partial"
     network.pretrained_cfg = {  # type: ignore[assignment]
@@ -87,7 +89,8 @@ def save_network(
         "num_classes": len(schema.class_names),
         "mean": tuple(mean),
         "std": tuple(std),
-        "crop_pct": 1.0,
+        "crop_pct": crop_pct,
+        "interpolation": "bicubic",
     }
     save_for_hf(
         network.to(memory_format=torch.contiguous_format),

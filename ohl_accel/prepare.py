@@ -1,9 +1,11 @@
 """Set a run up: from a recipe and a launch to everything that takes part, checked before training."""
 
 import copy
+import json
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import datasets
 import torch
@@ -65,7 +67,8 @@ def execute(
         run = prepare(recipe, accelerator, display, learn_policy)
         folder = run.folder
         if folder is not None:
-            keep_lines_before(folder / run_folder.METRICS_FILE, run.first_outer_step)
+            for name in (run_folder.METRICS_FILE, run_folder.REPLACED_FILE):
+                keep_lines_before(folder / name, run.first_outer_step)
             run.dashboards = Dashboards(run.recipe, folder, run.first_outer_step, display)
         display.start(run.first_outer_step, run.recipe.outer.steps, run.inner_steps)
         try:
@@ -247,7 +250,11 @@ def _resume_or_begin(run: Run) -> None:
         if folder is None or recipe.run.resume == "never":
             return None
         place = checkpoint.latest(folder / run_folder.CHECKPOINTS)
-        return None if place is None else checkpoint.read(place, recipe)
+        if place is None:
+            return None
+        contents = checkpoint.read(place, recipe)
+        _check_same_images(folder / run_folder.HELDOUT_FILE, run.data)
+        return contents
 
     contents = agree(read)
     if run.groups.share_from_main(contents is not None):
@@ -260,9 +267,19 @@ def _resume_or_begin(run: Run) -> None:
             run.policy.save(folder / run_folder.POLICY_FILE)
     if folder is not None:
         folder.write_text(run_folder.RECIPE_FILE, recipe.to_yaml())
-        if run.data.heldout_rows is not None:
-            rows = {"split": recipe.data.train_split, "rows": run.data.heldout_rows}
-            folder.write_json(run_folder.HELDOUT_FILE, rows)
+        if run.data.heldout_record is not None:
+            folder.write_json(run_folder.HELDOUT_FILE, run.data.heldout_record)
+
+
+def _check_same_images(file: Path, data: Data) -> None:
+    """Refuse to go on with a stream whose images, labels or order are not those the run began with."""
+    then = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    now = data.heldout_record or {}
+    if then.get("fingerprint") != now.get("fingerprint"):
+        raise UserError(
+            f"run.dir={file.parent} holds a run on other images: those of {data.train.description} have changed since "
+            "it began; give the same files to go on with it, or choose another run.dir"
+        )
 
 
 def _provenance(recipe: Recipe, data: Data) -> dict[str, object]:

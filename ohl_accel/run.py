@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,17 @@ from torch import Tensor
 
 from ohl_accel import checkpoint, figures
 from ohl_accel.augment import Augmentation
-from ohl_accel.data import Batch, Data, TrainingOrder, training_batches
+from ohl_accel.data import (
+    Batch,
+    Blocks,
+    Data,
+    Images,
+    RandomResizedCrop,
+    Tally,
+    TrainingOrder,
+    ahead_on_device,
+    training_batches,
+)
 from ohl_accel.display import Display
 from ohl_accel.elements import ELEMENTS, NUM_OPERATIONS, elements_of
 from ohl_accel.errors import RunFailedError, UserError
@@ -24,7 +34,14 @@ from ohl_accel.policies import TorchvisionPolicy
 from ohl_accel.policy import POLICY_FILE, OuterOptimizer, Policy
 from ohl_accel.recipe import Recipe
 from ohl_accel.report.write import write_at_end
-from ohl_accel.run_folder import CHECKPOINTS, METRICS_FILE, RECIPE_FILE, RESULT_FILE, RunFolder
+from ohl_accel.run_folder import (
+    CHECKPOINTS,
+    METRICS_FILE,
+    RECIPE_FILE,
+    REPLACED_FILE,
+    RESULT_FILE,
+    RunFolder,
+)
 from ohl_accel.track import Dashboards, Table
 from ohl_accel.trajectory import Trajectory
 
@@ -55,18 +72,23 @@ class Run:
     """On the main process only."""
 
     def batches(self) -> Iterator[Batch]:
-        """This process's part of every mini-batch that is still to come."""
+        """This process's part of every mini-batch that is still to come, on its device."""
+        data, train, seed = self.recipe.data, self.data.train, self.recipe.run.seed
+        batch_size, section = self.recipe.inner.batch_size, self.recipe.augment.random_resized_crop
         order = TrainingOrder(
-            num_images=len(self.data.train),
-            batch_size=self.recipe.inner.batch_size,
-            seed=self.recipe.run.seed,
+            num_images=len(train),
+            batch_size=batch_size,
+            seed=seed,
             first=self.first_outer_step * self.inner_steps,
             last=self.recipe.outer.steps * self.inner_steps,
             share=self.groups.data_rank,
             shares=self.groups.group_size,
+            blocks=Blocks.of(train, batch_size, data.shuffle_window) if train.blocks is not None else None,
         )
-        pin = self.groups.device.type == "cuda"
-        return training_batches(self.data.train, order, self.recipe.data.workers, pin)
+        crop = RandomResizedCrop(section, train.decoding.size, seed) if section is not None else None
+        device = self.groups.device
+        batches = training_batches(train, order, data.workers, device.type == "cuda", crop)
+        return ahead_on_device(batches, device)
 
     def train(self, batches: Iterator[Batch], outer_step: int, phases: Phases, display: Display) -> None:
         """The inner loop of Algorithm 1: I inner steps of every hosted trajectory, on the same batches."""
@@ -105,7 +127,9 @@ class Run:
                 self.recipe.data.eval_batch_size,
                 groups.data_rank,
                 groups.group_size,
+                self.recipe.data.workers,
             )
+            self.count_replaced(outer_step, heldout)
             totals = total_scores(groups.sum_in_group(parts), len(heldout))
             scores = [(score.accuracy, score.loss) for score in totals]
         rows = [[*score, *end] for score, end in zip(scores, ends, strict=True)]
@@ -143,6 +167,41 @@ class Run:
         with phases("save"):
             self.save(line["outer_step"] + 1)
 
+    def count_replaced(self, outer_step: int, images: Images | None) -> int:
+        """How many different images of a split could not be decoded since the last call, in a group.
+
+        Images in memory count each time.
+
+        Those that were not met before are logged in the run folder.
+
+        Args:
+            outer_step: that ends, from 0.
+            images: of the split; None counts as empty.
+
+        Raises:
+            RunFailedError: if they are more than `data.max_corrupt` of those decoded.
+        """
+        if images is None:
+            return 0
+        tally = images.tally
+        if not images.kept:
+            images.tally = Tally()
+        decoded = self.groups.sum_in_group(torch.tensor(float(tally.decoded), dtype=torch.float64)).item()
+        replaced = self.groups.collect_in_group(tally.replaced)
+        different = list(dict.fromkeys(replaced))
+        if self.folder is not None and different:
+            logged = {line["image"] for line in read_metrics(self.folder / REPLACED_FILE)}
+            for one in different:
+                if one.image not in logged:
+                    append_line(self.folder / REPLACED_FILE, {"outer_step": outer_step, **asdict(one)})
+        if len(replaced) > self.recipe.data.corrupt_fraction * decoded:
+            raise RunFailedError(
+                f"{len(replaced)} of {decoded:.0f} images of {images.description} could not be decoded, more than "
+                f"data.max_corrupt={self.recipe.data.corrupt_fraction:g} allows; {REPLACED_FILE} in "
+                f"{self.recipe.run.dir} names them, the first is {replaced[0].image}: {replaced[0].why}"
+            )
+        return len(different)
+
     def save(self, outer_steps_done: int) -> None:
         """Write the checkpoint and the learned policy if they are due (main process only).
 
@@ -173,7 +232,9 @@ class Run:
         groups, folder, recipe, data = self.groups, self.folder, self.recipe, self.data
         network = self.hosted[0].network
         if folder is not None:
-            save_network(network, folder.path, recipe.model, data.schema, data.mean, data.std)
+            save_network(
+                network, folder.path, recipe.model, data.schema, data.mean, data.std, recipe.data.crop_pct
+            )
         images = groups.trajectories * recipe.outer.steps * self.inner_steps * recipe.inner.batch_size
         result: dict[str, Any] = {"outer_steps": recipe.outer.steps, "images_trained_on": images}
         try:
@@ -186,8 +247,15 @@ class Run:
         if test is not None:
             batch_size = recipe.data.eval_batch_size
             parts = partial_scores(
-                [network], test, self.augmentation, batch_size, groups.rank, groups.processes
+                [network],
+                test,
+                self.augmentation,
+                batch_size,
+                groups.rank,
+                groups.processes,
+                recipe.data.workers,
             )
+            self.count_replaced(recipe.outer.steps, test)
             (score,) = total_scores(groups.sum_in_world(parts), len(test))
             result |= {
                 "test_accuracy": score.accuracy,

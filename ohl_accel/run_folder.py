@@ -20,12 +20,13 @@ RECIPE_FILE = "recipe.yaml"
 HELDOUT_FILE = "heldout.json"
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
+REPLACED_FILE = "replaced.jsonl"
 REPORT_FILE = "report.html"
 CHECKPOINTS = "checkpoints"
 TRACKERS_FILE = "trackers.json"
 TENSORBOARD, WANDB = "tensorboard", "wandb"
 _LOCK_FILE = ".lock"
-_RECORDS = (RECIPE_FILE, HELDOUT_FILE, METRICS_FILE, RESULT_FILE, REPORT_FILE, TRACKERS_FILE)
+_RECORDS = (RECIPE_FILE, HELDOUT_FILE, METRICS_FILE, RESULT_FILE, REPORT_FILE, REPLACED_FILE, TRACKERS_FILE)
 _RUN_FILES = (*_RECORDS, CHECKPOINTS, TENSORBOARD, WANDB, POLICY_FILE, *NETWORK_FILES)
 
 
@@ -93,6 +94,7 @@ class RunFolder:
             METRICS_FILE: "one line for each outer step",
             RESULT_FILE: "the test result",
             RECIPE_FILE: "reproduces the run",
+            REPLACED_FILE: "images that could not be decoded, and what took their places",
             HELDOUT_FILE: "which training images scored the trajectories",
             CHECKPOINTS: "where run.resume=auto goes on from",
             TENSORBOARD: "for tensorboard --logdir",

@@ -28,6 +28,7 @@ def learn(run: Run, display: Display) -> None:
             run.train(batches, outer_step, phases, display)
         with phases("validate"):
             outcome = run.validate(outer_step)
+            replaced = run.count_replaced(outer_step, run.data.train)
             reward_N = rewards_of(outcome["accuracy"], outcome["finite"])
             winner = winner_of(reward_N, outcome["finite"])
         with phases("update"):
@@ -47,6 +48,7 @@ def learn(run: Run, display: Display) -> None:
                 "train_loss": outcome["train_loss"].tolist(),
                 "heldout_loss": outcome["heldout_loss"].tolist(),
                 "entropy": policy.entropy,
+                "replaced_images": replaced,
                 "element_probabilities": policy.element_probabilities.tolist(),
                 "top_operations": [{"operation": name, "probability": p} for name, p in policy.top(5)],
                 "learning_rate": hosted[0].learning_rate,

@@ -52,12 +52,14 @@ def descend(run: Run, display: Display) -> None:
             done = outer_step + 1
             look = done % run.recipe.train.validate_every == 0 or done == steps
             outcome = run.validate(outer_step, look)
+            replaced = run.count_replaced(outer_step, run.data.train)
         if run.folder is not None:
             line = {
                 "outer_step": outer_step,
                 "reward": outcome["accuracy"].tolist(),
                 "train_loss": outcome["train_loss"].tolist(),
                 "heldout_loss": outcome["heldout_loss"].tolist(),
+                "replaced_images": replaced,
                 "learning_rate": run.hosted[0].learning_rate,
             }
             run.record(line, phases, display)

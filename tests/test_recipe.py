@@ -146,6 +146,6 @@ def test_files_that_are_no_recipes(tmp_path: Path, recipe_file: Path) -> None:
     assert "cannot be read" in problems(tmp_path)[0]
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10_r18"])
+@pytest.mark.parametrize("name", ["digits", "cifar10_r18", "imagenet_r50"])
 def test_the_recipes_of_the_repository_are_valid(repository: Path, name: str) -> None:
     Recipe.load(str(repository / "recipes" / f"{name}.yaml"))

@@ -137,13 +137,13 @@ def test_each_batch_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     The report decodes 5 more as examples.
     """
     decoded: list[tuple[int, int]] = []
-    decode = Images._decode
+    decode = Images.decode
 
-    def counted(self: Images, indices: Sequence[int]) -> torch.Tensor:
+    def counted(self: Images, indices: Sequence[int], *more: Any, **named: Any) -> Any:
         decoded.append((len(self), len(indices)))
-        return decode(self, indices)
+        return decode(self, indices, *more, **named)
 
-    monkeypatch.setattr(Images, "_decode", counted)
+    monkeypatch.setattr(Images, "decode", counted)
     run(
         tmp_path,
         "outer.steps=1",

@@ -1,23 +1,34 @@
-"""The way of the data: rows (`source`), pixels (`images`), splits (`splits`), mini-batches (`batches`)."""
+"""The way of the data: where it is (`source`), pixels (`images`, `crops`), splits (`schema`, `splits`), mini-batches
+(`batches`); of a stream its files (`shards`), what is in them (`index`) and how they are read (`stream`).
+"""
 
 from ohl_accel.data.batches import (
     Batch,
+    Blocks,
     TrainingOrder,
+    ahead_on_device,
     evaluation_batches,
     num_chunks,
     training_batches,
 )
-from ohl_accel.data.images import Images
-from ohl_accel.data.splits import Data, Schema, open_data
+from ohl_accel.data.crops import RandomResizedCrop
+from ohl_accel.data.images import Images, Tally
+from ohl_accel.data.schema import Schema
+from ohl_accel.data.splits import Data, open_data, open_images
 
 __all__ = [
     "Batch",
+    "Blocks",
     "Data",
     "Images",
+    "RandomResizedCrop",
     "Schema",
+    "Tally",
     "TrainingOrder",
+    "ahead_on_device",
     "evaluation_batches",
     "num_chunks",
     "open_data",
+    "open_images",
     "training_batches",
 ]

@@ -1,27 +1,65 @@
 """Mini-batches in an order that every trajectory and every layout of processes shares.
 
-The order of an epoch is keyed by (seed, epoch), so training can be entered at any inner step.
+The order of an epoch is keyed by (seed, epoch), so training can be entered at any inner step. A process
+takes some columns of the epoch's table of [inner steps, places in the batch], and each of its workers some
+of those: whatever their numbers, the batches are the same.
+
+Shapes: B images of the group's batch, b of this process, S inner steps of an epoch, L lanes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from ohl_accel.data.images import Images
+from ohl_accel.data.crops import RandomResizedCrop
+from ohl_accel.data.images import Crop, Images, Replaced
 from ohl_accel.draws import keyed_generator
+from ohl_accel.errors import ProcessFailedError, UserError
 
 Batch = tuple[Tensor, Tensor]
-"""Images, uint8 [b, C, H, W], and labels, int64 [b], on the CPU."""
+"""Images, uint8 [b, C, H, W], and labels, int64 [b]."""
+Part = tuple[Tensor, Tensor, list[Replaced]] | UserError
+"""What a worker sends: images and labels of its columns, and which were replaced; or why it cannot go on."""
+
+_BATCHES_AHEAD = 4
+_MOST_LANES = 64
+_OPEN_BYTES = 2**32
 
 
-class TrainingOrder(Sampler[list[int]]):
-    """The rows of each mini-batch that fall to one process of a group.
+@dataclass(frozen=True)
+class Blocks:
+    """How a stream is shuffled, so that each of its blocks is read by few, in one go.
 
-    An epoch is a keyed permutation cut into `len(images) // batch_size` batches; the rest of the
-    permutation is left out, and another rest in the next epoch.
+    `of_image`, int64 [images], is the block of each. Images of `lanes` places of the stream meet in a
+    batch, drawn from a window of `window` images in all.
+    """
+
+    of_image: Tensor
+    lanes: int
+    window: int
+
+    @classmethod
+    def of(cls, images: Images, batch_size: int, window: int) -> "Blocks":
+        """As many lanes as divide the batch: up to 64, to the blocks, and to 4 GiB of open blocks."""
+        assert images.blocks is not None
+        open_at_once = int(_OPEN_BYTES / images.source.bytes_per_block)
+        most = max(1, min(_MOST_LANES, len(images.blocks.unique()), open_at_once))
+        lanes = max(lanes for lanes in range(1, most + 1) if batch_size % lanes == 0)
+        return cls(images.blocks.long(), lanes, window)
+
+
+class TrainingOrder:
+    """Which image stands at which place of every mini-batch.
+
+    An epoch is `num_images // batch_size` batches without repetition; the rest is left out, and another
+    rest in the next epoch. Images that are read alone are permuted. A stream's blocks are permuted, laid
+    end to end and cut into lanes of equal length; inside a lane images are shuffled among a window of
+    neighbours; and each batch takes as many images from each lane. So its columns read different blocks.
 
     Args:
         num_images: training images.
@@ -29,51 +67,200 @@ class TrainingOrder(Sampler[list[int]]):
         seed: of the run.
         first, last: the range of inner steps, counted over the whole run, `last` excluded.
         share, shares: this process takes the share-th of `shares` equal slices of each batch.
+        blocks: of a stream.
     """
 
     def __init__(
-        self, num_images: int, batch_size: int, seed: int, first: int, last: int, share: int, shares: int
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        first: int,
+        last: int,
+        share: int,
+        shares: int,
+        blocks: Blocks | None = None,
     ) -> None:
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
-        self.first, self.last = first, last
+        self.first, self.last, self._blocks = first, last, blocks
         own = batch_size // shares
-        self.own = slice(share * own, (share + 1) * own)
+        self.own = range(share * own, (share + 1) * own)
 
     def __len__(self) -> int:
         return self.last - self.first
 
     def __iter__(self) -> Iterator[list[int]]:
-        per_epoch = self.num_images // self.batch_size
-        epoch, order = -1, torch.empty(0)
-        for step in range(self.first, self.last):
-            if step // per_epoch != epoch:
-                epoch = step // per_epoch
-                order = torch.randperm(self.num_images, generator=keyed_generator(self.seed, "order", epoch))
-            place = step % per_epoch * self.batch_size
-            yield order[place : place + self.batch_size][self.own].tolist()
+        """This process's images of each batch."""
+        for _, rows_Sb in self.epochs(self.own):
+            yield from rows_Sb.tolist()
+
+    def epochs(self, columns: range) -> Iterator[tuple[int, Tensor]]:
+        """Of each epoch that is left, wholly or in part: its first step that is left, and int64 [steps, columns]."""
+        per_epoch, step = self.num_images // self.batch_size, self.first
+        while step < self.last:
+            epoch, done = divmod(step, per_epoch)
+            end = min(per_epoch, done + self.last - step)
+            yield step, self._table(epoch)[done:end, columns.start : columns.stop]
+            step += end - done
+
+    def _table(self, epoch: int) -> Tensor:
+        """int64 [S, B]."""
+        generator = keyed_generator(self.seed, "order", epoch)
+        steps = self.num_images // self.batch_size
+        if self._blocks is None:
+            order = torch.randperm(self.num_images, generator=generator)
+            return order[: steps * self.batch_size].view(steps, self.batch_size)
+        block_n, lanes = self._blocks.of_image, self._blocks.lanes
+        rank = torch.randperm(int(block_n.max()) + 1, generator=generator)
+        end_to_end = rank[block_n].argsort(stable=True)[: steps * self.batch_size]
+        lane_LX = end_to_end.view(lanes, -1)
+        # windows of the lanes begin at different steps, so that reading does not come in gusts
+        window = max(1, self._blocks.window // lanes)
+        begin_L1 = torch.arange(lanes)[:, None] * window // lanes
+        window_LX = (begin_L1 + torch.arange(lane_LX.shape[1])) // window
+        within_LX = torch.rand(lane_LX.shape, generator=generator, dtype=torch.float64)
+        lane_LX = lane_LX.gather(1, (window_LX + within_LX).argsort(dim=1, stable=True))
+        return lane_LX.view(lanes, steps, -1).transpose(0, 1).reshape(steps, self.batch_size)
 
 
-def training_batches(images: Images, order: TrainingOrder, workers: int, pin: bool) -> Iterator[Batch]:
-    """The batches of `order`, decoded ahead by `workers` processes unless pixels are in memory."""
+def training_batches(
+    images: Images, order: TrainingOrder, workers: int, pin: bool, crop: RandomResizedCrop | None = None
+) -> Iterator[Batch]:
+    """The batches of `order`, decoded ahead by `workers` processes unless pixels are in memory.
+
+    Args:
+        images: of the training split; what they are replaced by goes into their tally.
+        order: of this process.
+        workers: processes; 0 decodes here.
+        pin: whether to put batches into pinned memory.
+        crop: cuts each image; None: as other splits are cropped.
+
+    Raises:
+        ProcessFailedError: if an image or a file cannot be read.
+    """
     if images.kept:
-        return (images.__getitems__(rows) for rows in order)
-    return iter(
-        DataLoader(images, batch_sampler=order, num_workers=workers, collate_fn=_as_is, pin_memory=pin)
-    )
+        yield from (images.__getitems__(rows) for rows in order)
+        return
+    workers = min(workers, len(order.own))
+    parts = iter(_loader(_Columns(images, order, crop), workers))
+    while batch := list(islice(parts, max(1, workers))):
+        yield _joined(images, batch, pin)
+
+
+def ahead_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches on the device; on CUDA each is copied while the one before it is trained on."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    copies = torch.cuda.Stream(device)
+
+    def copied() -> Iterator[Batch]:
+        for images, labels in batches:
+            with torch.cuda.stream(copies):
+                on_device = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            yield on_device
+
+    coming = copied()
+    batch = next(coming, None)
+    while batch is not None:
+        torch.cuda.current_stream(device).wait_stream(copies)
+        for tensor in batch:
+            tensor.record_stream(torch.cuda.current_stream(device))
+        ready, batch = batch, next(coming, None)
+        yield ready
 
 
 def evaluation_batches(
-    images: Images, batch_size: int, share: int, shares: int
+    images: Images, batch_size: int, share: int, shares: int, workers: int = 0
 ) -> Iterator[tuple[int, Batch]]:
-    """Every `shares`-th chunk of a split, beginning with the `share`-th, as (number of the chunk, batch)."""
-    for chunk in range(share, num_chunks(images, batch_size), shares):
-        first = chunk * batch_size
-        yield chunk, images.__getitems__(range(first, min(first + batch_size, len(images))))
+    """Every `shares`-th chunk of a split, beginning with the `share`-th, as (number of the chunk, batch).
+
+    Raises:
+        ProcessFailedError: if an image or a file cannot be read.
+    """
+    chunks = range(share, num_chunks(images, batch_size), shares)
+    if images.kept:
+        for chunk in chunks:
+            first = chunk * batch_size
+            yield chunk, images.__getitems__(range(first, min(first + batch_size, len(images))))
+        return
+    parts = iter(_loader(_Chunks(images, batch_size, chunks), min(workers, len(chunks))))
+    for chunk, part in zip(chunks, parts, strict=True):
+        yield chunk, _joined(images, [part], pin=False)
 
 
 def num_chunks(images: Images, batch_size: int) -> int:
     """How many chunks of `batch_size` a split has, the last one perhaps smaller."""
     return -(-len(images) // batch_size)
+
+
+class _Columns(IterableDataset[Part]):
+    """What one worker decodes: some neighbouring places of every batch of its process."""
+
+    def __init__(self, images: Images, order: TrainingOrder, crop: RandomResizedCrop | None) -> None:
+        self._images, self._order, self._crop = images, order, crop
+
+    def __iter__(self) -> Iterator[Part]:
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        own = self._order.own
+        columns = own[len(own) * number // workers : len(own) * (number + 1) // workers]
+        try:
+            for first, rows_Sb in self._order.epochs(columns):
+                planned = self._images.numbers[rows_Sb.flatten()]
+                with self._images.source.planned(planned) as opener:
+                    for step, rows in enumerate(rows_Sb.tolist(), first):
+                        yield self._images.decode(rows, self._crop_of(step, columns.start), opener)
+        except UserError as error:
+            yield error
+
+    def _crop_of(self, step: int, first_place: int) -> Crop | None:
+        random = self._crop
+        return None if random is None else lambda image, place: random(image, step, first_place + place)
+
+
+class _Chunks(Dataset[Part]):
+    """Chunks of a split, decoded."""
+
+    def __init__(self, images: Images, batch_size: int, chunks: range) -> None:
+        self._images, self._batch_size, self._chunks = images, batch_size, chunks
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __getitem__(self, place: int) -> Part:
+        first = self._chunks[place] * self._batch_size
+        try:
+            return self._images.decode(range(first, min(first + self._batch_size, len(self._images))))
+        except UserError as error:
+            return error
+
+
+def _loader(dataset: Dataset[Part], workers: int) -> DataLoader[Part]:
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_is,
+        prefetch_factor=_BATCHES_AHEAD if workers else None,
+        generator=torch.Generator(),
+    )
+
+
+def _joined(images: Images, parts: Iterable[Part], pin: bool) -> Batch:
+    """The parts of a batch side by side, counted, in pinned memory if asked for."""
+    pixels, labels = [], []
+    for part in parts:
+        if isinstance(part, UserError):
+            raise ProcessFailedError(str(part))
+        images.tally.add(len(part[1]), part[2])
+        pixels.append(part[0])
+        labels.append(part[1])
+    if len(pixels) == 1 and not pin:
+        return pixels[0], labels[0]
+    shape = (sum(map(len, pixels)), *pixels[0].shape[1:])
+    whole = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+    return torch.cat(pixels, out=whole), torch.cat(labels)
 
 
 def _as_is(batch: Any) -> Any:

@@ -1,153 +1,306 @@
-"""Images of one split: rows decoded to uint8 tensors of one size, with the labels beside them.
+"""Images of one split: decoded to uint8 tensors of one size, with the labels beside them.
 
 Shapes: n images asked for, C channels, H rows, W columns.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from ohl_accel.data.crops import centre
+from ohl_accel.data.source import first_line
+from ohl_accel.draws import keyed_generator
 from ohl_accel.errors import UserError
 
 _IN_MEMORY_BYTES = 2**30
+_REPLACEMENTS_TRIED = 100
+Opened = Image.Image | str
+"""A PIL image, or why there is none."""
+Crop = Callable[[Image.Image, int], Image.Image]
+"""Cuts an image, given its place among those asked for."""
 
 
-class Images(Dataset[tuple[Tensor, Tensor]]):
-    """Decodes rows on demand, or once for all after `keep`.
+class Source(Protocol):
+    """Where the images of a split come from, by their numbers in it."""
+
+    @property
+    def blocks(self) -> Tensor | None:
+        """int64 [images]: those with equal numbers are read together. None: each is read alone."""
+
+    @property
+    def bytes_per_block(self) -> float:
+        """Mean size of those."""
+
+    def __len__(self) -> int: ...
+
+    def open(self, numbers: Iterable[int]) -> Iterator[Opened]:
+        """The images with the given numbers, in their order."""
+
+    def planned(self, numbers: Tensor) -> AbstractContextManager[Callable[[Iterable[int]], Iterator[Opened]]]:
+        """An `open` for images that will be asked for in the given order, each once; it may read ahead."""
+
+    def name(self, number: int) -> str:
+        """What messages call an image."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What becomes of the images of a run.
+
+    `size` (H, W) and `channels` are those of the tensors. `squash` says how to resize images of another
+    size: True changes the aspect ratio, False fills the size and cuts what is over in the centre (of which
+    `crop_pct` of each side stays), None refuses them. `replace`: whether another image takes the place of
+    one that cannot be decoded.
+    """
+
+    size: tuple[int, int]
+    channels: int
+    squash: bool | None
+    crop_pct: float = 1.0
+    replace: bool = False
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """An image that cannot be decoded, which one took its place, and why."""
+
+    image: str
+    by: str
+    why: str
+
+
+@dataclass
+class Tally:
+    """How many images were decoded, and which of them were replaced."""
+
+    decoded: int = 0
+    replaced: list[Replaced] = field(default_factory=list)
+
+    def add(self, decoded: int, replaced: Sequence[Replaced]) -> None:
+        """Count a batch."""
+        self.decoded += decoded
+        self.replaced += replaced
+
+
+class Images:
+    """Decodes images on demand, or once for all after `keep`.
 
     Args:
-        rows: the split, with an undecoded image column.
-        column: name of the image column.
-        labels: int64 [rows], places in the list of classes.
-        size: (H, W) of every image.
-        channels: 1 or 3.
-        squash: how to resize images of another size: True changes the aspect ratio, False fills the
-            size and cuts what is over in the centre, None refuses them.
+        source: of the split.
+        labels: int64 [images], places in the list of classes.
+        decoding: what tensors to make.
         description: what messages call this split.
     """
 
-    def __init__(
-        self,
-        rows: datasets.Dataset,
-        column: str,
-        labels: Tensor,
-        size: tuple[int, int],
-        channels: int,
-        squash: bool | None,
-        description: str,
-    ) -> None:
-        self.rows = rows
-        self.column = column
+    def __init__(self, source: Source, labels: Tensor, decoding: Decoding, description: str) -> None:
+        self.source = source
         self.labels = labels
-        self.size = size
-        self.channels = channels
+        self.decoding = decoding
         self.description = description
-        self._squash = squash
-        self._numbers: Sequence[int] = range(len(labels))
+        self.tally = Tally()
+        self.numbers = torch.arange(len(labels))
+        """int64 [images]: their numbers in the source."""
         self._kept: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(uint8 [n, C, H, W], int64 [n]) of the rows asked for; DataLoader calls it for a whole batch.
+        """(uint8 [n, C, H, W], int64 [n]) of the images asked for.
 
         Raises:
-            UserError: if an image cannot be decoded, or has another size and none is set.
+            UserError: if an image cannot be decoded and is not to be replaced, or has another size and
+                none is set.
         """
-        labels_n = self.labels[list(indices)]
         if self._kept is not None:
-            return self._kept[list(indices)], labels_n
-        return self._decode(indices), labels_n
+            return self._kept[list(indices)], self.labels[list(indices)]
+        images, labels, replaced = self.decode(indices)
+        self.tally.add(len(labels), replaced)
+        return images, labels
+
+    def decode(
+        self,
+        indices: Sequence[int],
+        crop: Crop | None = None,
+        opener: Callable[[Iterable[int]], Iterator[Opened]] | None = None,
+    ) -> tuple[Tensor, Tensor, list[Replaced]]:
+        """As `__getitems__`, from the source, and which images were replaced, not counted yet.
+
+        Args:
+            indices: of the images, in this split.
+            crop: how they get their size; None: as `decoding` says.
+            opener: from the source's `planned`.
+
+        Raises:
+            UserError: as `__getitems__`.
+        """
+        batch = torch.empty(len(indices), self.decoding.channels, *self.decoding.size, dtype=torch.uint8)
+        labels, replaced = self.labels[list(indices)], []
+        numbers = self.numbers[list(indices)].tolist()
+        for place, opened in enumerate((opener or self.source.open)(numbers)):
+            number = numbers[place]
+            if isinstance(opened, str):
+                opened, index, because = self._replacement(number, opened)
+                number = int(self.numbers[index])
+                labels[place] = self.labels[index]
+                replaced.append(because)
+            batch[place] = self._pixels(opened, number, place, crop)
+        return batch, labels, replaced
 
     @property
     def kept(self) -> bool:
         """Whether the pixels are in memory."""
         return self._kept is not None
 
-    def subset(self, indices: Sequence[int]) -> "Images":
-        """The given rows, in the given order; to be taken before pixels are kept."""
+    @property
+    def blocks(self) -> Tensor | None:
+        """int64 [images]: those with equal numbers are read together. None: each is read alone."""
+        return None if self.source.blocks is None else self.source.blocks[self.numbers]
+
+    @property
+    def fits_in_memory(self) -> bool:
+        """Whether decoded images take up to 1 GiB."""
+        total = len(self) * self.decoding.channels * self.decoding.size[0] * self.decoding.size[1]
+        return total <= _IN_MEMORY_BYTES
+
+    def subset(self, indices: Sequence[int] | Tensor) -> "Images":
+        """The given images, in the given order; to be taken before pixels are kept."""
         assert self._kept is None
         chosen = copy.copy(self)
-        chosen._numbers = [self._numbers[index] for index in indices]
-        chosen.labels = self.labels[list(indices)]
+        chosen.tally = Tally()
+        places = torch.as_tensor(indices, dtype=torch.int64)
+        chosen.numbers, chosen.labels = self.numbers[places], self.labels[places]
         return chosen
 
     def keep(self, in_memory: bool | str) -> None:
         """Decode everything now, if asked to or (`auto`) if it takes up to 1 GiB."""
-        total = len(self) * self.channels * self.size[0] * self.size[1]
-        if in_memory is True or (in_memory == "auto" and total <= _IN_MEMORY_BYTES):
-            kept = torch.empty(len(self), self.channels, *self.size, dtype=torch.uint8)
-            for first in range(0, len(self), 1000):
-                part = range(first, min(first + 1000, len(self)))
-                kept[first : part.stop] = self._decode(part)
-            self._kept = kept
+        if in_memory is True or (in_memory == "auto" and self.fits_in_memory):
+            kept = torch.empty(len(self), self.decoding.channels, *self.decoding.size, dtype=torch.uint8)
+            labels = self.labels.clone()
+            with self.source.planned(self.numbers) as opener:
+                for first in range(0, len(self), 1000):
+                    part = slice(first, first + 1000)
+                    kept[part], labels[part], replaced = self.decode(
+                        range(first, min(first + 1000, len(self))), opener=opener
+                    )
+                    self.tally.add(len(labels[part]), replaced)
+            self._kept, self.labels = kept, labels
 
-    def _decode(self, indices: Sequence[int]) -> Tensor:
-        batch = torch.empty(len(indices), self.channels, *self.size, dtype=torch.uint8)
-        rows = [self._numbers[index] for index in indices]
-        opened = _open_images(self.rows, self.column, rows, self.description)
-        for place, (row, image) in enumerate(zip(rows, opened, strict=True)):
-            batch[place] = self._pixels(image, row)
-        return batch
+    def _replacement(self, number: int, why: str) -> tuple[Image.Image, int, Replaced]:
+        """Another image of this split in the place of one that cannot be decoded, and its index.
 
-    def _pixels(self, image: Image.Image | None, row: int) -> Tensor:
-        if image is None:
-            raise UserError(f"row {row} of {self.description} has no image in column {self.column!r}")
-        image = image.convert("L" if self.channels == 1 else "RGB")
-        height, width = self.size
-        if image.size != (width, height):
-            if self._squash is None:
+        Which one depends on the number of the bad one in the source alone.
+        """
+        name = self.source.name(number)
+        if not self.decoding.replace:
+            raise UserError(f"{name} cannot be decoded: {why} (data.max_corrupt replaces such images)")
+        generator = keyed_generator(0, "replacement", number)
+        for _ in range(_REPLACEMENTS_TRIED):
+            index = int(torch.randint(len(self), (1,), generator=generator))
+            (opened,) = self.source.open([int(self.numbers[index])])
+            if not isinstance(opened, str):
+                return opened, index, Replaced(name, self.source.name(int(self.numbers[index])), why)
+        raise UserError(
+            f"{name} cannot be decoded: {why}; neither can {_REPLACEMENTS_TRIED} others of {self.description}"
+        )
+
+    def _pixels(self, image: Image.Image, number: int, place: int, crop: Crop | None) -> Tensor:
+        decoding = self.decoding
+        mode = "L" if decoding.channels == 1 else "RGB"
+        if image.mode != mode:  # convert copies in any case
+            image = image.convert(mode)
+        height, width = decoding.size
+        if crop is not None:
+            image = crop(image, place)
+        elif image.size != (width, height) or decoding.crop_pct != 1:
+            if decoding.squash is None:
                 raise UserError(
-                    f"image {row} of {self.description} has {image.height} x {image.width} pixels, others "
+                    f"{self.source.name(number)} has {image.height} x {image.width} pixels, others "
                     f"{height} x {width}: set data.image_size to resize them"
                 )
-            if self._squash:
+            if decoding.squash:
                 image = image.resize((width, height), Image.Resampling.BICUBIC)
             else:
-                image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+                image = centre(image, (height, width), decoding.crop_pct)
         levels = torch.from_numpy(np.array(image))
-        return levels[None] if self.channels == 1 else levels.permute(2, 0, 1)
+        return levels[None] if decoding.channels == 1 else levels.permute(2, 0, 1)
 
 
-def first_image(rows: datasets.Dataset, column: str, description: str) -> Image.Image:
-    """The first image of a split.
+class Rows:
+    """A source: rows of a dataset on this machine, which datasets decodes.
+
+    Args:
+        rows: with an undecoded image column.
+        column: name of the image column.
+        description: what messages call this split.
+    """
+
+    blocks = None
+    bytes_per_block = 0.0
+
+    def __init__(self, rows: datasets.Dataset, column: str, description: str) -> None:
+        self._rows, self._column, self._description = rows, column, description
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def open(self, numbers: Iterable[int]) -> Iterator[Opened]:
+        """PIL images of some rows, or why there is none."""
+        numbers = list(numbers)
+        try:
+            images = self._rows[numbers][self._column]
+        except Exception as error:
+            if len(numbers) > 1:
+                for number in numbers:
+                    yield from self.open([number])
+            else:
+                yield why_not(error)
+            return
+        for image in images:
+            yield f"there is none in column {self._column!r}" if image is None else image
+
+    def planned(self, numbers: Tensor) -> AbstractContextManager[Callable[[Iterable[int]], Iterator[Opened]]]:
+        """Nothing is read ahead."""
+        return nullcontext(self.open)
+
+    def name(self, number: int) -> str:
+        """What messages call a row."""
+        return f"image {number} of {self._description}"
+
+
+def why_not(error: Exception) -> str:
+    """Why an image cannot be decoded: the same text wherever it happens."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image that Pillow knows"
+    return first_line(error)
+
+
+def first_image(source: Source, description: str) -> Image.Image:
+    """The first image of a split that can be decoded.
 
     Raises:
-        UserError: if the split is empty or the image is missing.
+        UserError: if the split is empty, or none of the first 256 images can be decoded.
     """
-    if len(rows) == 0:
+    if len(source) == 0:
         raise UserError(f"{description} is empty")
-    image = _open_images(rows, column, [0], description)[0]
-    if image is None:
-        raise UserError(f"row 0 of {description} has no image in column {column!r}")
-    return image
+    for image in _first_images(source):
+        if not isinstance(image, str):
+            return image
+    raise UserError(f"{source.name(0)} cannot be decoded, nor can those after it: {image}")
 
 
-def is_grey(rows: datasets.Dataset, column: str, description: str) -> bool:
+def is_grey(source: Source) -> bool:
     """Whether all of the first 256 images are grey."""
-    some = _open_images(rows, column, range(min(256, len(rows))), description)
-    return all(image is None or image.mode in ("1", "L") for image in some)
+    return all(isinstance(image, str) or image.mode in ("1", "L") for image in _first_images(source))
 
 
-def _open_images(
-    rows: datasets.Dataset, column: str, indices: Sequence[int], description: str
-) -> list[Image.Image | None]:
-    """PIL images of some rows.
-
-    Raises:
-        UserError: naming the first row that cannot be decoded.
-    """
-    try:
-        images: list[Image.Image | None] = rows[list(indices)][column]
-    except Exception as error:
-        if len(indices) > 1:
-            return [image for row in indices for image in _open_images(rows, column, [row], description)]
-        raise UserError(f"image {indices[0]} of {description} cannot be decoded: {error}") from error
-    return images
+def _first_images(source: Source) -> Iterator[Opened]:
+    return source.open(range(min(256, len(source))))

@@ -6,6 +6,7 @@ somebody asks for it.
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,52 @@ def open_split(data: DataSection, split: str, path: str | None = None) -> datase
     except Exception as error:
         # datasets raises whatever its readers raise; the user needs to know which split of what it was
         raise UserError(
-            f"split {split!r} of {place} cannot be read: {_first_line(error)}{_first_line(error.__cause__)}"
+            f"split {split!r} of {place} cannot be read: {first_line(error)}{first_line(error.__cause__)}"
         ) from error
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """The files of one split, local paths or URLs that fsspec opens, as datasets resolves them."""
+
+    urls: list[str]
+    stamps: list[str]
+    """What changes when the content of a file does: size and time, or the commit of a Hub dataset."""
+    features: datasets.Features | None
+    """Where the dataset's card has them."""
+
+
+def files_of_split(data: DataSection, split: str, path: str | None = None) -> SplitFiles:
+    """The files of a split that is streamed; none of them is read.
+
+    Args:
+        data: the recipe's data section.
+        split: a split's name.
+        path: where it is, if not in `data.path`.
+
+    Raises:
+        UserError: if there is no such split, or it is not made of files.
+    """
+    place = path or data.path
+    check_split_exists(data, split, path)
+    if place == DIGITS or _is_saved_to_disk(place):
+        raise UserError(f"data.path={place} cannot be streamed: set data.streaming=false")
+    if _is_file(place):
+        return SplitFiles([place], [_stamp(place)], None)
+    builder = _builder(data, place)
+    if not builder.config.data_files or re.search(r"[\[+]", split):
+        raise UserError(
+            f"split {split!r} of {place} cannot be streamed: a stream is a whole split that is made of files"
+        )
+    files = builder.config.data_files[split]
+    origins = files.origin_metadata
+    stamps = [_stamp(url, *origin) for url, origin in zip(files, origins, strict=True)]
+    return SplitFiles([str(url) for url in files], stamps, builder.info.features)
+
+
+def _stamp(url: str, *origin: object) -> str:
+    known = Path(url).stat() if Path(url).exists() else None
+    return repr((known.st_size, known.st_mtime_ns) if known else (url, *origin))
 
 
 def check_split_exists(data: DataSection, split: str, path: str | None = None) -> None:
@@ -105,13 +150,16 @@ def _files_of_splits(data: DataSection, place: str) -> dict[str, Sequence[str]] 
     )
     if looks_local and not Path(place).exists():
         raise UserError(f"data.path={place}: there is no such file or folder")
+    files: dict[str, Sequence[str]] | None = _builder(data, place).config.data_files
+    return {str(name): paths for name, paths in files.items()} if files else None
+
+
+def _builder(data: DataSection, place: str) -> datasets.DatasetBuilder:
     try:
-        builder = datasets.load_dataset_builder(place, data.name, revision=data.revision)
+        return datasets.load_dataset_builder(place, data.name, revision=data.revision)
     except Exception as error:
         where = "the folder" if Path(place).exists() else "the Hub dataset"
-        raise UserError(f"data.path={place}: {where} cannot be opened: {_first_line(error)}") from error
-    files: dict[str, Sequence[str]] | None = builder.config.data_files
-    return {str(name): paths for name, paths in files.items()} if files else None
+        raise UserError(f"data.path={place}: {where} cannot be opened: {first_line(error)}") from error
 
 
 def _is_file(place: str) -> bool:
@@ -140,7 +188,8 @@ def _names_in(split: str) -> list[str]:
     return [re.split(r"\[", part)[0].strip() for part in split.split("+")]
 
 
-def _first_line(error: BaseException | None) -> str:
+def first_line(error: BaseException | None) -> str:
+    """The kind of an error and the first line of its message."""
     if error is None:
         return ""
     return f" {type(error).__name__}: {(str(error).strip() or 'no details').splitlines()[0]}".lstrip()

@@ -1,61 +1,23 @@
 """The splits of a run: what trains the network, what scores the trajectories, what tests the end."""
 
 from dataclasses import dataclass
+from typing import Any
 
-import datasets
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ohl_accel.data.images import Images, first_image, is_grey
+from ohl_accel.data.images import Images
+from ohl_accel.data.schema import Schema
 from ohl_accel.data.source import check_split_exists, open_split
-from ohl_accel.draws import keyed_generator
+from ohl_accel.data.stream import Shards, open_stream
+from ohl_accel.draws import keyed_generator, keyed_seed
 from ohl_accel.errors import UserError
 from ohl_accel.recipe import DataSection, Recipe
 
 _IMAGES_FOR_STATISTICS = 10_000
-
-
-@dataclass(frozen=True)
-class Schema:
-    """What the training split tells about every split: columns, classes, size and channels."""
-
-    image_column: str
-    label_column: str
-    class_names: tuple[str, ...]
-    size: tuple[int, int]
-    channels: int
-
-    @classmethod
-    def of(cls, rows: datasets.Dataset, data: DataSection, description: str) -> "Schema":
-        """Found in the features and the first images, where the recipe does not say it.
-
-        Raises:
-            UserError: if there is no such column, or no label or image can be made of it.
-        """
-        image_column = _image_column(rows, data)
-        label_column = _label_column(rows, data)
-        class_names = _class_names(rows, label_column)
-        rows = _with_images(rows, image_column)
-        first = first_image(rows, image_column, description)
-        channels = data.channels or (1 if is_grey(rows, image_column, description) else 3)
-        size = data.image_size or (first.height, first.width)
-        return cls(image_column, label_column, class_names, size, channels)
-
-    def images(self, rows: datasets.Dataset, data: DataSection, description: str) -> Images:
-        """The images of a split.
-
-        Raises:
-            UserError: if it lacks a column or has other labels.
-        """
-        for column in (self.image_column, self.label_column):
-            if column not in rows.column_names:
-                raise UserError(
-                    f"{description} has no column {column!r}; it has: {', '.join(rows.column_names)}"
-                )
-        labels = _labels(rows, self.label_column, self.class_names, description)
-        rows = _with_images(rows, self.image_column)
-        squash = data.crop_mode == "squash" if data.image_size else None
-        return Images(rows, self.image_column, labels, self.size, self.channels, squash, description)
+_IMAGES_FOR_STATISTICS_OF_A_STREAM = 2_000
 
 
 @dataclass(frozen=True)
@@ -74,6 +36,21 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def heldout_record(self) -> dict[str, Any] | None:
+        """What the run folder keeps of the held-out images; None where they are a split of their own.
+
+        Of a stream also the images' hashes, and the fingerprint of the split: images, labels, order.
+        """
+        if self.heldout_rows is None:
+            return None
+        record: dict[str, Any] = {"split": self.section.train_split, "rows": self.heldout_rows}
+        if isinstance(self.train.source, Shards):
+            index = self.train.source.index
+            hashes = index.found.hash[self.heldout_rows].tolist()
+            record |= {"fingerprint": index.fingerprint, "hashes": [f"{value:016x}" for value in hashes]}
+        return record
+
     def open_test(self) -> Images | None:
         """The test split, opened and decoded only now; None if the recipe has none.
 
@@ -83,8 +60,7 @@ class Data:
         data = self.section
         if data.test_split is None:
             return None
-        rows = open_split(data, data.test_split, data.test_path)
-        test = self.schema.images(rows, data, f"split {data.test_split!r} of {data.test_path or data.path}")
+        test, _ = open_images(data, data.test_split, data.test_path, self.schema)
         test.keep(data.in_memory)
         return test
 
@@ -100,6 +76,28 @@ class Data:
         return recipe.with_values(data=found)
 
 
+def open_images(
+    data: DataSection, split: str, path: str | None = None, schema: Schema | None = None
+) -> tuple[Images, Schema]:
+    """The images of a split, and the schema: the one given, or what is found in the split.
+
+    Args:
+        data: the recipe's data section.
+        split: its name.
+        path: where it is, if not in `data.path`.
+        schema: of the training split.
+
+    Raises:
+        UserError: if it cannot be read, or does not go with the schema.
+    """
+    name = f"split {split!r} of {path or data.path}"
+    if data.streaming:
+        return open_stream(data, split, path, schema, name)
+    rows = open_split(data, split, path)
+    schema = schema or Schema.of(rows, data, name)
+    return schema.images(rows, data, name), schema
+
+
 def open_data(recipe: Recipe) -> Data:
     """Open the training and held-out splits of a recipe; only check that there is a test split.
 
@@ -109,32 +107,36 @@ def open_data(recipe: Recipe) -> Data:
     data, seed = recipe.data, recipe.run.seed
     if data.test_split is not None:
         check_split_exists(data, data.test_split, data.test_path)
-    rows = open_split(data, data.train_split)
-    name = f"split {data.train_split!r} of {data.path}"
-    schema = Schema.of(rows, data, name)
-    train = schema.images(rows, data, name)
+    train, schema = open_images(data, data.train_split)
+    hash_n = train.source.index.found.hash if isinstance(train.source, Shards) else None
     heldout, heldout_rows = None, None
     if data.heldout_split is not None:
-        heldout_name = f"split {data.heldout_split!r} of {data.path}"
-        heldout = schema.images(open_split(data, data.heldout_split), data, heldout_name)
+        heldout, _ = open_images(data, data.heldout_split, schema=schema)
         if len(heldout) == 0:
-            raise UserError(f"{heldout_name} is empty: there is nothing to score trajectories with")
+            raise UserError(f"{heldout.description} is empty: there is nothing to score trajectories with")
     elif data.heldout is not None:
-        heldout_rows = choose_stratified(train.labels, data.heldout, "data.heldout", "holds out", seed)
+        order = _keyed_order(train, seed, "heldout")
+        heldout_rows = choose_stratified(train.labels, data.heldout, "data.heldout", "holds out", seed, order)
         stays = torch.ones(len(train), dtype=torch.bool)
         stays[heldout_rows] = False
+        if hash_n is not None:  # an image that is there twice must not be on both sides
+            stays &= ~torch.from_numpy(np.isin(hash_n, hash_n[heldout_rows]))
         heldout = train.subset(heldout_rows)
-        train = train.subset(stays.nonzero().squeeze(1).tolist())
+        train = train.subset(stays.nonzero().squeeze(1))
     if data.train_images is not None:
-        chosen = choose_stratified(train.labels, data.train_images, "data.train_images", "trains on", seed)
+        order = _keyed_order(train, seed, "train_images")
+        chosen = choose_stratified(
+            train.labels, data.train_images, "data.train_images", "trains on", seed, order
+        )
         train = train.subset(chosen)
     if len(train) < recipe.inner.batch_size:
         raise UserError(
             f"inner.batch_size={recipe.inner.batch_size} is more than the {len(train)} training images"
         )
-    train.keep(data.in_memory)
+    if not data.streaming and recipe.augment.random_resized_crop is None:
+        train.keep(data.in_memory)
     if heldout is not None:
-        heldout.keep(data.in_memory)
+        heldout = _keep_near(heldout, data)
     mean, std = data.mean, data.std
     if mean is None or std is None:
         mean, std = channel_statistics(train, seed)
@@ -145,7 +147,39 @@ def open_data(recipe: Recipe) -> Data:
     return Data(data, schema, train, heldout, heldout_rows, mean, std)
 
 
-def choose_stratified(labels: Tensor, asked: int | float, field: str, does: str, seed: int) -> list[int]:
+def _keep_near(heldout: Images, data: DataSection) -> Images:
+    """Held-out images are looked at after every outer step: decoded, or at least their bytes, on this machine."""
+    heldout.keep(data.in_memory)
+    if heldout.kept or not isinstance(heldout.source, Shards):
+        return heldout
+    near = Shards(heldout.source.index.copy(heldout.numbers.numpy()))
+    return Images(near, heldout.labels, heldout.decoding, heldout.description)
+
+
+def _keyed_order(images: Images, seed: int, purpose: str) -> Tensor | None:
+    """Images of a stream by keyed hashes of their bytes: the same however they lie in shards.
+
+    Equal images are ordered by label. None for images that are no stream.
+    """
+    if not isinstance(images.source, Shards):
+        return None
+    hash_n = images.source.index.found.hash[images.numbers.numpy()]
+    return torch.from_numpy(
+        np.lexsort((images.labels.numpy(), keyed_hash(hash_n, keyed_seed(seed, purpose))))
+    )
+
+
+def keyed_hash(hash_n: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
+    """Hashes that depend on a key, one to one: the finalizer of SplitMix64 (Steele et al., 2014)."""
+    mixed = hash_n ^ np.uint64(key)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def choose_stratified(
+    labels: Tensor, asked: int | float, field: str, does: str, seed: int, order: Tensor | None = None
+) -> list[int]:
     """Rows of a part of a split: exactly as many as asked for, each class with its share, ascending.
 
     Shares are rounded by largest remainder; which rows of a class are taken is keyed by the seed.
@@ -156,6 +190,7 @@ def choose_stratified(labels: Tensor, asked: int | float, field: str, does: str,
         field: of the recipe; its last part is the purpose that keys the choice.
         does: what the part does, for messages.
         seed: of the run.
+        order: int64 [rows], in which the rows of a class are taken; None: keyed by the seed.
 
     Raises:
         UserError: if none, or all, of the rows would be taken.
@@ -171,7 +206,9 @@ def choose_stratified(labels: Tensor, asked: int | float, field: str, does: str,
     quota = exact.floor().long()
     by_remainder = (quota - exact).argsort(stable=True)
     quota[by_remainder[: count - int(quota.sum())]] += 1
-    shuffled = torch.randperm(total, generator=keyed_generator(seed, field.removeprefix("data.")))
+    shuffled = order
+    if shuffled is None:
+        shuffled = torch.randperm(total, generator=keyed_generator(seed, field.removeprefix("data.")))
     of_class = [shuffled[labels[shuffled] == label][: int(quota[label])] for label in range(len(sizes))]
     return torch.cat(of_class).sort().values.tolist()
 
@@ -179,100 +216,25 @@ def choose_stratified(labels: Tensor, asked: int | float, field: str, does: str,
 def channel_statistics(images: Images, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel in 0..1, over at most 10,000 images (keyed choice).
 
+    Of a stream they are 2,000, of blocks chosen whole.
+
     Whole numbers are summed, so the result is the same on every machine. A channel without any
     variation gets a standard deviation of 1.
     """
-    chosen = torch.randperm(len(images), generator=keyed_generator(seed, "statistics"))
-    chosen = chosen[:_IMAGES_FOR_STATISTICS].sort().values
-    pixels, total, squares = 0, torch.zeros(images.channels), torch.zeros(images.channels)
-    total, squares = total.long(), squares.long()
+    generator, block_n = keyed_generator(seed, "statistics"), images.blocks
+    if block_n is None:
+        chosen = torch.randperm(len(images), generator=generator)[:_IMAGES_FOR_STATISTICS].sort().values
+    else:
+        rank = torch.randperm(int(block_n.max()) + 1, generator=generator)
+        chosen = rank[block_n.long()].argsort(stable=True)[:_IMAGES_FOR_STATISTICS_OF_A_STREAM]
+    pixels, total, squares = 0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     for part in chosen.split(500):
-        levels = images.__getitems__(part.tolist())[0].long()
+        # not counted: a run that is resumed knows the statistics already
+        levels = (images.__getitems__ if images.kept else images.decode)(part.tolist())[0].long()
         pixels += levels[:, 0].numel()
-        total += levels.sum((0, 2, 3))
-        squares += (levels * levels).sum((0, 2, 3))
+        total = total + levels.sum((0, 2, 3))
+        squares = squares + (levels * levels).sum((0, 2, 3))
     mean = total.double() / pixels
     variance = squares.double() / pixels - mean * mean
     std = torch.where(variance > 0, variance.clamp(min=0).sqrt(), 255.0)
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
-
-
-def _image_column(rows: datasets.Dataset, data: DataSection) -> str:
-    if data.image_column is not None:
-        return _named_column(rows, "data.image_column", data.image_column)
-    found = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
-    if len(found) != 1:
-        raise UserError(
-            f"{data.path} has {'several' if found else 'no'} image columns; set data.image_column to one of: "
-            f"{', '.join(found or rows.column_names)}"
-        )
-    return str(found[0])
-
-
-def _label_column(rows: datasets.Dataset, data: DataSection) -> str:
-    if data.label_column is not None:
-        return _named_column(rows, "data.label_column", data.label_column)
-    found = [name for name, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)]
-    if len(found) == 1:
-        return str(found[0])
-    if "label" in rows.column_names:
-        return "label"
-    raise UserError(
-        f"{data.path} has {'several' if found else 'no'} label columns; set data.label_column to one of: "
-        f"{', '.join(found or rows.column_names)}"
-    )
-
-
-def _named_column(rows: datasets.Dataset, key: str, name: str) -> str:
-    if name not in rows.column_names:
-        raise UserError(f"{key}={name}: there is no such column; there are: {', '.join(rows.column_names)}")
-    return name
-
-
-def _with_images(rows: datasets.Dataset, column: str) -> datasets.Dataset:
-    """Rows whose image column decodes to PIL images, also where the file holds plain bytes or paths."""
-    if isinstance(rows.features[column], datasets.Image):
-        return rows
-    try:
-        return rows.cast_column(column, datasets.Image())
-    except Exception as error:
-        raise UserError(f"column {column!r} holds no images: {error}") from error
-
-
-def _class_names(rows: datasets.Dataset, column: str) -> tuple[str, ...]:
-    """Names of the classes: of the ClassLabel, or the sorted values of a column of numbers or text."""
-    feature = rows.features[column]
-    if isinstance(feature, datasets.ClassLabel):
-        return tuple(feature.names)
-    kinds = ("string", "bool", *(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)))
-    if getattr(feature, "dtype", None) not in kinds:
-        raise UserError(
-            f"column {column!r} holds no labels: it is {feature}, not classes, whole numbers or text"
-        )
-    values = rows.unique(column)
-    if None in values:
-        raise UserError(f"column {column!r} holds rows without a label")
-    return tuple(str(value) for value in sorted(values))
-
-
-def _labels(rows: datasets.Dataset, column: str, class_names: tuple[str, ...], description: str) -> Tensor:
-    """int64 [rows]: the place of each label in the list of classes.
-
-    Raises:
-        UserError: for a label that is not in the list.
-    """
-    feature = rows.features[column]
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    place_of = {name: place for place, name in enumerate(class_names)}
-    values = rows.data.column(column).to_pylist() if rows._indices is None else rows[column][:]
-    place_of_value: dict[object, int] = {}
-    for value in set(values):
-        known = names is None or (value is not None and 0 <= value < len(names))
-        name = str(value) if names is None else names[value] if known else None
-        if name is None or name not in place_of:
-            raise UserError(
-                f"{description} has the label {value!r} in column {column!r}, which is none of the "
-                f"{len(class_names)} training classes"
-            )
-        place_of_value[value] = place_of[name]
-    return torch.tensor([place_of_value[value] for value in values], dtype=torch.int64)

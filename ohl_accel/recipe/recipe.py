@@ -127,6 +127,7 @@ def _rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("data.mean", "data.std"), "data.mean, data.std: give both, of one length, or neither"
     if data.std is not None and min(data.std, default=1.0) <= 0:
         yield ("data.std",), f"data.std={list(data.std)}: must be above 0"
+    yield from _rules_of_crops(recipe)
     if optimizer.nesterov and (optimizer.name != "sgd" or optimizer.momentum == 0):
         yield (
             ("inner.optimizer.nesterov", "inner.optimizer.name", "inner.optimizer.momentum"),
@@ -147,6 +148,32 @@ def _rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             f"inner.schedule.warmup_epochs={schedule.warmup_epochs:g} is not below the {outer.steps} "
             "epochs of the run (outer.steps)",
         )
+
+
+def _rules_of_crops(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    data, crop = recipe.data, recipe.augment.random_resized_crop
+    if crop is not None and data.image_size is None:
+        yield (
+            ("augment.random_resized_crop", "data.image_size"),
+            "augment.random_resized_crop: needs data.image_size, the size of what is cut out",
+        )
+    if crop is not None and data.in_memory is True:
+        yield (
+            ("augment.random_resized_crop", "data.in_memory"),
+            "augment.random_resized_crop: decodes images anew each time, so data.in_memory cannot be true",
+        )
+    if data.crop_pct != 1.0 and (data.image_size is None or data.crop_mode != "center"):
+        yield (
+            ("data.crop_pct", "data.image_size", "data.crop_mode"),
+            f"data.crop_pct={data.crop_pct:g}: needs data.image_size, and data.crop_mode=center",
+        )
+    for name in ("scale", "ratio") if crop is not None else ():
+        least, greatest = getattr(crop, name)
+        if least > greatest:
+            yield (
+                ("augment.random_resized_crop",),
+                f"augment.random_resized_crop.{name}=[{least:g}, {greatest:g}]: the first must not be greater",
+            )
 
 
 _CERTAINLY_RIGHT: dict[str, Any] = {

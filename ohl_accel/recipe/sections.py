@@ -117,6 +117,13 @@ class DataSection(Section):
     """Configuration of a dataset that has several."""
     revision: str | None = None
     """Branch, tag or commit of a Hub dataset."""
+    streaming: bool = False
+    """Read the training images where they are (parquet or tar shards, image files; local or on the Hub), as they
+    are needed, instead of copying the dataset to this machine first."""
+    shuffle_window: Annotated[Whole, Field(ge=1)] = 16384
+    """Of a stream: images, over the whole group, among which those of a batch are drawn. They are held undecoded."""
+    retries: Annotated[Whole, Field(ge=0)] = 5
+    """Of a stream: how often a read that failed is tried again, after 0.5, 1, 2, 4, ... seconds."""
     train_split: str = "train"
     test_split: str | None = "test"
     """None: there is no test split, and the run ends without a test accuracy."""
@@ -136,6 +143,8 @@ class DataSection(Section):
     """Side, or [height, width], to which images are resized; None: all are of one size already."""
     crop_mode: Literal["center", "squash"] = "center"
     """How a resized image gets its shape: fill it and cut what is over, or change the aspect ratio."""
+    crop_pct: Annotated[Real, Field(gt=0, le=1)] = 1.0
+    """Share of the resized image's side that `center` keeps: 0.875 is the usual 224 out of 256."""
     channels: Literal[1, 3] | None = None
     """1 grey, 3 RGB; None: 1 if the images are grey, else 3."""
     mean: Channels | None = None
@@ -143,10 +152,19 @@ class DataSection(Section):
     std: Channels | None = None
     """Standard deviation of each channel in 0..1; None: measured on the training images."""
     in_memory: Literal["auto"] | bool = "auto"
-    """Decode once and keep the pixels; auto: where a split takes up to 1 GiB."""
+    """Decode once and keep the pixels; auto: where a split takes up to 1 GiB. Never the training images of a stream,
+    or those with `augment.random_resized_crop`."""
     workers: Annotated[Whole, Field(ge=0)] = 2
     """Decoding processes for each process that trains, where images are not in memory."""
     eval_batch_size: Annotated[Whole, Field(ge=1)] = 500
+    max_corrupt: Annotated[Real, Field(ge=0, lt=1)] | None = None
+    """Fraction of the images that may be undecodable: each is replaced by another one, the same on every trajectory,
+    and logged. None: 0.01 of a stream; otherwise the first undecodable image ends the run."""
+
+    @property
+    def corrupt_fraction(self) -> float:
+        """Of the images, how many may be undecodable."""
+        return (0.01 if self.streaming else 0.0) if self.max_corrupt is None else self.max_corrupt
 
 
 class ModelSection(Section):
@@ -222,6 +240,16 @@ class TrainSection(Section):
     """Outer steps between two looks at the held-out images (the last step always looks)."""
 
 
+class RandomResizedCropSection(Section):
+    """torchvision's RandomResizedCrop to `data.image_size`."""
+
+    scale: tuple[Annotated[Real, Field(gt=0, le=1)], Annotated[Real, Field(gt=0, le=1)]] = (0.08, 1.0)
+    """Least and greatest share of the image's area."""
+    ratio: tuple[Annotated[Real, Field(gt=0)], Annotated[Real, Field(gt=0)]] = (3 / 4, 4 / 3)
+    """Least and greatest width over height."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+
 class AugmentSection(Section):
     """The policy, and what surrounds it: basic transforms before, Cutout after (section 4.1)."""
 
@@ -230,6 +258,8 @@ class AugmentSection(Section):
     `train` applies it; the search starts from it (None: from the uniform policy)."""
     policy_args: dict[str, Any] = {}
     """Arguments of torchvision's policies and of mixup, such as `{magnitude: 5}`."""
+    random_resized_crop: RandomResizedCropSection | None = None
+    """Cut a part out of each training image while it is decoded; None: training images are cropped as others are."""
     flip: bool = True
     """Horizontal flip with probability 1/2."""
     pad_crop: Annotated[Whole, Field(ge=0)] = 0

@@ -1,0 +1,210 @@
+"""The index of a streamed split: where each image is, its label and its hash, found in one pass.
+
+About 30 bytes per image on disk and 60 in memory. What a pass finds in a file is cached under the file's name
+and its size and time, or commit: a pass that was interrupted goes on, and a data set is read once for all
+runs, whatever their seeds.
+"""
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from ohl_accel.data.shards import (
+    Findings,
+    joined,
+    open_file,
+    patiently,
+    read_row_group,
+    read_span,
+    runs,
+    scan,
+)
+from ohl_accel.data.source import SplitFiles
+from ohl_accel.errors import UserError
+
+_FORMAT = 1
+_THREADS = 8
+_FILES_AT_ONCE = 1000
+_SECONDS_BETWEEN_REPORTS = 30
+_PARQUET_FOOTERS = 256
+
+
+class Index:
+    """Images of a split in the order of its files, and how to read them.
+
+    Args:
+        files: of the split.
+        found: in all of them.
+        image_column: of parquet files.
+        retries: of a read that fails.
+    """
+
+    def __init__(self, files: Sequence[str], found: Findings, image_column: str, retries: int) -> None:
+        self.files, self.found = list(files), found
+        self._column, self._retries = image_column, retries
+        self.start = np.concatenate([[0], found.images.cumsum(dtype=np.int64)])
+        """int64 [blocks + 1]: the first image of each block, and the number of images."""
+        self.block = np.repeat(np.arange(len(found.images), dtype=np.int32), found.images)
+        """int32 [images]: the block of each."""
+        self._footers: dict[int, pq.FileMetaData] = {}
+
+    def __len__(self) -> int:
+        return len(self.block)
+
+    @property
+    def bytes_per_block(self) -> float:
+        """Mean size of a block, at least 1."""
+        return max(1.0, float(self.found.size.sum(dtype=np.int64)) / max(1, len(self.found.images)))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the images, their labels and their order, wherever the files are."""
+        content = self.found.hash.tobytes() + self.found.label.astype("U").tobytes()
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+    def name(self, number: int) -> str:
+        """What messages call an image: its file, its place in it and its hash."""
+        file = self.found.shard[self.block[number]]
+        first_block = int(np.searchsorted(self.found.shard, file))
+        place = number - int(self.start[first_block])
+        return f"image {place} of {self.files[file]} (hash {int(self.found.hash[number]):016x})"
+
+    def read(self, block: int) -> list[bytes | None]:
+        """The undecoded images of a block; None where a parquet row has no bytes.
+
+        Raises:
+            UserError: if the file cannot be read, or has changed since it was indexed.
+        """
+        file = int(self.found.shard[block])
+        url = self.files[file]
+        contents = patiently(lambda: self._read(block, file, url), url, self._retries)
+        sizes = self.found.size[self.start[block] : self.start[block + 1]].tolist()
+        if [len(content or b"") for content in contents] != sizes:
+            raise UserError(f"{url} has changed since this run began to read it")
+        return contents
+
+    def _read(self, block: int, file: int, url: str) -> list[bytes | None]:
+        if url.endswith(".parquet"):
+            if file not in self._footers:
+                if len(self._footers) >= _PARQUET_FOOTERS:
+                    self._footers = {}
+                with open_file(url) as opened:
+                    self._footers[file] = pq.read_metadata(opened)
+            return read_row_group(url, int(self.found.number[block]), self._column, self._footers[file])
+        images = slice(self.start[block], self.start[block + 1])
+        first = self.found.offset[images.start]
+        ends = self.found.offset[images] - first + self.found.size[images]
+        span = read_span(url, int(first), int(ends[-1]))
+        return [span[end - size : end] for end, size in zip(ends, self.found.size[images], strict=True)]
+
+    def copy(self, numbers: NDArray[np.int64]) -> "Index":
+        """An index of some images, ascending, whose bytes are copied to this machine, once for all runs.
+
+        It is for images that are read again and again, and that lie scattered over blocks.
+        """
+        path = _cached(self.fingerprint, numbers.tobytes().hex(), ending="bytes")
+        size = self.found.size[numbers]
+        offset = size.cumsum(dtype=np.int64) - size.astype(np.int64)
+        blocks = np.unique(self.block[numbers])
+
+        def images(block: int) -> list[bytes | None]:
+            contents, start = self.read(block), self.start[block]
+            own = numbers[np.searchsorted(numbers, start) : np.searchsorted(numbers, start + len(contents))]
+            return [contents[number - start] for number in own]
+
+        def write(file: BinaryIO) -> None:
+            with ThreadPoolExecutor(_THREADS) as threads:
+                for first in range(0, len(blocks), _THREADS):  # a few at a time: a block may be large
+                    for contents in threads.map(images, blocks[first : first + _THREADS].tolist()):
+                        file.writelines(content or b"" for content in contents)
+
+        _write_once(path, write)
+        hashes, labels = self.found.hash[numbers], self.found.label[numbers]
+        lengths = np.array(runs(list(zip(offset.tolist(), size.tolist(), strict=True))), np.int32)
+        file, number = np.zeros(len(lengths), np.int32), np.arange(len(lengths), dtype=np.int32)
+        found = Findings(file, number, lengths, hashes, offset, size, labels)
+        return Index([str(path)], found, self._column, self._retries)
+
+
+def build_index(files: SplitFiles, image_column: str, label_column: str, retries: int) -> Index:
+    """Index a split: from the cache, or by reading its files, several at a time.
+
+    Raises:
+        UserError: naming a file that cannot be read, or lacks a column.
+    """
+    step = 1 if files.urls[0].endswith((".parquet", ".tar")) else _FILES_AT_ONCE
+    report = _Report(len(files.urls))
+
+    def find(first: int) -> Findings:
+        urls, stamps = files.urls[first : first + step], files.stamps[first : first + step]
+        path = _cached(*urls, *stamps, image_column, label_column, ending="npz")
+
+        def write(file: BinaryIO) -> None:
+            np.savez(file, **vars(scan(urls, image_column, label_column, retries)))
+
+        _write_once(path, write)
+        report.add(len(urls))
+        with np.load(path, allow_pickle=False) as arrays:
+            found = Findings(**arrays)
+        found.shard[:] += first
+        return found
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        try:
+            parts = list(threads.map(find, range(0, len(files.urls), step)))
+        except UserError:
+            threads.shutdown(cancel_futures=True)
+            raise
+    return Index(files.urls, joined(parts), image_column, retries)
+
+
+class _Report:
+    """Says now and then how far a long pass has come; quiet if it is short."""
+
+    def __init__(self, files: int) -> None:
+        self._files, self._done, self._said = files, 0, time.monotonic()
+
+    def add(self, files: int) -> None:
+        """Count files that are done."""
+        self._done += files
+        if time.monotonic() - self._said > _SECONDS_BETWEEN_REPORTS:
+            self._said = time.monotonic()
+            print(f"indexed {self._done} of {self._files} files", file=sys.stderr, flush=True)
+
+
+def _cached(*key: str, ending: str) -> Path:
+    name = hashlib.blake2b(repr((_FORMAT, key)).encode(), digest_size=16).hexdigest()
+    return Path(datasets.config.HF_DATASETS_CACHE) / "ohl_accel" / f"{name}.{ending}"
+
+
+def _write_once(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Make a file of the cache, whole or not at all, unless it is there; of several processes one does it.
+
+    Raises:
+        UserError: if the disk does not take it.
+    """
+    if path.exists():
+        return
+    aside = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                with aside.open("wb") as file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                aside.replace(path)
+    except OSError as error:
+        raise UserError(f"the cache of data sets cannot be written (HF_HOME moves it): {error}") from error
