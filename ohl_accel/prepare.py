@@ -16,7 +16,7 @@ from ohl_accel.augment import Augmentation
 from ohl_accel.data import Data, open_data
 from ohl_accel.display import Display
 from ohl_accel.errors import UserError
-from ohl_accel.groups import Groups, agree, check_launch
+from ohl_accel.groups import Groups, agree, check_launch, choose_interface
 from ohl_accel.metrics import keep_lines_before
 from ohl_accel.network import create_network
 from ohl_accel.policies import TorchvisionPolicy, open_policy, settle
@@ -77,6 +77,7 @@ def start_accelerator(section: RunSection | None) -> Accelerator:
         UserError: for processes that do not see each other, or a precision that cannot be had.
     """
     timeout = timedelta(seconds=section.timeout if section else 1800)
+    choose_interface()
     try:
         accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),

@@ -3,24 +3,14 @@
 import os
 import signal
 import socket
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import final_state, latest, launch, start
+from conftest import final_state, launch, start, wait_for_checkpoint
 
 from ohl_accel.errors import UserError
 from ohl_accel.groups import _buckets, check_launch, choose_groups
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process that hosts all four trajectories, never interrupted."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    launch(1, f"run.dir={folder}", config="cpu")
-    return folder
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -63,15 +53,6 @@ def test_a_stopped_run_goes_on_on_more_processes(undisturbed: Path, tmp_path: Pa
     assert "stopped; run.resume=auto" in output
     launch(2, f"run.dir={tmp_path}", "run.resume=auto")
     assert final_state(tmp_path) == final_state(undisturbed)
-
-
-def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path, name: str) -> None:
-    for _ in range(1200):
-        assert process.poll() is None, process.communicate()[0]
-        if (folder / "checkpoints" / "latest").exists() and latest(folder) >= name:
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"no checkpoint {name} in a minute")
 
 
 def test_two_machines_on_one(undisturbed: Path, tmp_path: Path) -> None:
