@@ -2,7 +2,7 @@
 
 W processes are cut into groups of G = W / groups; each group hosts R = N / groups trajectories. The
 process with data rank r of every group forms, with its like in the other groups, a column: what groups
-exchange travels along columns, all columns at once. Nothing else imports torch.distributed.
+exchange travels along columns, all columns at once. Only `sharding` imports torch.distributed, too.
 """
 
 import inspect
@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ohl_accel.errors import UserError
+from ohl_accel.sharding import shard
 
 _BUCKET_BYTES = 25 * 2**20
 _CHECKSUM_ROW = 512
+_CHECKSUM_BYTES = 4 * 2**20
 T = TypeVar("T")
 
 
@@ -122,6 +124,8 @@ class Groups:
     rank: int
     groups: int
     device: torch.device
+    sharded: bool = False
+    """Whether each process of a group holds only its part of the weights and of the optimizer's state."""
     data_group: Any = None
     column: Any = None
 
@@ -134,8 +138,14 @@ class Groups:
         asked: int | None,
         device: torch.device,
         timeout: timedelta,
+        sharded: bool = False,
     ) -> "Groups":
         """Make the process groups; every process must call it.
+
+        Args:
+            trajectories, processes, rank, asked, device: as above; `asked` is `outer.groups`.
+            timeout: of an exchange.
+            sharded: cut networks over the processes of a group, where that has several.
 
         Raises:
             UserError: if the numbers do not fit.
@@ -146,7 +156,8 @@ class Groups:
         ranks = torch.arange(processes).view(groups, -1)
         data_group, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
         column, _ = dist.new_subgroups_by_enumeration(ranks.T.tolist(), timeout=timeout)
-        return cls(trajectories, processes, rank, groups, device, data_group, column)
+        sharded = sharded and groups < processes
+        return cls(trajectories, processes, rank, groups, device, sharded, data_group, column)
 
     @property
     def group_size(self) -> int:
@@ -170,11 +181,14 @@ class Groups:
         return range(self.group * per_group, (self.group + 1) * per_group)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The network for training: with DistributedDataParallel inside the group if G > 1.
+        """The network for training: with DistributedDataParallel inside the group, or cut over it, if G > 1.
 
         Buffers are not broadcast at each step; `lead` does it once, before validation.
         """
         if self.group_size == 1:
+            return model
+        if self.sharded:
+            shard(model, self.data_group, self.device)
             return model
         parameters = inspect.signature(DistributedDataParallel).parameters
         new_name = "forward_sync_buffers" in parameters  # since torch 2.15; `broadcast_buffers` before
@@ -213,7 +227,9 @@ class Groups:
     def adopt(self, winner: int, hosted_tensors: Sequence[Sequence[Tensor]]) -> None:
         """Make every trajectory equal to the winner, in place (Algorithm 1, "Broadcast w_T").
 
-        Each column carries 1 / G of the state; the processes of a group then put their pieces together.
+        Between machines each column carries 1 / G of the state: of sharded networks what its processes hold;
+        otherwise the processes of a group then put their pieces together. On one machine, where links
+        within a group are no faster than others, each column carries the whole.
 
         Args:
             winner: a trajectory in 0..N-1.
@@ -245,6 +261,8 @@ class Groups:
     def assert_equal(self, hosted_tensors: Sequence[Sequence[Tensor]], what: str) -> None:
         """Assert, by checksum, that the hosted trajectories' tensors are the same on every process.
 
+        Of sharded networks, that they are the same along every column.
+
         Raises:
             AssertionError: naming the processes that differ; a defect of this program or of the machine.
         """
@@ -253,14 +271,15 @@ class Groups:
         if self.processes > 1:
             all_WR = own_R.new_empty(self.processes * len(own_R))
             dist.all_gather_into_tensor(all_WR, own_R)
-        all_WR = all_WR.view(self.processes, -1)
-        different = (all_WR != all_WR[0, 0]).any(1).nonzero().flatten().tolist()
+        kinds = self.group_size if self.sharded else 1  # what is held differs along a group
+        all_WR = all_WR.view(self.processes // kinds, kinds, -1)
+        different = (all_WR != all_WR[:1, :, :1]).any(2).flatten().nonzero().flatten().tolist()
         assert not different, f"{what} differ on processes {different}"
 
     def _adopt_bucket(self, source: int, bucket: Sequence[Tensor]) -> None:
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
         size = self.group_size
-        if size == 1:
+        if size == 1 or self.sharded or os.environ.get("LOCAL_WORLD_SIZE") == str(self.processes):
             dist.broadcast(flat, group_src=source, group=self.column)
         else:
             padded = F.pad(flat, (0, -len(flat) % size))
@@ -317,18 +336,24 @@ def leave() -> None:
 def checksum(tensors: Sequence[Tensor]) -> Tensor:
     """int64 [] on the device of the first tensor: changes with any single change of the tensors' bytes.
 
-    Sums of rows of 4 KB, each times an odd number of its own, modulo 2^64: thirty times as fast as SHA-256
-    on a CPU, and nothing but the sum leaves the device. Blind only to changes that cancel out, such as two
+    Sums of rows of 4 KB, each times an odd number of its own, modulo 2^64: many times as fast as SHA-256 on
+    a CPU, and nothing but the sum leaves the device. Blind only to changes that cancel out, such as two
     words exchanged within a row.
     """
     total = torch.zeros((), dtype=torch.int64, device=tensors[0].device)
-    for bucket in _buckets(tensors):
-        flat = torch.cat([tensor.detach().reshape(-1) for tensor in bucket]).view(torch.uint8)
-        words = F.pad(flat, (0, -len(flat) % (8 * _CHECKSUM_ROW))).view(torch.int64)
-        rows = words.view(-1, _CHECKSUM_ROW).sum(1).to(total.device)
-        odd = torch.arange(1, 2 * len(rows), 2, device=total.device)
-        total = 3 * total + (rows * odd).sum()
+    for bucket in _buckets(tensors, _CHECKSUM_BYTES):
+        parts = [tensor.detach().reshape(-1) for tensor in bucket]
+        flat = parts[0] if len(parts) == 1 and not parts[0].storage_offset() else torch.cat(parts)
+        whole = flat.nbytes - flat.nbytes % (8 * _CHECKSUM_ROW)
+        words, rest = flat.view(torch.uint8).split([whole, flat.nbytes - whole])
+        rows = words.view(torch.int64).view(-1, _CHECKSUM_ROW).sum(1)
+        total = 3 * total + (_weighted(rows) + _weighted(rest.long())).to(total.device)
     return total
+
+
+def _weighted(numbers: Tensor) -> Tensor:
+    """Sum of int64 numbers, each times an odd number of its own, modulo 2^64: int64 []."""
+    return (numbers * (2 * torch.arange(len(numbers), device=numbers.device) + 1)).sum()
 
 
 @torch.no_grad()
@@ -348,13 +373,13 @@ def _scatter(flat: Tensor, tensors: Sequence[Tensor]) -> None:
     )
 
 
-def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Tensors in lists of one dtype and up to 25 MB (a larger one has a list of its own)."""
+def _buckets(tensors: Sequence[Tensor], bound: int = _BUCKET_BYTES) -> list[list[Tensor]]:
+    """Tensors in lists of one dtype and up to `bound` bytes (a larger one has a list of its own)."""
     buckets: list[list[Tensor]] = []
     open_bucket: dict[torch.dtype, tuple[list[Tensor], int]] = {}
     for tensor in tensors:
         bucket, size = open_bucket.get(tensor.dtype, ([], 0))
-        if not bucket or size + tensor.nbytes > _BUCKET_BYTES:
+        if not bucket or size + tensor.nbytes > bound:
             bucket, size = [], 0
             buckets.append(bucket)
         bucket.append(tensor)

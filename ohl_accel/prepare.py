@@ -117,6 +117,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display, learn_po
         recipe.outer.groups,
         accelerator.device,
         timedelta(seconds=recipe.run.timeout),
+        recipe.model.shard,
     )
     _check_batch_size(recipe, groups)
     folder = agree(lambda: _open_folder(recipe, accelerator))
@@ -147,7 +148,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display, learn_po
         lambda: [
             Trajectory(
                 number,
-                _on_device(network, recipe, accelerator),
+                _placed(network, recipe, accelerator, groups),
                 recipe,
                 steps_per_epoch,
                 recipe.outer.steps * inner_steps,
@@ -198,9 +199,14 @@ def configure_torch(section: RunSection, device: torch.device) -> None:
         torch.backends.cudnn.benchmark = True
 
 
-def _on_device(network: nn.Module, recipe: Recipe, accelerator: Accelerator) -> nn.Module:
-    """A copy of the network on this process's device, with Accelerate's precision, compiled if asked for."""
-    prepared: nn.Module = accelerator.prepare_model(copy.deepcopy(network), evaluation_mode=True)
+def _placed(network: nn.Module, recipe: Recipe, accelerator: Accelerator, groups: Groups) -> nn.Module:
+    """A copy of the network with Accelerate's precision, compiled if asked for, on this process's device.
+
+    One that will be sharded stays on the CPU: it may not fit the device.
+    """
+    prepared: nn.Module = accelerator.prepare_model(
+        copy.deepcopy(network), device_placement=not groups.sharded, evaluation_mode=True
+    )
     if recipe.model.compile:
         prepared.compile()
     return prepared
@@ -235,12 +241,13 @@ def _resume_or_begin(run: Run) -> None:
     contents = agree(read)
     if run.groups.share_from_main(contents is not None):
         run.first_outer_step = checkpoint.restore(contents, run.hosted, run.outer_optimizer, run.groups)
-    elif folder is not None:
-        folder.clear()
-        first = run.hosted[0]
-        checkpoint.save(folder / run_folder.CHECKPOINTS, 0, first, run.outer_optimizer, recipe)
-        if isinstance(run.policy, Policy):
-            run.policy.save(folder / run_folder.POLICY_FILE)
+    else:
+        state = checkpoint.collect(run.hosted[0], run.groups)
+        if folder is not None:
+            folder.clear()
+            checkpoint.save(folder / run_folder.CHECKPOINTS, 0, state, run.outer_optimizer, recipe)
+            if isinstance(run.policy, Policy):
+                run.policy.save(folder / run_folder.POLICY_FILE)
     if folder is not None:
         folder.write_text(run_folder.RECIPE_FILE, recipe.to_yaml())
         if run.data.heldout_rows is not None:

@@ -16,7 +16,7 @@ from ohl_accel.errors import RunFailedError, UserError
 from ohl_accel.evaluation import partial_scores, total_scores
 from ohl_accel.groups import Groups, agree
 from ohl_accel.metrics import Phases, amend_last_line, read_metrics
-from ohl_accel.network import save_network
+from ohl_accel.network import create_network, save_network
 from ohl_accel.policies import TorchvisionPolicy
 from ohl_accel.policy import POLICY_FILE, OuterOptimizer, Policy
 from ohl_accel.recipe import Recipe
@@ -95,6 +95,7 @@ class Run:
                 self.recipe.data.eval_batch_size,
                 groups.data_rank,
                 groups.group_size,
+                groups.sharded,
             )
             totals = total_scores(groups.sum_in_group(parts), len(heldout))
             scores = [(score.accuracy, score.loss) for score in totals]
@@ -111,17 +112,19 @@ class Run:
         return outcome
 
     def save(self, outer_steps_done: int) -> None:
-        """Write the checkpoint and the learned policy if they are due (main process only).
+        """Write the checkpoint and the learned policy if they are due; every process calls it.
 
         Raises:
             RunFailedError: if the disk does not take them.
         """
         recipe, folder, outer = self.recipe, self.folder, self.outer_optimizer
-        assert folder is not None
         if outer_steps_done % recipe.run.checkpoint_every and outer_steps_done != recipe.outer.steps:
             return
+        state = checkpoint.collect(self.hosted[0], self.groups)
+        if folder is None:
+            return
         try:
-            checkpoint.save(folder / CHECKPOINTS, outer_steps_done, self.hosted[0], outer, recipe)
+            checkpoint.save(folder / CHECKPOINTS, outer_steps_done, state, outer, recipe)
             if outer is not None:
                 outer.policy.provenance["outer_steps_done"] = outer_steps_done
                 outer.policy.save(folder / POLICY_FILE)
@@ -138,8 +141,10 @@ class Run:
             UserError: if the test split cannot be used; everything else is on disk by then.
         """
         groups, folder, recipe, data = self.groups, self.folder, self.recipe, self.data
-        network = self.hosted[0].network
+        _, tensors = checkpoint.collect(self.hosted[0], groups)
         if folder is not None:
+            network = create_network(recipe.model, data.schema, recipe.run.seed)
+            network.load_state_dict(checkpoint.under("network.", tensors))
             save_network(network, folder.path, recipe.model, data.schema, data.mean, data.std)
         images = groups.trajectories * recipe.outer.steps * self.inner_steps * recipe.inner.batch_size
         result: dict[str, Any] = {"outer_steps": recipe.outer.steps, "images_trained_on": images}
@@ -153,7 +158,13 @@ class Run:
         if test is not None:
             batch_size = recipe.data.eval_batch_size
             parts = partial_scores(
-                [network], test, self.augmentation, batch_size, groups.rank, groups.processes
+                [self.hosted[0].network],
+                test,
+                self.augmentation,
+                batch_size,
+                groups.rank,
+                groups.processes,
+                groups.sharded,
             )
             (score,) = total_scores(groups.sum_in_world(parts), len(test))
             result |= {

@@ -55,8 +55,8 @@ def learn(run: Run, display: Display) -> None:
             }
             append_line(run.folder / METRICS_FILE, line)
             display.outer_step(line)
-            with phases("save"):
-                run.save(outer_step + 1)
+        with phases("save"):
+            run.save(outer_step + 1)
 
 
 def rewards_of(accuracy_N: Tensor, finite_N: Tensor) -> Tensor:

@@ -64,8 +64,8 @@ def descend(run: Run, display: Display) -> None:
             }
             append_line(run.folder / METRICS_FILE, line)
             display.outer_step(line)
-            with phases("save"):
-                run.save(outer_step + 1)
+        with phases("save"):
+            run.save(outer_step + 1)
 
 
 def train(path: str, overrides: Sequence[str] = ()) -> None:

@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 PACKAGE = REPOSITORY / "ohl_accel"
 
 LAYERS = [
-    {"elements", "draws", "errors"},
+    {"elements", "draws", "errors", "sharding"},
     {"recipe", "kernels", "policy", "models", "groups"},
     {"policies", "data"},
     {"augment", "network"},
@@ -23,7 +23,7 @@ LAYERS = [
 ]
 """Modules and packages; each imports from layers above its own in this list, or from its own package."""
 
-ONLY_IN = {"torch.distributed": {"groups"}}
+ONLY_IN = {"torch.distributed": {"groups", "sharding"}}
 TRAINING_LIBRARIES = {"accelerate", "datasets", "timm", "wandb", "pydantic", "huggingface_hub"}
 
 
