@@ -113,14 +113,27 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+KEEP = ("run.keep_checkpoints=9", "data.eval_batch_size=100")
+"""All checkpoints, and three chunks of held-out images, which two processes cannot share evenly."""
+
+
+@pytest.fixture(scope="session")
+def undisturbed_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in two processes that share the batches of each trajectory (G = 2), with `KEEP`."""
+    folder = tmp_path_factory.mktemp("undisturbed_pair") / "run"
+    launch(2, f"run.dir={folder}", "outer.groups=1", *KEEP)
+    return folder
+
+
 def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path, name: str) -> None:
     """Wait until a run has written a checkpoint, or a later one."""
-    for _ in range(1200):
+    end = time.monotonic() + 180
+    while time.monotonic() < end:
         assert process.poll() is None, process.communicate()[0]
         if (folder / "checkpoints" / "latest").exists() and latest(folder) >= name:
             return
         time.sleep(0.05)
-    raise AssertionError(f"no checkpoint {name} in a minute")
+    raise AssertionError(f"no checkpoint {name} in three minutes")
 
 
 def final_state(folder: Path) -> dict[str, Any]:

@@ -76,8 +76,11 @@ def test_a_cut_cable_and_after(hosts: TwoHosts, undisturbed: Path, tmp_path: Pat
     assert not (tmp_path / "host1").exists()
 
 
-def test_slurm_script(hosts: TwoHosts, undisturbed: Path, tmp_path: Path) -> None:
-    """The script as it is, with an srun that starts a task on each host as Slurm's does."""
+def test_slurm_script(hosts: TwoHosts, undisturbed_pair: Path, tmp_path: Path) -> None:
+    """The script as it is, with an srun that starts a task on each host as Slurm's does.
+
+    Two groups of two, each on a host: every column carries half of the winner's state over the cable.
+    """
     tasks = "\n".join(
         f'SLURM_NODEID={rank} SLURM_PROCID={rank} {" ".join(hosts.on(rank))} "$@" & tasks+=($!)'
         for rank in range(2)
@@ -89,7 +92,7 @@ def test_slurm_script(hosts: TwoHosts, undisturbed: Path, tmp_path: Path) -> Non
     done = run_script(
         "slurm.sh",
         f"run.dir={tmp_path / 'run'}",
-        "run.mixed_precision=null",
+        "outer.groups=2",
         programs=tmp_path,
         SLURM_JOB_ID="7",
         SLURM_JOB_NUM_NODES="2",
@@ -101,8 +104,8 @@ def test_slurm_script(hosts: TwoHosts, undisturbed: Path, tmp_path: Path) -> Non
     )
     output, _ = done.communicate(timeout=200)
     assert done.returncode == 0, output
-    assert "4 trajectories in 4 x 1 of 4 processes" in output
-    assert final_state(tmp_path / "run") == final_state(undisturbed)
+    assert "4 trajectories in 2 x 2 of 4 processes" in output
+    assert final_state(tmp_path / "run") == final_state(undisturbed_pair)
 
 
 def test_torchrun_restarts_after_a_lost_process(hosts: TwoHosts, undisturbed: Path, tmp_path: Path) -> None:
