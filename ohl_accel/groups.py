@@ -104,7 +104,7 @@ def explain_lost(error: RuntimeError) -> str | None:
     """What to tell the user of an exchange with other processes that failed; None for any other error."""
     if not (isinstance(error, dist.DistError) or "gloo/" in str(error)):
         return None
-    reason = re.sub(r"^\[\S*?/gloo/\S+\] ", "", str(error).splitlines()[0])
+    reason = re.sub(r"^\[\S*?/gloo/\S+\] |\. This is typically.*", "", str(error).splitlines()[0])
     return (
         f"process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')} on {socket.gethostname()} lost the "
         f"others: {reason}. A process or machine has ended, the network is cut, or one was busy for longer than "

@@ -15,8 +15,8 @@ from conftest import REPOSITORY, SMALL, final_state, start, wait_for_checkpoint
 from hosts import TwoHosts
 
 PORT = "29511"
-TIMEOUT = 10.0
-"""`run.timeout` of the run whose cable is cut, in seconds."""
+TIMEOUT = 20.0
+"""`run.timeout` of the run whose cable is cut, in seconds: above what a busy machine keeps a process waiting."""
 ENDING = 40.0
 """What Python and the launcher may take besides, on a machine that is busy with other things."""
 
@@ -58,11 +58,11 @@ def test_a_cut_cable_and_after(hosts: TwoHosts, undisturbed: Path, tmp_path: Pat
     wait_for_checkpoint(launches[0], tmp_path / "host0", "step-000001")
     hosts.cut()
     cut = time.monotonic()
-    outputs = [process.communicate(timeout=120)[0] for process in launches]
+    outputs = [process.communicate(timeout=180)[0] for process in launches]
     assert time.monotonic() - cut < TIMEOUT + ENDING
     for process, output in zip(launches, outputs, strict=True):
         assert process.returncode == 1, output
-        assert "lost the others: Timed out waiting 10000ms" in output
+        assert f"lost the others: Timed out waiting {1000 * TIMEOUT:.0f}ms" in output
         assert "run.resume=auto goes on from the last checkpoint" in output
         assert "[rank" not in output  # torch's prefix of a worker's traceback
     assert hosts.processes() == []
