@@ -22,6 +22,7 @@ from ohl_accel.groups import Groups
 from ohl_accel.policy import OuterOptimizer
 from ohl_accel.recipe import HubSection, Recipe
 from ohl_accel.run_folder import write_whole
+from ohl_accel.sharding import part_like, whole_on_cpu
 from ohl_accel.trajectory import Trajectory
 
 SCHEMA_VERSION = 1
@@ -37,6 +38,7 @@ _FREE_FIELDS = frozenset(
         *(f"hub.{name}" for name in HubSection.model_fields),
         "track",
         "outer.groups",
+        "model.shard",
         "data.workers",
         "data.in_memory",
         "data.retries",
@@ -45,22 +47,34 @@ _FREE_FIELDS = frozenset(
 """Fields that may change when a run is gone on with: the result does not depend on them."""
 
 
+def collect(trajectory: Trajectory, groups: Groups) -> Contents:
+    """A trajectory's whole state on the CPU of the main process: (plain values of the optimizer, tensors).
+
+    Sharded tensors are put together by all processes of the group, one after the other; so every process
+    calls it, and those that are not the main one get no tensors.
+    """
+    if groups.rank >= (groups.group_size if groups.sharded else 1):
+        return {}, {}
+    scalars, tensors = _split_optimizer(trajectory.optimizer)
+    tensors |= {f"network.{name}": value for name, value in trajectory.network.state_dict().items()}
+    return scalars, whole_on_cpu(tensors, keep=groups.rank == 0)
+
+
 def save(
-    folder: Path, outer_step: int, trajectory: Trajectory, outer: OuterOptimizer | None, recipe: Recipe
+    folder: Path, outer_step: int, state: Contents, outer: OuterOptimizer | None, recipe: Recipe
 ) -> None:
     """Write a checkpoint and drop those beyond `run.keep_checkpoints` (main process only).
 
     Args:
         folder: `checkpoints` of the run folder.
         outer_step: outer steps done.
-        trajectory: any; all are equal.
+        state: from `collect`, of any trajectory; all are equal.
         outer: the policy and its optimizer; None where nothing is learned.
         recipe: resolved.
     """
-    scalars, tensors = _split_optimizer(trajectory.optimizer)
-    tensors |= {f"network.{name}": value for name, value in trajectory.network.state_dict().items()}
+    scalars, tensors = state
     if outer is not None:
-        tensors |= {f"policy.{name}": value for name, value in outer.state().items()}
+        tensors = tensors | {f"policy.{name}": value for name, value in outer.state().items()}
     document = {
         "schema_version": SCHEMA_VERSION,
         "outer_step": outer_step,
@@ -71,9 +85,7 @@ def save(
     aside = folder / f".{place.name}.partial"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_file(
-        {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, aside / _STATE_TENSORS
-    )
+    save_file(tensors, aside / _STATE_TENSORS)
     with (aside / _STATE_TENSORS).open("rb") as file:
         os.fsync(file.fileno())
     write_whole(aside / _STATE_JSON, json.dumps(document))
@@ -147,17 +159,28 @@ def restore(
     document, tensors = contents or ({}, {})
     shapes = {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
     document, shapes = groups.share_from_main((document, shapes))
-    if contents is None:
-        tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
-    on_device = {name: value.to(groups.device) for name, value in tensors.items()}
-    groups.broadcast_from_main(list(on_device.values()))
+    first, state = hosted[0], {}
+    examples = {f"network.{name}": value for name, value in first.network.state_dict().items()}
+    parameters = [parameter for group in first.optimizer.param_groups for parameter in group["params"]]
+    for name, (shape, dtype) in shapes.items():  # one after the other: they may not fit all at once
+        value = (
+            tensors[name].to(groups.device)
+            if tensors
+            else torch.empty(shape, dtype=dtype, device=groups.device)
+        )
+        groups.broadcast_from_main([value])
+        example = examples.get(name)
+        if name.startswith("optimizer."):
+            parameter = parameters[int(name.split(".")[1])]
+            example = parameter if parameter.shape == value.shape else None
+        state[name] = value if example is None else part_like(value, example)
     for trajectory in hosted:
-        trajectory.network.load_state_dict(_under("network.", on_device))
+        trajectory.network.load_state_dict(under("network.", state))
         trajectory.optimizer.load_state_dict(
-            _joined_optimizer(document["optimizer"], _under("optimizer.", on_device))
+            _joined_optimizer(document["optimizer"], under("optimizer.", state))
         )
     if outer is not None:
-        outer.load_state({name: value.cpu() for name, value in _under("policy.", on_device).items()})
+        outer.load_state({name: value.cpu() for name, value in under("policy.", state).items()})
     return int(document["outer_step"])
 
 
@@ -188,7 +211,8 @@ def _joined_optimizer(scalars: Mapping[str, Any], tensors: Mapping[str, Tensor])
     return {"state": state, "param_groups": scalars["param_groups"]}
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from ohl_accel.errors import ProcessFailedError, RunFailedError, UserError
-from ohl_accel.groups import leave
+from ohl_accel.groups import explain_lost, leave
 
 
 def recipe_arguments(command: str, purpose: str, argv: Sequence[str] | None) -> tuple[str, list[str]]:
@@ -49,11 +49,17 @@ def run_command(command: Callable[[], None], after_stop: str = _RESUME) -> int:
     except RunFailedError as error:
         code, message = 1, f"error: {error}"
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "DataLoader worker" in str(error):
+            reason = "for want of memory, or because the launch was stopped"
+            print(
+                f"error: a process that decodes images ended ({reason}): {error}", file=sys.stderr, flush=True
+            )
+            os._exit(1)
+        lost = explain_lost(error)
+        if lost is None:
             raise
-        reason = "for want of memory, or because the launch was stopped"
-        print(f"error: a process that decodes images ended ({reason}): {error}", file=sys.stderr, flush=True)
-        os._exit(1)
+        print(f"error: {lost}", file=sys.stderr, flush=True)  # by each: it may be the only one that is left
+        return 1
     except KeyboardInterrupt:
         code, message = 130, f"stopped; {after_stop}"
     else:

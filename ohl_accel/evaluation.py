@@ -30,11 +30,20 @@ def partial_scores(
     share: int = 0,
     shares: int = 1,
     workers: int = 0,
+    in_step: bool = False,
 ) -> Tensor:
     """What one process contributes: float64 [R networks, chunks, 3] on the CPU, zero where others score.
 
     The last axis holds correct, correct among the best five, and summed loss. Each chunk of the split
     is decoded once for all networks.
+
+    Args:
+        networks: of the hosted trajectories.
+        images: of the split.
+        augmentation: for the normalization.
+        batch_size: of a chunk.
+        share, shares: which of how many processes this one is.
+        in_step: run the networks as often as every other process does, as sharded ones need.
     """
     scores = torch.zeros(len(networks), num_chunks(images, batch_size), 3, dtype=torch.float64)
     for network in networks:
@@ -44,6 +53,10 @@ def partial_scores(
         labels = labels.to(inputs.device, non_blocking=True)
         for place, network in enumerate(networks):
             scores[place, chunk] = outcomes_of(network(inputs), labels).sum(0)
+    if in_step and 0 < scores.shape[1] % shares <= share:  # others have a chunk more
+        pixels, _ = images.__getitems__(range(1))
+        for network in networks:
+            network(augmentation.normalize(pixels))
     return scores
 
 

@@ -2,26 +2,32 @@
 
 W processes are cut into groups of G = W / groups; each group hosts R = N / groups trajectories. The
 process with data rank r of every group forms, with its like in the other groups, a column: what groups
-exchange travels along columns, all columns at once. Nothing else imports torch.distributed.
+exchange travels along columns, all columns at once. Only `sharding` imports torch.distributed, too.
 """
 
-import hashlib
 import inspect
 import os
-from collections.abc import Callable, Iterable, Sequence
+import re
+import socket
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from math import gcd
 from typing import Any, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ohl_accel.errors import UserError
+from ohl_accel.sharding import shard
 
 _BUCKET_BYTES = 25 * 2**20
+_CHECKSUM_ROW = 512
+_CHECKSUM_BYTES = 4 * 2**20
 T = TypeVar("T")
 
 
@@ -61,6 +67,8 @@ def check_launch(processes: int) -> None:
     Raises:
         UserError: if the launcher's environment speaks of another number of processes.
     """
+    if processes > 1 and os.environ.get("WORLD_SIZE") == str(processes):
+        return  # Slurm, too, may have started something: a launcher on each machine
     for variable in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
         started = int(os.environ.get(variable) or 1)
         if started != processes and (started > 1 or variable == "WORLD_SIZE"):
@@ -69,6 +77,39 @@ def check_launch(processes: int) -> None:
                 "would run alone. Start them with `accelerate launch --config_file accelerate_configs/...`, "
                 "or one process with `python -m`"
             )
+
+
+def choose_interface() -> None:
+    """On several machines, let gloo use the network interface by which the main machine is reached.
+
+    By itself gloo takes the address of the host's name, which many systems set to 127.0.0.1: other
+    machines would then look for this one on themselves. GLOO_SOCKET_IFNAME, if set, is left as it is.
+    """
+    main = os.environ.get("MASTER_ADDR")
+    if main is None or os.environ.get("WORLD_SIZE") == os.environ.get("LOCAL_WORLD_SIZE"):
+        return
+    try:
+        family, _, _, _, address = socket.getaddrinfo(main, 1, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing
+            own = probe.getsockname()[0]
+    except OSError:
+        return  # the rendezvous will say what is wrong with the address
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address.split("%")[0] == own for entry in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def explain_lost(error: RuntimeError) -> str | None:
+    """What to tell the user of an exchange with other processes that failed; None for any other error."""
+    if not (isinstance(error, dist.DistError) or "gloo/" in str(error)):
+        return None
+    reason = re.sub(r"^\[\S*?/gloo/\S+\] |\. This is typically.*", "", str(error).splitlines()[0])
+    return (
+        f"process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')} on {socket.gethostname()} lost the "
+        f"others: {reason}. A process or machine has ended, the network is cut, or one was busy for longer than "
+        "run.timeout; the same command on all machines with run.resume=auto goes on from the last checkpoint"
+    )
 
 
 @dataclass(frozen=True)
@@ -83,6 +124,8 @@ class Groups:
     rank: int
     groups: int
     device: torch.device
+    sharded: bool = False
+    """Whether each process of a group holds only its part of the weights and of the optimizer's state."""
     data_group: Any = None
     column: Any = None
 
@@ -95,8 +138,14 @@ class Groups:
         asked: int | None,
         device: torch.device,
         timeout: timedelta,
+        sharded: bool = False,
     ) -> "Groups":
         """Make the process groups; every process must call it.
+
+        Args:
+            trajectories, processes, rank, asked, device: as above; `asked` is `outer.groups`.
+            timeout: of an exchange.
+            sharded: cut networks over the processes of a group, where that has several.
 
         Raises:
             UserError: if the numbers do not fit.
@@ -107,7 +156,8 @@ class Groups:
         ranks = torch.arange(processes).view(groups, -1)
         data_group, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
         column, _ = dist.new_subgroups_by_enumeration(ranks.T.tolist(), timeout=timeout)
-        return cls(trajectories, processes, rank, groups, device, data_group, column)
+        sharded = sharded and groups < processes
+        return cls(trajectories, processes, rank, groups, device, sharded, data_group, column)
 
     @property
     def group_size(self) -> int:
@@ -131,11 +181,14 @@ class Groups:
         return range(self.group * per_group, (self.group + 1) * per_group)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The network for training: with DistributedDataParallel inside the group if G > 1.
+        """The network for training: with DistributedDataParallel inside the group, or cut over it, if G > 1.
 
         Buffers are not broadcast at each step; `lead` does it once, before validation.
         """
         if self.group_size == 1:
+            return model
+        if self.sharded:
+            shard(model, self.data_group, self.device)
             return model
         parameters = inspect.signature(DistributedDataParallel).parameters
         new_name = "forward_sync_buffers" in parameters  # since torch 2.15; `broadcast_buffers` before
@@ -174,6 +227,10 @@ class Groups:
     def adopt(self, winner: int, hosted_tensors: Sequence[Sequence[Tensor]]) -> None:
         """Make every trajectory equal to the winner, in place (Algorithm 1, "Broadcast w_T").
 
+        Between machines each column carries 1 / G of the state: of sharded networks what its processes hold;
+        otherwise the processes of a group then put their pieces together. On one machine, where links
+        within a group are no faster than others, each column carries the whole.
+
         Args:
             winner: a trajectory in 0..N-1.
             hosted_tensors: for each of the R hosted trajectories, its state in one common order.
@@ -182,7 +239,8 @@ class Groups:
         source_group, place = divmod(winner, per_group)
         source = hosted_tensors[place if source_group == self.group else 0]
         if self.groups > 1:
-            _broadcast(source, source_group, self.column)
+            for bucket in _buckets(source):
+                self._adopt_bucket(source_group, bucket)
         for tensors in hosted_tensors:
             if tensors is not source:
                 torch._foreach_copy_(list(tensors), list(source))
@@ -208,19 +266,38 @@ class Groups:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def assert_equal(self, hosted_tensors: Sequence[Iterable[Tensor]], what: str) -> None:
-        """Assert, by SHA-256, that the hosted trajectories' tensors are the same on every process.
+    def assert_equal(self, hosted_tensors: Sequence[Sequence[Tensor]], what: str) -> None:
+        """Assert, by checksum, that the hosted trajectories' tensors are the same on every process.
+
+        Of sharded networks, that they are the same along every column.
 
         Raises:
             AssertionError: naming the processes that differ; a defect of this program or of the machine.
         """
-        own = [digest(tensors) for tensors in hosted_tensors]
-        all_digests = [own]
+        own_R = torch.stack([checksum(tensors) for tensors in hosted_tensors])
+        all_WR = own_R
         if self.processes > 1:
-            all_digests = [[] for _ in range(self.processes)]
-            dist.all_gather_object(all_digests, own)
-        different = [rank for rank, digests in enumerate(all_digests) if set(digests) != {all_digests[0][0]}]
+            all_WR = own_R.new_empty(self.processes * len(own_R))
+            dist.all_gather_into_tensor(all_WR, own_R)
+        kinds = self.group_size if self.sharded else 1  # what is held differs along a group
+        all_WR = all_WR.view(self.processes // kinds, kinds, -1)
+        different = (all_WR != all_WR[:1, :, :1]).any(2).flatten().nonzero().flatten().tolist()
         assert not different, f"{what} differ on processes {different}"
+
+    def _adopt_bucket(self, source: int, bucket: Sequence[Tensor]) -> None:
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        size = self.group_size
+        if size == 1 or self.sharded or os.environ.get("LOCAL_WORLD_SIZE") == str(self.processes):
+            dist.broadcast(flat, group_src=source, group=self.column)
+        else:
+            padded = F.pad(flat, (0, -len(flat) % size))
+            own = padded.view(size, -1)[self.data_rank].clone()
+            dist.broadcast(own, group_src=source, group=self.column)
+            if self.group != source:
+                dist.all_gather_into_tensor(padded, own, group=self.data_group)
+                flat = padded[: len(flat)]
+        if self.group != source:
+            _scatter(flat, bucket)
 
     def _sum(self, tensor: Tensor, group: Any) -> Tensor:
         total = tensor.to(self.device, copy=True)
@@ -263,12 +340,28 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def digest(tensors: Iterable[Tensor]) -> str:
-    """SHA-256 of the bytes of tensors, in their order."""
-    sha = hashlib.sha256()
-    for tensor in tensors:
-        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return sha.hexdigest()
+@torch.no_grad()
+def checksum(tensors: Sequence[Tensor]) -> Tensor:
+    """int64 [] on the device of the first tensor: changes with any single change of the tensors' bytes.
+
+    Sums of rows of 4 KB, each times an odd number of its own, modulo 2^64: many times as fast as SHA-256 on
+    a CPU, and nothing but the sum leaves the device. Blind only to changes that cancel out, such as two
+    words exchanged within a row.
+    """
+    total = torch.zeros((), dtype=torch.int64, device=tensors[0].device)
+    for bucket in _buckets(tensors, _CHECKSUM_BYTES):
+        parts = [tensor.detach().reshape(-1) for tensor in bucket]
+        flat = parts[0] if len(parts) == 1 and not parts[0].storage_offset() else torch.cat(parts)
+        whole = flat.nbytes - flat.nbytes % (8 * _CHECKSUM_ROW)
+        words, rest = flat.view(torch.uint8).split([whole, flat.nbytes - whole])
+        rows = words.view(torch.int64).view(-1, _CHECKSUM_ROW).sum(1)
+        total = 3 * total + (_weighted(rows) + _weighted(rest.long())).to(total.device)
+    return total
+
+
+def _weighted(numbers: Tensor) -> Tensor:
+    """Sum of int64 numbers, each times an odd number of its own, modulo 2^64: int64 []."""
+    return (numbers * (2 * torch.arange(len(numbers), device=numbers.device) + 1)).sum()
 
 
 @torch.no_grad()
@@ -277,18 +370,24 @@ def _broadcast(tensors: Sequence[Tensor], source: int, group: Any) -> None:
     for bucket in _buckets(tensors):
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
         dist.broadcast(flat, group_src=source, group=group)
-        parts = flat.split([tensor.numel() for tensor in bucket])
-        for tensor, part in zip(bucket, parts, strict=True):
-            tensor.copy_(part.view(tensor.shape))
+        _scatter(flat, bucket)
 
 
-def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Tensors in lists of one dtype and up to 25 MB (a larger one has a list of its own)."""
+def _scatter(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    """The parts of a flat tensor into tensors, in place."""
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(
+        list(tensors), [part.view(tensor.shape) for tensor, part in zip(tensors, parts, strict=True)]
+    )
+
+
+def _buckets(tensors: Sequence[Tensor], bound: int = _BUCKET_BYTES) -> list[list[Tensor]]:
+    """Tensors in lists of one dtype and up to `bound` bytes (a larger one has a list of its own)."""
     buckets: list[list[Tensor]] = []
     open_bucket: dict[torch.dtype, tuple[list[Tensor], int]] = {}
     for tensor in tensors:
         bucket, size = open_bucket.get(tensor.dtype, ([], 0))
-        if not bucket or size + tensor.nbytes > _BUCKET_BYTES:
+        if not bucket or size + tensor.nbytes > bound:
             bucket, size = [], 0
             buckets.append(bucket)
         bucket.append(tensor)

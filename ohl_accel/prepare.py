@@ -18,7 +18,7 @@ from ohl_accel.augment import Augmentation
 from ohl_accel.data import Data, open_data
 from ohl_accel.display import Display
 from ohl_accel.errors import UserError
-from ohl_accel.groups import Groups, agree, check_launch
+from ohl_accel.groups import Groups, agree, check_launch, choose_interface
 from ohl_accel.hub import check_access, publish
 from ohl_accel.metrics import keep_lines_before
 from ohl_accel.network import create_network
@@ -91,6 +91,7 @@ def start_accelerator(section: RunSection | None) -> Accelerator:
         UserError: for processes that do not see each other, or a precision that cannot be had.
     """
     timeout = timedelta(seconds=section.timeout if section else 1800)
+    choose_interface()
     try:
         accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
@@ -130,6 +131,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display, learn_po
         recipe.outer.groups,
         accelerator.device,
         timedelta(seconds=recipe.run.timeout),
+        recipe.model.shard,
     )
     _check_batch_size(recipe, groups)
     agree(lambda: check_installed(recipe.track))
@@ -162,7 +164,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display, learn_po
         lambda: [
             Trajectory(
                 number,
-                _on_device(network, recipe, accelerator),
+                _placed(network, recipe, accelerator, groups),
                 recipe,
                 steps_per_epoch,
                 recipe.outer.steps * inner_steps,
@@ -213,9 +215,14 @@ def configure_torch(section: RunSection, device: torch.device) -> None:
         torch.backends.cudnn.benchmark = True
 
 
-def _on_device(network: nn.Module, recipe: Recipe, accelerator: Accelerator) -> nn.Module:
-    """A copy of the network on this process's device, with Accelerate's precision, compiled if asked for."""
-    prepared: nn.Module = accelerator.prepare_model(copy.deepcopy(network), evaluation_mode=True)
+def _placed(network: nn.Module, recipe: Recipe, accelerator: Accelerator, groups: Groups) -> nn.Module:
+    """A copy of the network with Accelerate's precision, compiled if asked for, on this process's device.
+
+    One that will be sharded stays on the CPU: it may not fit the device.
+    """
+    prepared: nn.Module = accelerator.prepare_model(
+        copy.deepcopy(network), device_placement=not groups.sharded, evaluation_mode=True
+    )
     if recipe.model.compile:
         prepared.compile()
     return prepared
@@ -259,12 +266,13 @@ def _resume_or_begin(run: Run) -> None:
     contents = agree(read)
     if run.groups.share_from_main(contents is not None):
         run.first_outer_step = checkpoint.restore(contents, run.hosted, run.outer_optimizer, run.groups)
-    elif folder is not None:
-        folder.clear()
-        first = run.hosted[0]
-        checkpoint.save(folder / run_folder.CHECKPOINTS, 0, first, run.outer_optimizer, recipe)
-        if isinstance(run.policy, Policy):
-            run.policy.save(folder / run_folder.POLICY_FILE)
+    else:
+        state = checkpoint.collect(run.hosted[0], run.groups)
+        if folder is not None:
+            folder.clear()
+            checkpoint.save(folder / run_folder.CHECKPOINTS, 0, state, run.outer_optimizer, recipe)
+            if isinstance(run.policy, Policy):
+                run.policy.save(folder / run_folder.POLICY_FILE)
     if folder is not None:
         folder.write_text(run_folder.RECIPE_FILE, recipe.to_yaml())
         if run.data.heldout_record is not None:

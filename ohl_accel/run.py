@@ -29,7 +29,7 @@ from ohl_accel.errors import RunFailedError, UserError
 from ohl_accel.evaluation import partial_scores, total_scores
 from ohl_accel.groups import Groups, agree
 from ohl_accel.metrics import Phases, amend_last_line, append_line, read_metrics
-from ohl_accel.network import save_network
+from ohl_accel.network import create_network, save_network
 from ohl_accel.policies import TorchvisionPolicy
 from ohl_accel.policy import POLICY_FILE, OuterOptimizer, Policy
 from ohl_accel.recipe import Recipe
@@ -128,6 +128,7 @@ class Run:
                 groups.data_rank,
                 groups.group_size,
                 self.recipe.data.workers,
+                groups.sharded,
             )
             self.count_replaced(outer_step, heldout)
             totals = total_scores(groups.sum_in_group(parts), len(heldout))
@@ -145,15 +146,12 @@ class Run:
         return outcome
 
     def record(self, line: dict[str, Any], phases: Phases, display: Display) -> None:
-        """End an outer step: its line of metrics, shown and tracked, and the checkpoint (main process only).
+        """The line of metrics of an outer step, written, shown and tracked (main process only).
 
         Args:
             line: of `metrics.jsonl`, without the times.
             phases: of the outer step.
             display: what the user sees.
-
-        Raises:
-            RunFailedError: if the disk does not take the checkpoint.
         """
         folder, dashboards = self.folder, self.dashboards
         assert folder is not None
@@ -164,8 +162,6 @@ class Run:
         display.outer_step(line)
         with phases("track"):
             dashboards.outer_step(line, lambda: pictures_of(self, line["outer_step"]))
-        with phases("save"):
-            self.save(line["outer_step"] + 1)
 
     def count_replaced(self, outer_step: int, images: Images | None) -> int:
         """How many different images of a split could not be decoded since the last call, in a group.
@@ -203,17 +199,19 @@ class Run:
         return len(different)
 
     def save(self, outer_steps_done: int) -> None:
-        """Write the checkpoint and the learned policy if they are due (main process only).
+        """Write the checkpoint and the learned policy if they are due; every process calls it.
 
         Raises:
             RunFailedError: if the disk does not take them.
         """
         recipe, folder, outer = self.recipe, self.folder, self.outer_optimizer
-        assert folder is not None
         if outer_steps_done % recipe.run.checkpoint_every and outer_steps_done != recipe.outer.steps:
             return
+        state = checkpoint.collect(self.hosted[0], self.groups)
+        if folder is None:
+            return
         try:
-            checkpoint.save(folder / CHECKPOINTS, outer_steps_done, self.hosted[0], outer, recipe)
+            checkpoint.save(folder / CHECKPOINTS, outer_steps_done, state, outer, recipe)
             if outer is not None:
                 outer.policy.provenance["outer_steps_done"] = outer_steps_done
                 outer.policy.save(folder / POLICY_FILE)
@@ -230,8 +228,10 @@ class Run:
             UserError: if the test split cannot be used; everything else is on disk by then.
         """
         groups, folder, recipe, data = self.groups, self.folder, self.recipe, self.data
-        network = self.hosted[0].network
+        _, tensors = checkpoint.collect(self.hosted[0], groups)
         if folder is not None:
+            network = create_network(recipe.model, data.schema, recipe.run.seed)
+            network.load_state_dict(checkpoint.under("network.", tensors))
             save_network(
                 network, folder.path, recipe.model, data.schema, data.mean, data.std, recipe.data.crop_pct
             )
@@ -247,13 +247,14 @@ class Run:
         if test is not None:
             batch_size = recipe.data.eval_batch_size
             parts = partial_scores(
-                [network],
+                [self.hosted[0].network],
                 test,
                 self.augmentation,
                 batch_size,
                 groups.rank,
                 groups.processes,
                 recipe.data.workers,
+                groups.sharded,
             )
             self.count_replaced(recipe.outer.steps, test)
             (score,) = total_scores(groups.sum_in_world(parts), len(test))

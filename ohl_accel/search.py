@@ -55,6 +55,8 @@ def learn(run: Run, display: Display) -> None:
                 "theta_learning_rate": run.recipe.outer.lr,
             }
             run.record(line, phases, display)
+        with phases("save"):
+            run.save(outer_step + 1)
 
 
 def rewards_of(accuracy_N: Tensor, finite_N: Tensor) -> Tensor:

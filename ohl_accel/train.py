@@ -63,6 +63,8 @@ def descend(run: Run, display: Display) -> None:
                 "learning_rate": run.hosted[0].learning_rate,
             }
             run.record(line, phases, display)
+        with phases("save"):
+            run.save(outer_step + 1)
 
 
 def train(path: str, overrides: Sequence[str] = ()) -> None:

@@ -20,6 +20,7 @@ from ohl_accel.groups import Groups
 from ohl_accel.policies import TorchvisionPolicy
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import OptimizerSection, Recipe, ScheduleSection
+from ohl_accel.sharding import own_part
 
 
 class Trajectory:
@@ -49,8 +50,8 @@ class Trajectory:
     ) -> None:
         self.number = number
         self.network = network
-        self.optimizer = create_optimizer(recipe.inner.optimizer, network)
-        self.schedule = create_schedule(recipe.inner.schedule, self.optimizer, steps_per_epoch, total_steps)
+        self._inner, self._steps_per_epoch, self._total_steps = recipe.inner, steps_per_epoch, total_steps
+        self._prepare_steps()
         self._seed = recipe.run.seed
         self._augmentation, self._accelerator = augmentation, accelerator
         self._memory_format = torch.channels_last if recipe.model.channels_last else torch.contiguous_format
@@ -59,6 +60,14 @@ class Trajectory:
         """Take its place among the processes of a group; all of them must call it."""
         self._groups = groups
         self._training_network = groups.wrap(self.network)
+        if groups.sharded:
+            self._prepare_steps()  # the parameters are others now
+
+    def _prepare_steps(self) -> None:
+        self.optimizer = create_optimizer(self._inner.optimizer, self.network)
+        self.schedule = create_schedule(
+            self._inner.schedule, self.optimizer, self._steps_per_epoch, self._total_steps
+        )
 
     def begin_outer_step(self) -> None:
         """Forget what the last outer step counted."""
@@ -114,8 +123,11 @@ class Trajectory:
         """Of the last inner step, of the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
+    @torch.no_grad()
     def state_tensors(self) -> list[Tensor]:
         """Weights, buffers and optimizer state on the device, in an order common to all trajectories.
+
+        Of a sharded network, what this process holds.
 
         Step counters that an optimizer keeps on the CPU are left out: they are equal everywhere.
         """
@@ -123,7 +135,7 @@ class Trajectory:
         for parameter in self.network.parameters():
             state = self.optimizer.state.get(parameter, {})
             tensors += [state[key] for key in sorted(state) if isinstance(state[key], Tensor)]
-        return [tensor for tensor in tensors if tensor.device == tensors[0].device]
+        return [own_part(tensor) for tensor in tensors if tensor.device == tensors[0].device]
 
 
 def create_optimizer(section: OptimizerSection, network: nn.Module) -> torch.optim.Optimizer:

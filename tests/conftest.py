@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,10 +72,21 @@ def start(
     config: str = "cpu_processes",
     command: str = "search",
     flags: Sequence[str] = (),
+    prefix: Sequence[str] = (),
     **environment: str,
 ) -> subprocess.Popen[str]:
-    """Begin the small digits search, or training, under `accelerate launch`, without waiting for it."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    """Begin the small digits search, or training, under `accelerate launch`, without waiting for it.
+
+    Args:
+        processes: of all machines.
+        overrides: of the recipe.
+        config: of accelerate_configs.
+        command: search or train.
+        flags: further ones of the launcher.
+        prefix: a command that runs the launcher, such as `ip netns exec`.
+        environment: variables besides this process's.
+    """
+    launcher = [*prefix, sys.executable, "-m", "accelerate.commands.launch"]
     launcher += [
         "--config_file",
         f"accelerate_configs/{config}.yaml",
@@ -92,6 +104,37 @@ def start(
         text=True,
         start_new_session=True,
     )
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small search in one process that hosts all four trajectories, never interrupted."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    launch(1, f"run.dir={folder}", config="cpu")
+    return folder
+
+
+KEEP = ("run.keep_checkpoints=9", "data.eval_batch_size=100")
+"""All checkpoints, and three chunks of held-out images, which two processes cannot share evenly."""
+
+
+@pytest.fixture(scope="session")
+def undisturbed_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in two processes that share the batches of each trajectory (G = 2), with `KEEP`."""
+    folder = tmp_path_factory.mktemp("undisturbed_pair") / "run"
+    launch(2, f"run.dir={folder}", "outer.groups=1", *KEEP)
+    return folder
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path, name: str) -> None:
+    """Wait until a run has written a checkpoint, or a later one."""
+    end = time.monotonic() + 180
+    while time.monotonic() < end:
+        assert process.poll() is None, process.communicate()[0]
+        if (folder / "checkpoints" / "latest").exists() and latest(folder) >= name:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no checkpoint {name} in three minutes")
 
 
 def final_state(folder: Path) -> dict[str, Any]:

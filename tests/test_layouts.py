@@ -1,26 +1,19 @@
 """The same result on any layout of real processes, and after any interruption, bit for bit on the CPU."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
-import time
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import final_state, latest, launch, start
+from conftest import KEEP, REPOSITORY, final_state, launch, start, wait_for_checkpoint
 
 from ohl_accel.errors import UserError
-from ohl_accel.groups import _buckets, check_launch, choose_groups
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process that hosts all four trajectories, never interrupted."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    launch(1, f"run.dir={folder}", config="cpu")
-    return folder
+from ohl_accel.groups import _buckets, check_launch, checksum, choose_groups
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -30,11 +23,79 @@ def test_four_trajectories_on_more_processes(undisturbed: Path, tmp_path: Path, 
     assert sum("outer step 1/4" in line for line in output) == 1  # the main process speaks alone
 
 
-def test_two_processes_in_each_group(tmp_path: Path) -> None:
+def test_two_processes_in_each_group(undisturbed_pair: Path, tmp_path: Path) -> None:
     """G = 2: one group that hosts four trajectories, or two groups that host two each."""
-    launch(2, f"run.dir={tmp_path / 'one'}", "outer.groups=1")
-    launch(4, f"run.dir={tmp_path / 'two'}", "outer.groups=2")
-    assert final_state(tmp_path / "one") == final_state(tmp_path / "two")
+    launch(4, f"run.dir={tmp_path}", "outer.groups=2")
+    assert final_state(tmp_path) == final_state(undisturbed_pair)
+
+
+def test_sharded_networks_equal_whole_ones(undisturbed_pair: Path, tmp_path: Path) -> None:
+    """FSDP2 in two groups of two goes on from a checkpoint that DDP wrote, to the same end, bit for bit.
+
+    Of three chunks of held-out images one process scores two, so the other has to run along.
+    """
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed_pair, folder)
+    (folder / "checkpoints" / "latest").write_text("step-000001")
+    output = launch(
+        4,
+        f"run.dir={folder}",
+        *("outer.groups=2", "model.shard=true", "run.resume=auto"),
+        *KEEP,
+    )
+    assert any("going on after outer step 1" in line for line in output)
+    assert final_state(folder) == final_state(undisturbed_pair)
+
+
+SHARDED = """
+import sys
+import torch
+import torch.distributed as dist
+from torch import nn
+from ohl_accel.sharding import own_part, shard, whole_on_cpu
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+
+    def forward(self, inputs):
+        return self.linear(inputs).relu()
+
+dist.init_process_group("gloo", init_method=sys.argv[1], rank=int(sys.argv[2]), world_size=2)
+torch.manual_seed(0)
+network = nn.Sequential(nn.Linear(64, 64), nn.Sequential(Block(), Block()), nn.Linear(64, 10))
+before = {name: value.clone() for name, value in network.state_dict().items()}
+whole = sum(parameter.nbytes for parameter in network.parameters())
+shard(network, dist.group.WORLD, torch.device("cpu"))
+network(torch.zeros(2, 64)).sum().backward()
+with torch.no_grad():
+    network.eval()(torch.zeros(2, 64))
+held = sum(own_part(parameter).untyped_storage().nbytes() for parameter in network.parameters())
+gradients = sum(own_part(parameter.grad).nbytes for parameter in network.parameters())
+assert held < 0.52 * whole and gradients < 0.52 * whole, (held, gradients, whole)
+after = whole_on_cpu(dict(network.named_parameters()), keep=True)
+assert all(torch.equal(value, before[name]) for name, value in after.items())
+dist.destroy_process_group()
+"""
+
+
+def test_no_process_holds_a_sharded_network_whole(tmp_path: Path) -> None:
+    """After training and validation each of two holds half of the weights and of the gradients."""
+    meeting = f"file://{tmp_path / 'meeting'}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARDED, meeting, str(rank)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
 
 
 def test_a_killed_run_goes_on_on_other_processes(undisturbed: Path, tmp_path: Path) -> None:
@@ -63,15 +124,6 @@ def test_a_stopped_run_goes_on_on_more_processes(undisturbed: Path, tmp_path: Pa
     assert "stopped; run.resume=auto" in output
     launch(2, f"run.dir={tmp_path}", "run.resume=auto")
     assert final_state(tmp_path) == final_state(undisturbed)
-
-
-def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path, name: str) -> None:
-    for _ in range(1200):
-        assert process.poll() is None, process.communicate()[0]
-        if (folder / "checkpoints" / "latest").exists() and latest(folder) >= name:
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"no checkpoint {name} in a minute")
 
 
 def test_two_machines_on_one(undisturbed: Path, tmp_path: Path) -> None:
@@ -119,6 +171,9 @@ def test_check_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     check_launch(1)
     monkeypatch.setenv("WORLD_SIZE", "4")
     check_launch(4)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")  # srun started a launcher on each of two machines
+    check_launch(4)
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
     with pytest.raises(UserError, match=r"started 4 processes \(WORLD_SIZE\)"):
         check_launch(1)
 
@@ -148,6 +203,23 @@ def test_groups_that_do_not_fit() -> None:
     )
     with pytest.raises(UserError, match=r"outer.groups=4 must divide both .* use one of \[1, 2\], or null"):
         choose_groups(4, 6, 4)
+
+
+def test_checksum_sees_any_single_change() -> None:
+    """A bit of any tensor, the order of tensors, of rows, and of what is beyond the last whole row."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(n, generator=generator) for n in (3, 5000, 1030, 5000)] + [torch.arange(7)]
+    sums = {int(checksum(tensors))}
+    for place, tensor in enumerate(tensors):
+        for position in (0, len(tensor) // 2, len(tensor) - 1):
+            changed = [other.clone() for other in tensors]
+            changed[place].view(torch.uint8)[position * tensor.element_size()] ^= 1
+            sums.add(int(checksum(changed)))
+    sums.add(int(checksum([tensors[0], tensors[3], tensors[2], tensors[1], tensors[4]])))
+    rolled = [tensors[0], tensors[1].roll(1024), *tensors[2:]]
+    sums.add(int(checksum(rolled)))
+    assert len(sums) == 1 + 3 * 5 + 2
+    assert int(checksum([tensor.clone() for tensor in tensors])) in sums
 
 
 def test_buckets_keep_order_and_bound() -> None:

@@ -128,6 +128,11 @@ def _rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     if data.std is not None and min(data.std, default=1.0) <= 0:
         yield ("data.std",), f"data.std={list(data.std)}: must be above 0"
     yield from _rules_of_crops(recipe)
+    if recipe.model.shard and recipe.model.compile:
+        yield (
+            ("model.shard", "model.compile"),
+            "model.shard, model.compile: cannot be used together; give only one of them",
+        )
     if optimizer.nesterov and (optimizer.name != "sgd" or optimizer.momentum == 0):
         yield (
             ("inner.optimizer.nesterov", "inner.optimizer.name", "inner.optimizer.momentum"),

@@ -176,6 +176,9 @@ class ModelSection(Section):
     channels_last: bool = False
     compile: bool = False
     """`torch.compile` the network."""
+    shard: bool = False
+    """Cut weights, gradients and optimizer state over the processes of a group (FSDP2), for networks that do
+    not fit into one; false: each of them holds all (DistributedDataParallel)."""
 
 
 class OptimizerSection(Section):

@@ -1,0 +1,67 @@
+"""Networks cut over the processes of a group (FSDP2), for those that do not fit into one."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def shard(network: nn.Module, group: Any, device: torch.device) -> None:
+    """Leave each process of a group its part of every parameter, in place; block after block.
+
+    A process puts a block together when it computes with it, and no longer: for validation, too, all of
+    them must run the network equally often. Parameters are moved to the device, one block at a time.
+
+    Args:
+        network: its blocks are the modules with children in its `Sequential`s and `ModuleList`s.
+        group: the process group.
+        device: of the computation.
+    """
+    mesh = DeviceMesh.from_group(group, device.type)
+    for block in reversed(list(_blocks(network))):
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    # the outermost, too, must not keep what it put together: other weights may be adopted meanwhile
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
+
+
+def _blocks(network: nn.Module) -> Iterator[nn.Module]:
+    containers = (nn.Sequential, nn.ModuleList)
+    for module in network.modules():
+        if isinstance(module, containers):
+            for child in module:
+                if not isinstance(child, containers) and any(child.children()):
+                    yield child
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: to be changed in place."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def part_like(whole: Tensor, example: Tensor) -> Tensor:
+    """A whole tensor, which every process of the group has, cut as the example is."""
+    if not isinstance(example, DTensor):
+        return whole
+    cut = distribute_tensor(whole, example.device_mesh, example.placements, src_data_rank=None)
+    return cut.clone()  # no longer a view, so that the whole can be freed
+
+
+def whole_on_cpu(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Whole tensors on the CPU, put together one after the other by all processes of a group.
+
+    Args:
+        tensors: by name.
+        keep: whether this process wants them; otherwise it only helps, and gets none.
+    """
+    gathered: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        whole = tensor.detach()
+        if isinstance(whole, DTensor):
+            whole = whole.full_tensor()
+        if keep:
+            gathered[name] = whole.cpu().contiguous()
+    return gathered

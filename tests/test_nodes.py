@@ -1,0 +1,201 @@
+"""Several machines: two hosts with a cable between them, each with its own launcher, and the ready files."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import REPOSITORY, SMALL, final_state, start, wait_for_checkpoint
+from hosts import TwoHosts
+
+PORT = "29511"
+TIMEOUT = 20.0
+"""`run.timeout` of the run whose cable is cut, in seconds: above what a busy machine keeps a process waiting."""
+ENDING = 40.0
+"""What Python and the launcher may take besides, on a machine that is busy with other things."""
+
+
+@pytest.fixture
+def hosts() -> Iterator[TwoHosts]:
+    """A cable so slow that an outer step takes about a second, most of it in the exchange."""
+    try:
+        made = TwoHosts(rate="2mbit")
+    except OSError as error:
+        pytest.skip(f"network namespaces cannot be made here: {error}")
+    yield made
+    made.remove()
+
+
+def start_both(hosts: TwoHosts, folder: Path, *overrides: str) -> list[subprocess.Popen[str]]:
+    """The small search on both hosts, as README says for several nodes; only host 0 sees the run folder."""
+    return [
+        start(
+            4,
+            f"run.dir={folder / f'host{rank}'}",
+            "run.mixed_precision=no",
+            *overrides,
+            config="nodes",
+            flags=[
+                *("--num_machines", "2", "--machine_rank", str(rank)),
+                *("--main_process_ip", hosts.addresses[0], "--main_process_port", PORT),
+            ],
+            prefix=hosts.on(rank),
+            ACCELERATE_USE_CPU="true",
+        )
+        for rank in range(2)
+    ]
+
+
+def test_a_cut_cable_and_after(hosts: TwoHosts, undisturbed: Path, tmp_path: Path) -> None:
+    """Both hosts give up in time, each with a message; mended, the run goes on to the undisturbed result."""
+    launches = start_both(hosts, tmp_path, f"run.timeout={TIMEOUT}")
+    wait_for_checkpoint(launches[0], tmp_path / "host0", "step-000001")
+    hosts.cut()
+    cut = time.monotonic()
+    outputs = [process.communicate(timeout=180)[0] for process in launches]
+    assert time.monotonic() - cut < TIMEOUT + ENDING
+    for process, output in zip(launches, outputs, strict=True):
+        assert process.returncode == 1, output
+        assert f"lost the others: Timed out waiting {1000 * TIMEOUT:.0f}ms" in output
+        assert "run.resume=auto goes on from the last checkpoint" in output
+        assert "[rank" not in output  # torch's prefix of a worker's traceback
+    assert hosts.processes() == []
+
+    hosts.mend()
+    launches = start_both(hosts, tmp_path, "run.resume=auto")
+    outputs = [process.communicate(timeout=200)[0] for process in launches]
+    assert [process.returncode for process in launches] == [0, 0], outputs
+    assert "going on after outer step" in outputs[0]
+    assert final_state(tmp_path / "host0") == final_state(undisturbed)
+    assert not (tmp_path / "host1").exists()
+
+
+def test_slurm_script(hosts: TwoHosts, undisturbed_pair: Path, tmp_path: Path) -> None:
+    """The script as it is, with an srun that starts a task on each host as Slurm's does.
+
+    Two groups of two, each on a host: every column carries half of the winner's state over the cable.
+    """
+    tasks = "\n".join(
+        f'SLURM_NODEID={rank} SLURM_PROCID={rank} {" ".join(hosts.on(rank))} "$@" & tasks+=($!)'
+        for rank in range(2)
+    )
+    write_program(
+        tmp_path / "srun", f'shift\n{tasks}\nfor task in "${{tasks[@]}}"; do wait "$task" || exit; done'
+    )
+    write_program(tmp_path / "scontrol", f"printf '%s\\n' {' '.join(hosts.addresses)}")
+    done = run_script(
+        "slurm.sh",
+        f"run.dir={tmp_path / 'run'}",
+        "outer.groups=2",
+        programs=tmp_path,
+        SLURM_JOB_ID="7",
+        SLURM_JOB_NUM_NODES="2",
+        SLURM_JOB_NODELIST="host[0-1]",
+        SLURM_STEP_NUM_TASKS="2",
+        SLURM_NTASKS="2",
+        PROCESSES="2",
+        MIXED_PRECISION="no",
+    )
+    output, _ = done.communicate(timeout=200)
+    assert done.returncode == 0, output
+    assert "4 trajectories in 2 x 2 of 4 processes" in output
+    assert final_state(tmp_path / "run") == final_state(undisturbed_pair)
+
+
+def test_torchrun_restarts_after_a_lost_process(hosts: TwoHosts, undisturbed: Path, tmp_path: Path) -> None:
+    """A worker killed without warning: all start again by themselves and go on from the last checkpoint."""
+    agents = [
+        run_script(
+            "torchrun.sh",
+            f"run.dir={tmp_path}",
+            prefix=hosts.on(rank),
+            MAIN=hosts.addresses[0],
+            PET_LOCAL_ADDR=hosts.addresses[rank],
+            PET_RDZV_CONF=f"is_host={'false' if rank else 'true'}",
+            MACHINES="2",
+            PROCESSES="1",
+        )
+        for rank in range(2)
+    ]
+    wait_for_checkpoint(agents[0], tmp_path, "step-000001")
+    children = Path(f"/proc/{agents[1].pid}/task/{agents[1].pid}/children")
+    (worker,) = children.read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    outputs = [process.communicate(timeout=200)[0] for process in agents]
+    assert [process.returncode for process in agents] == [0, 0], outputs
+    assert "lost the others" in outputs[0]
+    assert sum(output.count("going on after outer step") for output in outputs) == 1
+    assert final_state(tmp_path) == final_state(undisturbed)
+
+
+def write_program(path: Path, body: str) -> None:
+    path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+    path.chmod(0o755)
+
+
+def run_script(
+    name: str, *overrides: str, prefix: Sequence[str] = (), programs: Path = REPOSITORY, **environment: str
+) -> subprocess.Popen[str]:
+    """Begin the small search by a script of cluster/, in an activated environment.
+
+    Args:
+        name: of the script.
+        overrides: of the recipe.
+        prefix: a command that runs it.
+        programs: a folder of programs that go before the machine's.
+        environment: variables besides this process's.
+    """
+    path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.Popen(
+        [*prefix, "bash", f"cluster/{name}", "recipes/digits.yaml", *SMALL, *overrides],
+        cwd=REPOSITORY,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", **environment, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_slurm_script_needs_to_know_the_processes(tmp_path: Path) -> None:
+    done = run_script("slurm.sh", SLURM_GPUS_ON_NODE="")
+    output, _ = done.communicate(timeout=20)
+    assert done.returncode != 0
+    assert "set PROCESSES to the number of processes of each machine" in output
+
+
+def test_kubeflow_manifest_is_consistent() -> None:
+    """No cluster and no schema here: that its parts name each other rightly and the recipe is ours."""
+    documents = list(yaml.safe_load_all((REPOSITORY / "cluster" / "kubeflow.yaml").read_text()))
+    claim, runtime, job = documents
+    assert [document["kind"] for document in documents] == [
+        "PersistentVolumeClaim",
+        "TrainingRuntime",
+        "TrainJob",
+    ]
+    for document in (runtime, job):
+        assert document["apiVersion"] == "trainer.kubeflow.org/v1alpha1"
+    reference = job["spec"]["runtimeRef"]
+    assert (reference["kind"], reference["name"]) == (runtime["kind"], runtime["metadata"]["name"])
+    (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    labels = replicated["template"]["metadata"]["labels"]
+    assert labels["trainer.kubeflow.org/trainjob-ancestor-step"] == "trainer"
+    pod: dict[str, Any] = replicated["template"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["name"] == replicated["name"] == "node"  # the container that Trainer looks for
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    assert set(mounts.values()) == set(volumes)
+    assert volumes[mounts["/runs"]]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    trainer = job["spec"]["trainer"]
+    module, recipe, *overrides = trainer["args"][1:]
+    assert (trainer["command"], trainer["args"][0], module) == (["torchrun"], "-m", "ohl_accel.search")
+    assert (REPOSITORY / recipe.lstrip("/")).is_file()
+    assert "run.resume=auto" in overrides
+    assert f"run.dir={next(iter(mounts))}/" in "".join(overrides)
