@@ -142,7 +142,6 @@ BOXES = tv_tensors.BoundingBoxes([[0, 0, 2, 2]], format="XYXY", canvas_size=(8, 
         ({"image": np.zeros((8, 8, 3), np.uint8), "label": 1}, "there is no image here"),
         ([], "there is no image here"),
     ],
-    ids=str,
 )  # fmt: skip
 def test_what_is_no_image_is_refused(sample: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
