@@ -20,6 +20,7 @@ from ohl_accel.hub import check_access
 from ohl_accel.hub.contents import Finished, files_of
 from ohl_accel.hub.transfer import upload
 from ohl_accel.recipe import HubSection
+from ohl_accel.report import __main__ as report_command
 
 T = TypeVar("T")
 
@@ -91,6 +92,11 @@ def command(*argv: str) -> Done:
 def run_search(*argv: str) -> Done:
     """`python -m ohl_accel.search ...`"""
     return _captured(lambda: search.main(argv))
+
+
+def draw(*argv: str) -> Done:
+    """`python -m ohl_accel.report ...`"""
+    return _captured(lambda: report_command.main(argv))
 
 
 def check(**section: Any) -> list[str]:

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from conftest import REPOSITORY, SMALL
 from hub_server import READER, WRITER, Fault, HubServer
-from processes import Client, check, classify, command, run_search, upload_all
+from PIL import Image
+from processes import Client, check, classify, command, draw, run_search, upload_all
 
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe
@@ -137,6 +138,29 @@ def test_policy_only_and_gated(hub: HubServer, client: Client, run: Path, tmp_pa
     refused = client(command, READER, "pull", "user/policy", str(tmp_path / "got"))
     assert refused.code == 1
     assert "ask for it there" in refused.err
+
+
+def test_a_large_network_and_its_policy_on_an_image(hub: HubServer, client: Client, tmp_path: Path) -> None:
+    """20 MB of weights go up and come down; the gallery takes the policy from the Hub."""
+    folder = tmp_path / "large"
+    search(
+        DIGITS, [*SMALL, "model.args.width=128", "outer.steps=1", "outer.trajectories=2", f"run.dir={folder}"]
+    )
+    assert (folder / "model.safetensors").stat().st_size > 15_000_000
+    assert client(command, WRITER, "push", str(folder), "user/large").code == 0
+    assert client(command, WRITER, "pull", "user/large", str(tmp_path / "back")).code == 0
+    assert (tmp_path / "back/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    Image.effect_noise((40, 30), 80).save(tmp_path / "mine.png")
+    asked = (
+        "--policy",
+        "user/large",
+        "--image",
+        str(tmp_path / "mine.png"),
+        "--output",
+        str(tmp_path / "page.html"),
+    )
+    assert client(draw, "", *asked).code == 0
+    assert Policy.load(folder).top(1)[0][0].replace(">", "&gt;") in (tmp_path / "page.html").read_text()
 
 
 STEPS = {

@@ -1,6 +1,5 @@
 """The Gradio Space: started as its host would, and called through its API."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 import yaml
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from hub_server import HubServer
 from PIL import Image
 
 from ohl_accel.elements import NUM_OPERATIONS
@@ -18,12 +18,18 @@ from ohl_accel.policy import Policy
 
 
 @pytest.fixture(scope="module")
-def space(repository: Path) -> Iterator[Client]:
+def hub() -> Iterator[HubServer]:
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def space(repository: Path, hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     environment = {
-        **os.environ,
+        **hub.environment(tmp_path_factory.mktemp("cache")),
         "PYTHONPATH": str(repository),
         "GRADIO_SERVER_PORT": port,
         "GRADIO_ANALYTICS_ENABLED": "False",
@@ -57,17 +63,19 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
-def test_space_shows_a_policy(space: Client, photo: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["", "user/policy"])
+def test_space_shows_a_policy(space: Client, hub: HubServer, photo: Path, tmp_path: Path, name: str) -> None:
     policy = Policy()
     policy.theta[77] = 5.0
     policy.save(tmp_path / "policy.json")
-    files = handle_file(tmp_path / "policy.json"), handle_file(photo)
-    likely, drawn, unlikely, table = space.predict("", *files, 3, 5, api_name="/view")
+    hub.add_model("user/policy", {"policy.json": (tmp_path / "policy.json").read_bytes()})
+    file = None if name else handle_file(tmp_path / "policy.json")
+    likely, drawn, unlikely, table = space.predict(name, file, handle_file(photo), 3, 5, api_name="/view")
     assert (len(likely), len(drawn), len(unlikely)) == (12, 3, 12)
-    ((name, probability),) = policy.top(1)
-    assert likely[0]["caption"] == f"{name}, {probability * NUM_OPERATIONS:.2f} x uniform"
+    ((operation, probability),) = policy.top(1)
+    assert likely[0]["caption"] == f"{operation}, {probability * NUM_OPERATIONS:.2f} x uniform"
     assert table["data"][0] == [
-        "most probable", name, f"{100 * probability:.4f}", f"{probability * NUM_OPERATIONS:.2f}"
+        "most probable", operation, f"{100 * probability:.4f}", f"{probability * NUM_OPERATIONS:.2f}"
     ]  # fmt: skip
     assert len(table["data"]) == 27
     with Image.open(drawn[0]["image"]) as image:
