@@ -13,7 +13,7 @@ demo: $(INSTALLED)  ## learn a policy on handwritten digits, in some two minutes
 		run.overwrite=true
 
 test: lint types  ## all that CI checks
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -17,7 +17,7 @@
 set -euo pipefail
 
 per_machine=${PROCESSES:-${SLURM_GPUS_ON_NODE:?set PROCESSES to the number of processes of each machine}}
-main=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+main=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)  # reads to the end: no broken pipe
 port=$((20000 + SLURM_JOB_ID % 20000)) # two jobs that share a machine must not meet
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -19,6 +19,16 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 
+LONGEST_FIRST = ("planted", "nodes", "layouts", "track", "hub", "compare", "search", "streams")
+"""Files of tests in the order in which two workers take them: none is left alone with a long one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest."""
+    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout, from which the README's commands are run."""
