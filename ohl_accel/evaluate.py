@@ -187,7 +187,7 @@ def _open_network(name: str, revision: str | None) -> tuple[nn.Module, Path | No
         try:
             fetch_file(name, NETWORK_FILES[1], revision, _MAX_RECIPE_BYTES)
         except ValueError as error:
-            raise UserError(str(error)) from None
+            raise UserError(f"there is no run folder {name}, and as a Hub id: {error}") from None
         source = f"hf-hub:{name}" + (f"@{revision}" if revision else "")
         try:
             recipe_file = fetch_file(name, RECIPE_FILE, revision, _MAX_RECIPE_BYTES)
