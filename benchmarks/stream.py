@@ -32,6 +32,7 @@ import torch
 from timm.data import create_dataset, create_loader
 
 from ohl_accel.augment import Augmentation
+from ohl_accel.compare.summary import processor
 from ohl_accel.data import (
     Blocks,
     RandomResizedCrop,
@@ -208,14 +209,6 @@ def page(
             "",
         ]
     )
-
-
-def processor() -> str:
-    """The processor's name as Linux gives it."""
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":

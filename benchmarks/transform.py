@@ -25,6 +25,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from ohl_accel import Policy, PolicyTransform
+from ohl_accel.compare.summary import processor
 
 RESULT = Path(__file__).parent / "results" / "transform.md"
 
@@ -129,14 +130,6 @@ def page(rows: list[str], options: argparse.Namespace) -> str:
             "",
         ]
     )
-
-
-def processor() -> str:
-    """The processor's name as Linux gives it."""
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":

@@ -31,9 +31,7 @@ def fetch_file(repo_id: str, filename: str, revision: str | None, max_bytes: int
             return Path(huggingface_hub.hf_hub_download(repo_id, filename, revision=revision))
     except Exception as error:  # of its HTTP library's, of the disk's, of its own
         at = f" at revision {revision}" if revision else ""
-        raise UserError(
-            f"{filename} of {repo_id}{at} cannot be had from the Hub: {_reason(error)}"
-        ) from error
+        raise UserError(f"{filename} of {repo_id}{at} cannot be had from the Hub: {reason(error)}") from error
     raise UserError(f"{filename} of {repo_id} has {size} bytes, more than the {max_bytes} it may have")
 
 
@@ -48,7 +46,7 @@ def _size_on_hub(repo_id: str, filename: str, revision: str | None) -> int:
         return 0
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What happened and what to do about it, in one line."""
     from huggingface_hub import errors
 

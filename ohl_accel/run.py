@@ -166,9 +166,7 @@ class Run:
     def count_replaced(self, outer_step: int, images: Images | None) -> int:
         """How many different images of a split could not be decoded since the last call, in a group.
 
-        Images in memory count each time.
-
-        Those that were not met before are logged in the run folder.
+        Images in memory count each time; those that were not met before are logged in the run folder.
 
         Args:
             outer_step: that ends, from 0.

@@ -106,21 +106,21 @@ def write(folder: Path, rows: Sequence[Row], reference: str, about: Mapping[str,
 
 def environment() -> dict[str, Any]:
     """Hardware and versions, for whoever reads the numbers."""
+    on_cuda = torch.cuda.is_available()
     packages = ("torch", "torchvision", "timm", "accelerate", "datasets")
     return {
-        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor(),
+        "device": torch.cuda.get_device_name(0) if on_cuda else f"{os.cpu_count()} cores of {processor()}",
         "python": platform.python_version(),
         "versions": {"ohl_accel": __version__, **{name: version(name) for name in packages}},
     }
 
 
-def _processor() -> str:
-    """Name of the CPU, and how many cores there are."""
-    name, listing = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if listing.is_file():
-        models = [line for line in listing.read_text().splitlines() if line.startswith("model name")]
-        name = models[0].split(":", 1)[1].strip() if models else name
-    return f"{os.cpu_count()} cores of {name}"
+def processor() -> str:
+    """The processor's name, as Linux gives it where it does."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text(encoding="utf-8").splitlines() if listing.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def markdown(rows: Sequence[Row], reference: str, about: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import TypeVar
 import huggingface_hub
 from huggingface_hub import errors
 
+from ohl_accel import download
 from ohl_accel.errors import RunFailedError, UserError
 
 T = TypeVar("T")
@@ -61,16 +62,8 @@ def reason(error: BaseException) -> str:
             text = "no token: log in by `hf auth login`, or set HF_TOKEN"
         case errors.OfflineModeIsEnabled():
             text = "HF_HUB_OFFLINE is set"
-        case errors.GatedRepoError():
-            text = (
-                "access is granted on the repository's page: ask for it there, then log in by `hf auth login`"
-            )
-        case errors.RevisionNotFoundError():
-            text = "there is no such revision: give a branch, a tag or a commit"
-        case errors.RepositoryNotFoundError():
-            text = (
-                "there is no such repository, or it is private: check the name, or log in by `hf auth login`"
-            )
+        case errors.GatedRepoError() | errors.RevisionNotFoundError() | errors.RepositoryNotFoundError():
+            text = download.reason(error)
         case _ if status == 401:
             text = "the token is not valid (401): log in by `hf auth login`, or set HF_TOKEN"
         case _ if status == 403:
