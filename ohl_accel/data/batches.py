@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from ohl_accel.data.crops import RandomResizedCrop
-from ohl_accel.data.images import Crop, Images, Replaced
+from ohl_accel.data.images import Crop, Decoding, Images, Replaced
 from ohl_accel.draws import keyed_generator
 from ohl_accel.errors import ProcessFailedError, UserError
 
 Batch = tuple[Tensor, Tensor]
 """Images, uint8 [b, C, H, W], and labels, int64 [b]."""
-Part = tuple[Tensor, Tensor, list[Replaced]] | UserError
-"""What a worker sends: images and labels of its columns, and which were replaced; or why it cannot go on."""
+Part = tuple[Tensor, list[Replaced]] | UserError
+"""What a worker sends: labels of its part of a batch, and which images were replaced; or why it cannot go on."""
 
 _BATCHES_AHEAD = 4
 _MOST_LANES = 64
@@ -142,9 +142,10 @@ def training_batches(
         yield from (images.__getitems__(rows) for rows in order)
         return
     workers = min(workers, len(order.own))
-    parts = iter(_loader(_Columns(images, order, crop), workers))
-    while batch := list(islice(parts, max(1, workers))):
-        yield _joined(images, batch, pin)
+    shelf = _Shelf(images.decoding, len(order.own), 1, workers > 0)
+    parts = iter(_loader(_Columns(images, order, crop, shelf), workers))
+    for place in range(len(order)):
+        yield shelf.take(place, images, list(islice(parts, max(1, workers))), pin)
 
 
 def ahead_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -184,9 +185,11 @@ def evaluation_batches(
             first = chunk * batch_size
             yield chunk, images.__getitems__(range(first, min(first + batch_size, len(images))))
         return
-    parts = iter(_loader(_Chunks(images, batch_size, chunks), min(workers, len(chunks))))
-    for chunk, part in zip(chunks, parts, strict=True):
-        yield chunk, _joined(images, [part], pin=False)
+    workers = min(workers, len(chunks))
+    shelf = _Shelf(images.decoding, batch_size, max(1, workers), workers > 0)
+    parts = iter(_loader(_Chunks(images, batch_size, chunks, shelf), workers))
+    for place, chunk in enumerate(chunks):
+        yield chunk, shelf.take(place, images, [next(parts)])
 
 
 def num_chunks(images: Images, batch_size: int) -> int:
@@ -194,23 +197,63 @@ def num_chunks(images: Images, batch_size: int) -> int:
     return -(-len(images) // batch_size)
 
 
+class _Shelf:
+    """Where pixels are decoded to, in memory shared with workers, used again and again: fresh pages are slow.
+
+    A worker begins a part when the one `_BATCHES_AHEAD` before it has been asked for, and by then the batch
+    before that one has been taken.
+
+    Args:
+        decoding: of the images.
+        batch_size: images of a batch, at most.
+        at_once: how many batches are decoded at the same time.
+        shared: whether workers decode, ahead of need.
+    """
+
+    def __init__(self, decoding: Decoding, batch_size: int, at_once: int, shared: bool) -> None:
+        batches = at_once * (_BATCHES_AHEAD + 1) if shared else 1
+        pixels = torch.empty(batches, batch_size, decoding.channels, *decoding.size, dtype=torch.uint8)
+        self._pixels = pixels.share_memory_() if shared else pixels
+
+    def __getitem__(self, place: int) -> Tensor:
+        """Room for the batch of this number: uint8 [b, C, H, W]."""
+        return self._pixels[place % len(self._pixels)]
+
+    def take(self, place: int, images: Images, parts: Iterable[Part], pin: bool = False) -> Batch:
+        """A copy of a batch whose parts have come, counted; in pinned memory if asked for."""
+        all_labels = []
+        for part in parts:
+            if isinstance(part, UserError):
+                raise ProcessFailedError(str(part))
+            labels, replaced = part
+            images.tally.add(len(labels), replaced)
+            all_labels.append(labels)
+        labels_b = torch.cat(all_labels)
+        pixels = self[place][: len(labels_b)]
+        return torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=pin).copy_(pixels), labels_b
+
+
 class _Columns(IterableDataset[Part]):
     """What one worker decodes: some neighbouring places of every batch of its process."""
 
-    def __init__(self, images: Images, order: TrainingOrder, crop: RandomResizedCrop | None) -> None:
-        self._images, self._order, self._crop = images, order, crop
+    def __init__(
+        self, images: Images, order: TrainingOrder, crop: RandomResizedCrop | None, shelf: _Shelf
+    ) -> None:
+        self._images, self._order, self._crop, self._shelf = images, order, crop, shelf
 
     def __iter__(self) -> Iterator[Part]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         own = self._order.own
-        columns = own[len(own) * number // workers : len(own) * (number + 1) // workers]
+        places = slice(len(own) * number // workers, len(own) * (number + 1) // workers)
+        columns = own[places]
         try:
             for first, rows_Sb in self._order.epochs(columns):
                 planned = self._images.numbers[rows_Sb.flatten()]
                 with self._images.source.planned(planned) as opener:
                     for step, rows in enumerate(rows_Sb.tolist(), first):
-                        yield self._images.decode(rows, self._crop_of(step, columns.start), opener)
+                        room = self._shelf[step - self._order.first][places]
+                        yield self._images.decode(rows, room, self._crop_of(step, columns.start), opener)
         except UserError as error:
             yield error
 
@@ -222,16 +265,17 @@ class _Columns(IterableDataset[Part]):
 class _Chunks(Dataset[Part]):
     """Chunks of a split, decoded."""
 
-    def __init__(self, images: Images, batch_size: int, chunks: range) -> None:
-        self._images, self._batch_size, self._chunks = images, batch_size, chunks
+    def __init__(self, images: Images, batch_size: int, chunks: range, shelf: _Shelf) -> None:
+        self._images, self._batch_size, self._chunks, self._shelf = images, batch_size, chunks, shelf
 
     def __len__(self) -> int:
         return len(self._chunks)
 
     def __getitem__(self, place: int) -> Part:
         first = self._chunks[place] * self._batch_size
+        indices = range(first, min(first + self._batch_size, len(self._images)))
         try:
-            return self._images.decode(range(first, min(first + self._batch_size, len(self._images))))
+            return self._images.decode(indices, self._shelf[place][: len(indices)])
         except UserError as error:
             return error
 
@@ -245,22 +289,6 @@ def _loader(dataset: Dataset[Part], workers: int) -> DataLoader[Part]:
         prefetch_factor=_BATCHES_AHEAD if workers else None,
         generator=torch.Generator(),
     )
-
-
-def _joined(images: Images, parts: Iterable[Part], pin: bool) -> Batch:
-    """The parts of a batch side by side, counted, in pinned memory if asked for."""
-    pixels, labels = [], []
-    for part in parts:
-        if isinstance(part, UserError):
-            raise ProcessFailedError(str(part))
-        images.tally.add(len(part[1]), part[2])
-        pixels.append(part[0])
-        labels.append(part[1])
-    if len(pixels) == 1 and not pin:
-        return pixels[0], labels[0]
-    shape = (sum(map(len, pixels)), *pixels[0].shape[1:])
-    whole = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
-    return torch.cat(pixels, out=whole), torch.cat(labels)
 
 
 def _as_is(batch: Any) -> Any:

@@ -120,31 +120,40 @@ class Images:
             UserError: if an image cannot be decoded and is not to be replaced, or has another size and
                 none is set.
         """
-        if self._kept is not None:
-            return self._kept[list(indices)], self.labels[list(indices)]
-        images, labels, replaced = self.decode(indices)
-        self.tally.add(len(labels), replaced)
-        return images, labels
+        images_nCHW = self.room(len(indices))
+        labels, replaced = self.decode(indices, images_nCHW)
+        if not self.kept:
+            self.tally.add(len(labels), replaced)
+        return images_nCHW, labels
+
+    def room(self, images: int) -> Tensor:
+        """Where so many can be put: uint8 [images, C, H, W], not set."""
+        return torch.empty(images, self.decoding.channels, *self.decoding.size, dtype=torch.uint8)
 
     def decode(
         self,
         indices: Sequence[int],
+        images_nCHW: Tensor,
         crop: Crop | None = None,
         opener: Callable[[Iterable[int]], Iterator[Opened]] | None = None,
-    ) -> tuple[Tensor, Tensor, list[Replaced]]:
-        """As `__getitems__`, from the source, and which images were replaced, not counted yet.
+    ) -> tuple[Tensor, list[Replaced]]:
+        """Labels of some images, and which were replaced, not counted yet; their pixels into a given tensor.
 
         Args:
             indices: of the images, in this split.
+            images_nCHW: uint8, where their pixels are put.
             crop: how they get their size; None: as `decoding` says.
             opener: from the source's `planned`.
 
         Raises:
             UserError: as `__getitems__`.
         """
-        batch = torch.empty(len(indices), self.decoding.channels, *self.decoding.size, dtype=torch.uint8)
-        labels, replaced = self.labels[list(indices)], []
-        numbers = self.numbers[list(indices)].tolist()
+        places = torch.tensor(indices, dtype=torch.int64)
+        replaced: list[Replaced] = []
+        labels, numbers = self.labels[places], self.numbers[places].tolist()
+        if self._kept is not None:
+            torch.index_select(self._kept, 0, places, out=images_nCHW)
+            return labels, replaced
         for place, opened in enumerate((opener or self.source.open)(numbers)):
             number = numbers[place]
             if isinstance(opened, str):
@@ -152,8 +161,8 @@ class Images:
                 number = int(self.numbers[index])
                 labels[place] = self.labels[index]
                 replaced.append(because)
-            batch[place] = self._pixels(opened, number, place, crop)
-        return batch, labels, replaced
+            images_nCHW[place] = self._pixels(opened, number, place, crop)
+        return labels, replaced
 
     @property
     def kept(self) -> bool:
@@ -183,14 +192,12 @@ class Images:
     def keep(self, in_memory: bool | str) -> None:
         """Decode everything now, if asked to or (`auto`) if it takes up to 1 GiB."""
         if in_memory is True or (in_memory == "auto" and self.fits_in_memory):
-            kept = torch.empty(len(self), self.decoding.channels, *self.decoding.size, dtype=torch.uint8)
-            labels = self.labels.clone()
+            kept, labels = self.room(len(self)), self.labels.clone()
             with self.source.planned(self.numbers) as opener:
                 for first in range(0, len(self), 1000):
                     part = slice(first, first + 1000)
-                    kept[part], labels[part], replaced = self.decode(
-                        range(first, min(first + 1000, len(self))), opener=opener
-                    )
+                    indices = range(first, min(first + 1000, len(self)))
+                    labels[part], replaced = self.decode(indices, kept[part], opener=opener)
                     self.tally.add(len(labels[part]), replaced)
             self._kept, self.labels = kept, labels
 

@@ -229,8 +229,9 @@ def channel_statistics(images: Images, seed: int) -> tuple[tuple[float, ...], tu
         chosen = rank[block_n.long()].argsort(stable=True)[:_IMAGES_FOR_STATISTICS_OF_A_STREAM]
     pixels, total, squares = 0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     for part in chosen.split(500):
-        # not counted: a run that is resumed knows the statistics already
-        levels = (images.__getitems__ if images.kept else images.decode)(part.tolist())[0].long()
+        images_nCHW = images.room(len(part))
+        images.decode(part.tolist(), images_nCHW)  # not counted: a run that is resumed knows the statistics
+        levels = images_nCHW.long()
         pixels += levels[:, 0].numel()
         total = total + levels.sum((0, 2, 3))
         squares = squares + (levels * levels).sum((0, 2, 3))
