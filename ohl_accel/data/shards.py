@@ -149,8 +149,10 @@ def read_row_group(
     url: str, number: int, column: str, metadata: pq.FileMetaData | None
 ) -> list[bytes | None]:
     """The images of a row group, undecoded; None where there are no bytes."""
-    with open_file(url) as file:
-        group = pq.ParquetFile(file, metadata=metadata).read_row_group(number, [column], use_threads=False)
+    # pyarrow's own file and no buffer ahead: bytes are copied half as often
+    with open_file(url) if "://" in url else pa.OSFile(url) as file:
+        parquet = pq.ParquetFile(file, metadata=metadata, pre_buffer=False)
+        group = parquet.read_row_group(number, [column], use_threads=False)
     return _bytes_of(group.column(column))
 
 
