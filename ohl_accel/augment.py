@@ -58,8 +58,12 @@ class Augmentation:
         """Flip and pad-crop, the same for every trajectory: uint8 [b, C, H, W] and labels, on the device."""
         images_bCHW = images_bCHW.to(self.device, non_blocking=True)
         if self.section.flip:
-            flipped = self._draw("flip", step, 2).nonzero().squeeze(1).to(self.device, non_blocking=True)
-            images_bCHW = images_bCHW.index_copy(0, flipped, images_bCHW[flipped].flip(3))
+            b = len(images_bCHW)
+            chosen_b = torch.arange(b) + b * self._draw("flip", step, 2)
+            both = torch.cat(
+                (images_bCHW, images_bCHW.flip(3))
+            )  # on the CPU a tenth of the time of index_copy
+            images_bCHW = both.index_select(0, chosen_b.to(self.device, non_blocking=True))
         if self.section.pad_crop:
             margin = 2 * self.section.pad_crop + 1
             top_b, left_b = self._draw("crop rows", step, margin), self._draw("crop columns", step, margin)
