@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--copies", type=int, default=8, help="shards, each with all photographs")
+    parser.add_argument("--copies", type=int, default=24, help="shards, each with all photographs")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from ohl_accel.data import index as index_module
 from ohl_accel.data import shards as shards_module
 from ohl_accel.data import stream as stream_module
 from ohl_accel.data.crops import centre
+from ohl_accel.data.images import Tally
 from ohl_accel.data.index import Index
 from ohl_accel.draws import keyed_seed
 from ohl_accel.errors import ProcessFailedError, RunFailedError, UserError
@@ -226,6 +228,27 @@ def test_any_number_of_workers_and_processes(tmp_path: Path, pictures: list[Pict
         for (images, labels), *own in zip(whole, *parts, strict=True):
             assert torch.equal(images, torch.cat([part[0] for part in own]))
             assert torch.equal(labels, torch.cat([part[1] for part in own]))
+
+
+def test_workers_ahead_leave_batches_alone(
+    tmp_path: Path, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slowly they are taken: nothing is decoded over a batch that was not."""
+    data = open_data(recipe(write_parquet(tmp_path / "data", pictures), in_memory=False))
+    assert data.heldout is not None
+    whole = batches(data.train, workers=0)
+    chunks = dict(evaluation_batches(data.heldout, 1, 0, 1))
+    add = Tally.add
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(0.01)  # between the arrival of a part and its copy
+        add(*arguments)
+
+    monkeypatch.setattr(Tally, "add", slowly)
+    for one, other in zip(whole, batches(data.train, workers=2), strict=True):
+        assert torch.equal(one[0], other[0])
+    for chunk, (images, _) in evaluation_batches(data.heldout, 1, 0, 1, workers=2):
+        assert torch.equal(images, chunks[chunk][0])
 
 
 @pytest.mark.parametrize("first", [3, 8, 13])
