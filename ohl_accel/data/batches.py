@@ -26,7 +26,7 @@ Batch = tuple[Tensor, Tensor]
 Part = tuple[Tensor, list[Replaced]] | UserError
 """What a worker sends: labels of its part of a batch, and which images were replaced; or why it cannot go on."""
 
-_BATCHES_AHEAD = 4
+_BATCHES_AHEAD, _CHUNKS_AHEAD = 4, 1
 _MOST_LANES = 64
 _OPEN_BYTES = 2**32
 
@@ -142,8 +142,8 @@ def training_batches(
         yield from (images.__getitems__(rows) for rows in order)
         return
     workers = min(workers, len(order.own))
-    shelf = _Shelf(images.decoding, len(order.own), 1, workers > 0)
-    parts = iter(_loader(_Columns(images, order, crop, shelf), workers))
+    shelf = _Shelf(images.decoding, len(order.own), _BATCHES_AHEAD + 1 if workers else 1)
+    parts = iter(_loader(_Columns(images, order, crop, shelf), workers, _BATCHES_AHEAD))
     for place in range(len(order)):
         yield shelf.take(place, images, list(islice(parts, max(1, workers))), pin)
 
@@ -186,8 +186,8 @@ def evaluation_batches(
             yield chunk, images.__getitems__(range(first, min(first + batch_size, len(images))))
         return
     workers = min(workers, len(chunks))
-    shelf = _Shelf(images.decoding, batch_size, max(1, workers), workers > 0)
-    parts = iter(_loader(_Chunks(images, batch_size, chunks, shelf), workers))
+    shelf = _Shelf(images.decoding, min(batch_size, len(images)), workers * (_CHUNKS_AHEAD + 1) or 1)
+    parts = iter(_loader(_Chunks(images, batch_size, chunks, shelf), workers, _CHUNKS_AHEAD))
     for place, chunk in enumerate(chunks):
         yield chunk, shelf.take(place, images, [next(parts)])
 
@@ -200,20 +200,30 @@ def num_chunks(images: Images, batch_size: int) -> int:
 class _Shelf:
     """Where pixels are decoded to, in memory shared with workers, used again and again: fresh pages are slow.
 
-    A worker begins a part when the one `_BATCHES_AHEAD` before it has been asked for, and by then the batch
-    before that one has been taken.
+    A worker begins a part when the one that many before it has been asked for, and by then the batch before
+    that one has been taken: so there must be room for one batch more than are decoded ahead.
 
     Args:
         decoding: of the images.
         batch_size: images of a batch, at most.
-        at_once: how many batches are decoded at the same time.
-        shared: whether workers decode, ahead of need.
+        batches: for how many there is room; one is not shared.
+
+    Raises:
+        ProcessFailedError: if there is not enough shared memory.
     """
 
-    def __init__(self, decoding: Decoding, batch_size: int, at_once: int, shared: bool) -> None:
-        batches = at_once * (_BATCHES_AHEAD + 1) if shared else 1
-        pixels = torch.empty(batches, batch_size, decoding.channels, *decoding.size, dtype=torch.uint8)
-        self._pixels = pixels.share_memory_() if shared else pixels
+    def __init__(self, decoding: Decoding, batch_size: int, batches: int) -> None:
+        self._pixels = torch.empty(batches, batch_size, decoding.channels, *decoding.size, dtype=torch.uint8)
+        if batches > 1:
+            try:
+                self._pixels.share_memory_()
+            except RuntimeError as error:
+                size = f"{self._pixels.nbytes / 2**20:.0f} MiB"
+                raise ProcessFailedError(
+                    f"data.workers: batches decoded ahead need {size} of shared memory, which this process cannot "
+                    "have: enlarge /dev/shm (docker run --shm-size; on Kubernetes an emptyDir of medium Memory), "
+                    "or set data.workers=0 or a smaller data.eval_batch_size"
+                ) from error
 
     def __getitem__(self, place: int) -> Tensor:
         """Room for the batch of this number: uint8 [b, C, H, W]."""
@@ -280,13 +290,13 @@ class _Chunks(Dataset[Part]):
             return error
 
 
-def _loader(dataset: Dataset[Part], workers: int) -> DataLoader[Part]:
+def _loader(dataset: Dataset[Part], workers: int, ahead: int) -> DataLoader[Part]:
     return DataLoader(
         dataset,
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_is,
-        prefetch_factor=_BATCHES_AHEAD if workers else None,
+        prefetch_factor=ahead if workers else None,
         generator=torch.Generator(),
     )
 
