@@ -9,7 +9,10 @@ import inspect
 import os
 import re
 import socket
-from collections.abc import Callable, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from math import gcd
@@ -104,12 +107,47 @@ def explain_lost(error: RuntimeError) -> str | None:
     """What to tell the user of an exchange with other processes that failed; None for any other error."""
     if not (isinstance(error, dist.DistError) or "gloo/" in str(error)):
         return None
-    reason = re.sub(r"^\[\S*?/gloo/\S+\] |\. This is typically.*", "", str(error).splitlines()[0])
+    reason = str(error).splitlines()[0]
+    for pattern, plain in _REASONS.items():
+        reason = re.sub(pattern, plain, reason)
+    return _lost(reason)
+
+
+_REASONS = {
+    r"^\[\S*?/gloo/\S+\] |\. This is typically.*|\.$": "",
+    r"^wait timeout after (\d+)ms, keys: /default_pg/0//cpu//0/(\d+)$": r"waited \1 ms for process \2 to begin",
+}
+"""What torch and gloo say, and what is said instead."""
+
+
+def _lost(reason: str) -> str:
     return (
         f"process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')} on {socket.gethostname()} lost the "
         f"others: {reason}. A process or machine has ended, the network is cut, or one was busy for longer than "
         "run.timeout; the same command on all machines with run.resume=auto goes on from the last checkpoint"
     )
+
+
+@contextmanager
+def ending_in_time(timeout: timedelta) -> Iterator[None]:
+    """End this process, with what it has to say, if the processes are not connected in twice the time.
+
+    torch ends most waits itself; but it takes back a question to its store that was not answered in time, and
+    waits for the answer to that without end, where the store's machine is cut off.
+    """
+    seconds = 2 * timeout.total_seconds()
+
+    def end() -> None:
+        print(f"error: {_lost(f'not connected after {seconds:g} s')}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    watch = threading.Timer(seconds, end)
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
 
 
 @dataclass(frozen=True)
@@ -154,8 +192,9 @@ class Groups:
         if processes == 1:
             return cls(trajectories, processes, rank, groups, device)
         ranks = torch.arange(processes).view(groups, -1)
-        data_group, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
-        column, _ = dist.new_subgroups_by_enumeration(ranks.T.tolist(), timeout=timeout)
+        with ending_in_time(timeout):
+            data_group, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
+            column, _ = dist.new_subgroups_by_enumeration(ranks.T.tolist(), timeout=timeout)
         sharded = sharded and groups < processes
         return cls(trajectories, processes, rank, groups, device, sharded, data_group, column)
 

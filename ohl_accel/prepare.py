@@ -18,7 +18,7 @@ from ohl_accel.augment import Augmentation
 from ohl_accel.data import Data, open_data
 from ohl_accel.display import Display
 from ohl_accel.errors import UserError
-from ohl_accel.groups import Groups, agree, check_launch, choose_interface
+from ohl_accel.groups import Groups, agree, check_launch, choose_interface, ending_in_time
 from ohl_accel.hub import check_access, publish
 from ohl_accel.metrics import keep_lines_before
 from ohl_accel.network import create_network
@@ -93,12 +93,13 @@ def start_accelerator(section: RunSection | None) -> Accelerator:
     timeout = timedelta(seconds=section.timeout if section else 1800)
     choose_interface()
     try:
-        accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),
-            mixed_precision=section.mixed_precision if section else None,
-            step_scheduler_with_optimizer=False,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
-        )
+        with ending_in_time(timeout):
+            accelerator = Accelerator(
+                cpu=not torch.cuda.is_available(),
+                mixed_precision=section.mixed_precision if section else None,
+                step_scheduler_with_optimizer=False,
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+            )
     except ValueError as error:
         raise UserError(f"Accelerate cannot start: {error}") from error
     check_launch(accelerator.num_processes)

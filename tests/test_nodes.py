@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import exchanges
 import kubeflow_trainer_api.models as kubeflow
 import pytest
 import yaml
@@ -78,6 +79,36 @@ def test_a_cut_cable_and_after(hosts: TwoHosts, undisturbed: Path, tmp_path: Pat
     assert "going on after outer step" in outputs[0]
     assert final_state(tmp_path / "host0") == final_state(undisturbed)
     assert not (tmp_path / "host1").exists()
+
+
+def test_every_exchange_over_a_cut_cable(hosts: TwoHosts, tmp_path: Path) -> None:
+    """Each ends in time on both hosts and says why; so does a process that waits for one that never comes."""
+    programs = [
+        subprocess.Popen(
+            [*hosts.on(host), sys.executable, "tests/exchanges.py", str(host), tmp_path],
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "ACCELERATE_USE_CPU": "true"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for host in range(2)
+    ]
+    pairs = [(kind, host) for kind in exchanges.KINDS for host in range(2) if (kind, host) != ("joining", 1)]
+    end = time.monotonic() + 120
+    while not all((tmp_path / f"{kind}-{host}.going").exists() for kind, host in pairs if kind != "joining"):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    hosts.cut()
+    cut = time.monotonic()
+    outputs = [program.communicate(timeout=120)[0] for program in programs]
+    assert time.monotonic() - cut < 2 * exchanges.TIMEOUT.total_seconds() + ENDING
+    assert sorted("".join(outputs).split()) == sorted([part for kind, _ in pairs for part in (kind, "1")])
+    for kind, host in pairs:
+        said = (tmp_path / f"{kind}-{host}.out").read_text()
+        assert said.count(f"error: process {host} of 2 on ") == said.count(" lost the others: ") == 1, said
+        assert "run.resume=auto goes on from the last checkpoint" in said
+        assert "Traceback" not in said
+    assert "1/2 clients joined. " in (tmp_path / "joining-0.out").read_text()
 
 
 def test_slurm_script(hosts: TwoHosts, undisturbed_pair: Path, tmp_path: Path) -> None:
