@@ -1,6 +1,7 @@
 """What the commands share: arguments, exit codes, and errors without a traceback."""
 
 import argparse
+import multiprocessing
 import os
 import signal
 import sys
@@ -71,6 +72,9 @@ def _end_alone(message: str) -> NoReturn:
     """End at once: to say good-bye to the other processes would be to wait for them, as long as `run.timeout`."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise an error here
+    for worker in multiprocessing.active_children():
+        worker.kill()  # it shares the connections: while it lives, the others do not see them closed
     os._exit(1)
 
 

@@ -284,12 +284,13 @@ class Groups:
             if tensors is not source:
                 torch._foreach_copy_(list(tensors), list(source))
 
-    def collect_in_group(self, values: Sequence[T]) -> list[T]:
-        """Plain values of all processes of the group, in their order, on each of them."""
-        if self.group_size == 1:
+    def collect(self, values: Sequence[T], everywhere: bool = False) -> list[T]:
+        """Plain values of all processes of the group, or of all there are, in their order, on each of them."""
+        size = self.processes if everywhere else self.group_size
+        if size == 1:
             return list(values)
-        gathered: list[list[T]] = [[] for _ in range(self.group_size)]
-        dist.all_gather_object(gathered, list(values), group=self.data_group)
+        gathered: list[list[T]] = [[] for _ in range(size)]
+        dist.all_gather_object(gathered, list(values), group=None if everywhere else self.data_group)
         return [value for part in gathered for value in part]
 
     def broadcast_from_main(self, tensors: Sequence[Tensor]) -> None:

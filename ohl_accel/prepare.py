@@ -276,19 +276,19 @@ def _resume_or_begin(run: Run) -> None:
                 run.policy.save(folder / run_folder.POLICY_FILE)
     if folder is not None:
         folder.write_text(run_folder.RECIPE_FILE, recipe.to_yaml())
-        if run.data.heldout_record is not None:
-            folder.write_json(run_folder.HELDOUT_FILE, run.data.heldout_record)
+        if run.data.record:
+            folder.write_json(run_folder.HELDOUT_FILE, run.data.record)
 
 
 def _check_same_images(file: Path, data: Data) -> None:
     """Refuse to go on with a stream whose images, labels or order are not those the run began with."""
     then = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    now = data.heldout_record or {}
-    if then.get("fingerprint") != now.get("fingerprint"):
-        raise UserError(
-            f"run.dir={file.parent} holds a run on other images: those of {data.train.description} have changed since "
-            "it began; give the same files to go on with it, or choose another run.dir"
-        )
+    for key, images in (("fingerprint", data.train), ("heldout_fingerprint", data.heldout)):
+        if images is not None and then.get(key) != data.record.get(key):
+            raise UserError(
+                f"run.dir={file.parent} holds a run on other images: those of {images.description} have changed "
+                "since it began; give the same files to go on with it, or choose another run.dir"
+            )
 
 
 def _provenance(recipe: Recipe, data: Data) -> dict[str, object]:

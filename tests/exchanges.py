@@ -52,7 +52,7 @@ KINDS: dict[str, Callable[[], Callable[[], object]]] = {
     "building": lambda: partial(built, one_group=False),
     "gradients": lambda: training(built(one_group=True)),
     "shards": lambda: training(built(one_group=True, sharded=True)),
-    "values": in_group(lambda groups: groups.collect_in_group([1])),
+    "values": in_group(lambda groups: groups.collect([1])),
     "from_main": in_column(lambda groups: groups.share_from_main(1)),
     "sum": in_column(lambda groups: groups.sum_in_world(torch.ones(2))),
     "rewards": in_column(lambda groups: groups.gather(torch.ones(1))),

@@ -142,7 +142,7 @@ def training_batches(
         yield from (images.__getitems__(rows) for rows in order)
         return
     workers = min(workers, len(order.own))
-    parts = iter(_loader(_Columns(images, order, crop), workers))
+    parts = _loader(_Columns(images, order, crop), workers)
     while batch := list(islice(parts, max(1, workers))):
         yield _joined(images, batch, pin)
 
@@ -184,7 +184,7 @@ def evaluation_batches(
             first = chunk * batch_size
             yield chunk, images.__getitems__(range(first, min(first + batch_size, len(images))))
         return
-    parts = iter(_loader(_Chunks(images, batch_size, chunks), min(workers, len(chunks))))
+    parts = _loader(_Chunks(images, batch_size, chunks), min(workers, len(chunks)))
     for chunk, part in zip(chunks, parts, strict=True):
         yield chunk, _joined(images, [part], pin=False)
 
@@ -236,8 +236,8 @@ class _Chunks(Dataset[Part]):
             return error
 
 
-def _loader(dataset: Dataset[Part], workers: int) -> DataLoader[Part]:
-    return DataLoader(
+def _loader(dataset: Dataset[Part], workers: int) -> Iterator[Part]:
+    loader = DataLoader(
         dataset,
         batch_size=None,
         num_workers=workers,
@@ -245,6 +245,10 @@ def _loader(dataset: Dataset[Part], workers: int) -> DataLoader[Part]:
         prefetch_factor=_BATCHES_AHEAD if workers else None,
         generator=torch.Generator(),
     )
+    try:
+        yield from loader
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # while a batch was handed over
+        raise RuntimeError(f"DataLoader worker is gone: {error}") from error
 
 
 def _joined(images: Images, parts: Iterable[Part], pin: bool) -> Batch:
