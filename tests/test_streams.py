@@ -12,6 +12,7 @@ import tarfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +309,27 @@ def test_the_pass_does_not_decode_and_is_made_once(
     assert open_data(recipe(folder, in_memory=False)).record != first.record
     assert len(scanned) == 5  # only the file that has changed
     assert sorted({path.suffix for path in cache.iterdir()}) == [".bytes", ".lock", ".npz"]
+
+
+def test_machines_that_share_the_cache_share_the_pass(
+    tmp_path: Path, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is read once, by one of them; both get the same index."""
+    folder = write_parquet(tmp_path / "data", pictures, cuts=range(4, 118, 4))
+    scanned: list[tuple[str, int]] = []
+    scan = shards_module.scan
+
+    def slow(urls: Sequence[str], image_column: str, label_column: str, retries: int) -> Any:
+        time.sleep(0.05)
+        scanned.extend((url, retries) for url in urls)
+        return scan(urls, image_column, label_column, retries)
+
+    monkeypatch.setattr(index_module, "scan", slow)
+    with ThreadPoolExecutor(2) as machines:  # told apart by `data.retries`
+        made = machines.map(lambda retries: open_data(recipe(folder, retries=retries)).record, (3, 4))
+    assert len({str(record) for record in made}) == 1
+    assert Counter(url for url, _ in scanned) == {str(file): 1 for file in folder.iterdir()}
+    assert min(Counter(machine for _, machine in scanned).values()) >= 8
 
 
 @pytest.mark.parametrize("kind", WRITERS)
