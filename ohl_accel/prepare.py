@@ -18,8 +18,9 @@ from ohl_accel.augment import Augmentation
 from ohl_accel.data import Data, open_data
 from ohl_accel.display import Display
 from ohl_accel.errors import UserError
-from ohl_accel.groups import Groups, agree, check_launch, choose_interface, ending_in_time
+from ohl_accel.groups import Groups
 from ohl_accel.hub import check_access, publish
+from ohl_accel.launch import agree, check_launch, choose_interface, ending_in_time
 from ohl_accel.metrics import keep_lines_before
 from ohl_accel.network import create_network
 from ohl_accel.policies import TorchvisionPolicy, open_policy, settle
@@ -138,7 +139,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display, learn_po
     agree(lambda: check_installed(recipe.track))
     agree(lambda: _check_hub(recipe, accelerator, display))
     folder = agree(lambda: _open_folder(recipe, accelerator))
-    data = agree(lambda: open_data(recipe), one_first=True)
+    data = agree(lambda: open_data(recipe), one_first=True, long=True)
     side = min(data.schema.size)
     policy = agree(lambda: _open_policy(recipe, data, side, learn_policy), one_first=True)
     recipe = data.resolve(recipe).with_values(

@@ -27,7 +27,8 @@ from ohl_accel.display import Display
 from ohl_accel.elements import ELEMENTS, NUM_OPERATIONS, elements_of
 from ohl_accel.errors import RunFailedError, UserError
 from ohl_accel.evaluation import partial_scores, total_scores
-from ohl_accel.groups import Groups, agree
+from ohl_accel.groups import Groups
+from ohl_accel.launch import agree
 from ohl_accel.metrics import Phases, amend_last_line, append_line, read_metrics
 from ohl_accel.network import create_network, save_network
 from ohl_accel.policies import TorchvisionPolicy
@@ -259,7 +260,7 @@ class Run:
         images = groups.trajectories * recipe.outer.steps * self.inner_steps * recipe.inner.batch_size
         result: dict[str, Any] = {"outer_steps": recipe.outer.steps, "images_trained_on": images}
         try:
-            test = agree(data.open_test, one_first=True)
+            test = agree(data.open_test, one_first=True, long=True)
         except UserError as error:
             raise UserError(
                 f"the run is finished and saved in {recipe.run.dir}, but the test split cannot be used: {error}. "

@@ -18,7 +18,8 @@ from hosts import TwoHosts
 from torch import nn
 
 from ohl_accel.cli import run_command
-from ohl_accel.groups import Groups, agree
+from ohl_accel.groups import Groups
+from ohl_accel.launch import agree
 from ohl_accel.prepare import start_accelerator
 from ohl_accel.recipe import RunSection
 
@@ -36,6 +37,11 @@ def built(one_group: bool, sharded: bool = False) -> Groups:
     return Groups.build(2, 2, dist.get_rank(), 1 if one_group else 2, torch.device("cpu"), TIMEOUT, sharded)
 
 
+def prepare_long() -> None:
+    """On one process, for longer than `run.timeout`."""
+    time.sleep(dist.get_rank() * (TIMEOUT.total_seconds() + 1))
+
+
 def in_group(exchange: Callable[[Groups], object]) -> Callable[[], Callable[[], object]]:
     """An exchange between the two processes of one group."""
     return lambda: partial(exchange, built(one_group=True))
@@ -49,6 +55,7 @@ def in_column(exchange: Callable[[Groups], object]) -> Callable[[], Callable[[],
 KINDS: dict[str, Callable[[], Callable[[], object]]] = {
     "barrier": lambda: dist.barrier,
     "agree": lambda: partial(agree, list),
+    "preparing": lambda: partial(agree, prepare_long, long=True),
     "building": lambda: partial(built, one_group=False),
     "gradients": lambda: training(built(one_group=True)),
     "shards": lambda: training(built(one_group=True, sharded=True)),
