@@ -100,10 +100,10 @@ def ending_in_time(timeout: timedelta) -> Iterator[None]:
     waits for the answer to that without end, where the store's machine is cut off.
     """
     seconds = 2 * timeout.total_seconds()
-
     watch = threading.Timer(seconds, _end, [_lost(f"not connected after {seconds:g} s")])
     watch.daemon = True
-    watch.start()
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        watch.start()
     try:
         yield
     finally:
