@@ -30,6 +30,7 @@ import ohl_accel.models  # noqa: F401  registers our networks with timm
 from ohl_accel import groups as groups_module
 from ohl_accel.elements import NUM_OPERATIONS
 from ohl_accel.groups import Groups
+from ohl_accel.launch import choose_interface, leave
 from ohl_accel.policy import OuterOptimizer, Policy
 from tests.hosts import TwoHosts
 
@@ -68,7 +69,7 @@ def launch(processes: int, *arguments: str, hosts: TwoHosts | None = None) -> st
 def exchange_worker(network: str, groups: int) -> None:
     """Time the exchanges of an outer step for a network's weights and momentum; rank 0 prints JSON."""
     torch.set_num_threads(1)
-    groups_module.choose_interface()
+    choose_interface()
     dist.init_process_group("gloo", timeout=timedelta(seconds=600))
     rank, processes = dist.get_rank(), dist.get_world_size()
     layout = Groups.build(groups, processes, rank, groups, torch.device("cpu"), timedelta(seconds=600))
@@ -152,7 +153,7 @@ def search_worker(result: str, overrides: Sequence[str]) -> None:
     execute(recipe, accelerator, learn, learn_policy=True)
     if accelerator.is_main_process:
         Path(result).write_text(json.dumps({"augment": augmenting[0], "resident": resident}))
-    groups_module.leave()
+    leave()
 
 
 def search(processes: int, folder: Path, *overrides: str) -> dict[str, Any]:

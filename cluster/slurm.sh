@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # One run on the machines of a Slurm job. From the root of the checkout, with the environment activated:
-#   sbatch cluster/slurm.sh recipes/cifar10_r18.yaml run.dir=/shared/runs/r18
+#   sbatch cluster/slurm.sh recipes/imagenet_r50.yaml run.dir=/shared/runs/r50
 # Change the lines below to your cluster: machines, processes (GPUs) and cores of each machine, time.
 # The run folder is written by the first machine alone; after a requeue any machine may be the first, so
-# put it on storage that all of them see. A job that is requeued or submitted again goes on from the last
-# checkpoint. Set MIXED_PRECISION=no to leave bf16, PROCESSES for machines without GPUs.
+# put it on storage that all of them see; HF_HOME, too, so that what is found in the data is found once. A job
+# that is requeued or submitted again goes on from the last checkpoint. Set MIXED_PRECISION=no to leave bf16,
+# PROCESSES for machines without GPUs.
 #SBATCH --job-name=ohl_accel
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # torchrun's elastic form: when a process or machine is lost, all start again from the last checkpoint.
 # Start it on every machine, with the same values:
-#   MAIN=machine0 MACHINES=4 PROCESSES=8 bash cluster/torchrun.sh recipes/cifar10_r18.yaml run.dir=/shared/runs/r18
+#   MAIN=machine0 MACHINES=4 PROCESSES=8 bash cluster/torchrun.sh recipes/imagenet_r50.yaml run.dir=/shared/runs/r50
 # MAIN      the machine, or address, where the others meet
 # MACHINES  how many, or a range: 2:4 goes on with two when others are lost (processes of all of them must
 #           divide outer.trajectories or be a multiple of it)
@@ -9,7 +9,8 @@
 # PORT, RUN_ID, RESTARTS: 29500, ohl_accel and 3 unless set
 # Where a machine's name leads to 127.0.0.1 (getent hosts "$(hostname)"), set also PET_LOCAL_ADDR to its own
 # address, and PET_RDZV_CONF to is_host=true on MAIN, is_host=false on the others.
-# Any machine may become the first and write the run folder, so it must be on storage that all of them see.
+# Any machine may become the first and write the run folder, so it must be on storage that all of them see; HF_HOME
+# there, too, so that what is found in the data is found once.
 set -euo pipefail
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -1,14 +1,16 @@
 """What the commands share: arguments, exit codes, and errors without a traceback."""
 
 import argparse
+import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import NoReturn
 
 from ohl_accel.errors import ProcessFailedError, RunFailedError, UserError
-from ohl_accel.groups import explain_lost, leave
+from ohl_accel.launch import explain_lost, leave
 
 
 def recipe_arguments(command: str, purpose: str, argv: Sequence[str] | None) -> tuple[str, list[str]]:
@@ -42,8 +44,7 @@ def run_command(command: Callable[[], None], after_stop: str = _RESUME) -> int:
     try:
         command()
     except ProcessFailedError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        os._exit(1)  # the others wait for this process: to say good-bye to them would be to wait for them
+        _end_alone(str(error))
     except UserError as error:
         code, message = 2, f"error: {error}"
     except RunFailedError as error:
@@ -51,15 +52,11 @@ def run_command(command: Callable[[], None], after_stop: str = _RESUME) -> int:
     except RuntimeError as error:
         if "DataLoader worker" in str(error):
             reason = "for want of memory, or because the launch was stopped"
-            print(
-                f"error: a process that decodes images ended ({reason}): {error}", file=sys.stderr, flush=True
-            )
-            os._exit(1)
+            _end_alone(f"a process that decodes images ended ({reason}): {error}")
         lost = explain_lost(error)
         if lost is None:
             raise
-        print(f"error: {lost}", file=sys.stderr, flush=True)  # by each: it may be the only one that is left
-        return 1
+        _end_alone(lost)  # each says it: it may be the only one that is left
     except KeyboardInterrupt:
         code, message = 130, f"stopped; {after_stop}"
     else:
@@ -69,6 +66,16 @@ def run_command(command: Callable[[], None], after_stop: str = _RESUME) -> int:
     if code != 130:  # all processes are here; after an interruption they may be anywhere
         leave()
     return code
+
+
+def _end_alone(message: str) -> NoReturn:
+    """End at once: to say good-bye to the other processes would be to wait for them, as long as `run.timeout`."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise an error here
+    for worker in multiprocessing.active_children():
+        worker.kill()  # it shares the connections: while it lives, the others do not see them closed
+    os._exit(1)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

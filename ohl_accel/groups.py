@@ -2,20 +2,17 @@
 
 W processes are cut into groups of G = W / groups; each group hosts R = N / groups trajectories. The
 process with data rank r of every group forms, with its like in the other groups, a column: what groups
-exchange travels along columns, all columns at once. Only `sharding` imports torch.distributed, too.
+exchange travels along columns, all columns at once. Only `launch` and `sharding` import torch.distributed, too.
 """
 
 import inspect
 import os
-import re
-import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from math import gcd
 from typing import Any, TypeVar
 
-import psutil
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -23,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ohl_accel.errors import UserError
+from ohl_accel.launch import ending_in_time
 from ohl_accel.sharding import shard
 
 _BUCKET_BYTES = 25 * 2**20
@@ -59,57 +57,6 @@ def choose_groups(trajectories: int, processes: int, asked: int | None) -> int:
 
 def _divisors(number: int) -> list[int]:
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
-
-
-def check_launch(processes: int) -> None:
-    """Refuse single processes that a launcher started side by side and that do not see each other.
-
-    Raises:
-        UserError: if the launcher's environment speaks of another number of processes.
-    """
-    if processes > 1 and os.environ.get("WORLD_SIZE") == str(processes):
-        return  # Slurm, too, may have started something: a launcher on each machine
-    for variable in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-        started = int(os.environ.get(variable) or 1)
-        if started != processes and (started > 1 or variable == "WORLD_SIZE"):
-            raise UserError(
-                f"the launcher started {started} processes ({variable}), but they do not see each other: each "
-                "would run alone. Start them with `accelerate launch --config_file accelerate_configs/...`, "
-                "or one process with `python -m`"
-            )
-
-
-def choose_interface() -> None:
-    """On several machines, let gloo use the network interface by which the main machine is reached.
-
-    By itself gloo takes the address of the host's name, which many systems set to 127.0.0.1: other
-    machines would then look for this one on themselves. GLOO_SOCKET_IFNAME, if set, is left as it is.
-    """
-    main = os.environ.get("MASTER_ADDR")
-    if main is None or os.environ.get("WORLD_SIZE") == os.environ.get("LOCAL_WORLD_SIZE"):
-        return
-    try:
-        family, _, _, _, address = socket.getaddrinfo(main, 1, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(address)  # sends nothing
-            own = probe.getsockname()[0]
-    except OSError:
-        return  # the rendezvous will say what is wrong with the address
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(entry.address.split("%")[0] == own for entry in addresses):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-
-
-def explain_lost(error: RuntimeError) -> str | None:
-    """What to tell the user of an exchange with other processes that failed; None for any other error."""
-    if not (isinstance(error, dist.DistError) or "gloo/" in str(error)):
-        return None
-    reason = re.sub(r"^\[\S*?/gloo/\S+\] |\. This is typically.*", "", str(error).splitlines()[0])
-    return (
-        f"process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')} on {socket.gethostname()} lost the "
-        f"others: {reason}. A process or machine has ended, the network is cut, or one was busy for longer than "
-        "run.timeout; the same command on all machines with run.resume=auto goes on from the last checkpoint"
-    )
 
 
 @dataclass(frozen=True)
@@ -154,8 +101,9 @@ class Groups:
         if processes == 1:
             return cls(trajectories, processes, rank, groups, device)
         ranks = torch.arange(processes).view(groups, -1)
-        data_group, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
-        column, _ = dist.new_subgroups_by_enumeration(ranks.T.tolist(), timeout=timeout)
+        with ending_in_time(timeout):
+            data_group, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
+            column, _ = dist.new_subgroups_by_enumeration(ranks.T.tolist(), timeout=timeout)
         sharded = sharded and groups < processes
         return cls(trajectories, processes, rank, groups, device, sharded, data_group, column)
 
@@ -245,12 +193,13 @@ class Groups:
             if tensors is not source:
                 torch._foreach_copy_(list(tensors), list(source))
 
-    def collect_in_group(self, values: Sequence[T]) -> list[T]:
-        """Plain values of all processes of the group, in their order, on each of them."""
-        if self.group_size == 1:
+    def collect(self, values: Sequence[T], everywhere: bool = False) -> list[T]:
+        """Plain values of all processes of the group, or of all there are, in their order, on each of them."""
+        size = self.processes if everywhere else self.group_size
+        if size == 1:
             return list(values)
-        gathered: list[list[T]] = [[] for _ in range(self.group_size)]
-        dist.all_gather_object(gathered, list(values), group=self.data_group)
+        gathered: list[list[T]] = [[] for _ in range(size)]
+        dist.all_gather_object(gathered, list(values), group=None if everywhere else self.data_group)
         return [value for part in gathered for value in part]
 
     def broadcast_from_main(self, tensors: Sequence[Tensor]) -> None:
@@ -303,41 +252,6 @@ class Groups:
         total = tensor.to(self.device, copy=True)
         dist.all_reduce(total, group=group)
         return total.to(tensor.device)
-
-
-def agree(action: Callable[[], T], one_first: bool = False) -> T:
-    """Run on every process an action that may fail on some; then it fails on all, with the first message.
-
-    Args:
-        action: what to run; it must not communicate.
-        one_first: one process of each machine runs it before the others (to fill a cache once).
-
-    Raises:
-        UserError: if the action raised it on any process.
-    """
-    if not dist.is_initialized():
-        return action()
-    result, problem = None, None
-    own_turn = 1 if one_first and int(os.environ.get("LOCAL_RANK") or 0) else 0
-    for turn in range(2 if one_first else 1):
-        if turn == own_turn:
-            try:
-                result = action()
-            except UserError as error:
-                problem = str(error)
-        problems: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(problems, problem)
-        failed = [rank for rank, text in enumerate(problems) if text is not None]
-        if failed:
-            where = "" if len(failed) == len(problems) or one_first else f" (on process {failed[0]})"
-            raise UserError(f"{problems[failed[0]]}{where}")
-    return result  # type: ignore[return-value]
-
-
-def leave() -> None:
-    """Say good-bye to the other processes, if there are any."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 @torch.no_grad()

@@ -18,8 +18,9 @@ from ohl_accel.augment import Augmentation
 from ohl_accel.data import Data, open_data
 from ohl_accel.display import Display
 from ohl_accel.errors import UserError
-from ohl_accel.groups import Groups, agree, check_launch, choose_interface
+from ohl_accel.groups import Groups
 from ohl_accel.hub import check_access, publish
+from ohl_accel.launch import agree, check_launch, choose_interface, ending_in_time
 from ohl_accel.metrics import keep_lines_before
 from ohl_accel.network import create_network
 from ohl_accel.policies import TorchvisionPolicy, open_policy, settle
@@ -93,12 +94,13 @@ def start_accelerator(section: RunSection | None) -> Accelerator:
     timeout = timedelta(seconds=section.timeout if section else 1800)
     choose_interface()
     try:
-        accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),
-            mixed_precision=section.mixed_precision if section else None,
-            step_scheduler_with_optimizer=False,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
-        )
+        with ending_in_time(timeout):
+            accelerator = Accelerator(
+                cpu=not torch.cuda.is_available(),
+                mixed_precision=section.mixed_precision if section else None,
+                step_scheduler_with_optimizer=False,
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+            )
     except ValueError as error:
         raise UserError(f"Accelerate cannot start: {error}") from error
     check_launch(accelerator.num_processes)
@@ -137,7 +139,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display, learn_po
     agree(lambda: check_installed(recipe.track))
     agree(lambda: _check_hub(recipe, accelerator, display))
     folder = agree(lambda: _open_folder(recipe, accelerator))
-    data = agree(lambda: open_data(recipe), one_first=True)
+    data = agree(lambda: open_data(recipe), one_first=True, long=True)
     side = min(data.schema.size)
     policy = agree(lambda: _open_policy(recipe, data, side, learn_policy), one_first=True)
     recipe = data.resolve(recipe).with_values(
@@ -275,19 +277,19 @@ def _resume_or_begin(run: Run) -> None:
                 run.policy.save(folder / run_folder.POLICY_FILE)
     if folder is not None:
         folder.write_text(run_folder.RECIPE_FILE, recipe.to_yaml())
-        if run.data.heldout_record is not None:
-            folder.write_json(run_folder.HELDOUT_FILE, run.data.heldout_record)
+        if run.data.record:
+            folder.write_json(run_folder.HELDOUT_FILE, run.data.record)
 
 
 def _check_same_images(file: Path, data: Data) -> None:
     """Refuse to go on with a stream whose images, labels or order are not those the run began with."""
     then = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    now = data.heldout_record or {}
-    if then.get("fingerprint") != now.get("fingerprint"):
-        raise UserError(
-            f"run.dir={file.parent} holds a run on other images: those of {data.train.description} have changed since "
-            "it began; give the same files to go on with it, or choose another run.dir"
-        )
+    for key, images in (("fingerprint", data.train), ("heldout_fingerprint", data.heldout)):
+        if images is not None and then.get(key) != data.record.get(key):
+            raise UserError(
+                f"run.dir={file.parent} holds a run on other images: those of {images.description} have changed "
+                "since it began; give the same files to go on with it, or choose another run.dir"
+            )
 
 
 def _provenance(recipe: Recipe, data: Data) -> dict[str, object]:

@@ -27,7 +27,8 @@ from ohl_accel.display import Display
 from ohl_accel.elements import ELEMENTS, NUM_OPERATIONS, elements_of
 from ohl_accel.errors import RunFailedError, UserError
 from ohl_accel.evaluation import partial_scores, total_scores
-from ohl_accel.groups import Groups, agree
+from ohl_accel.groups import Groups
+from ohl_accel.launch import agree
 from ohl_accel.metrics import Phases, amend_last_line, append_line, read_metrics
 from ohl_accel.network import create_network, save_network
 from ohl_accel.policies import TorchvisionPolicy
@@ -47,6 +48,8 @@ from ohl_accel.trajectory import Trajectory
 
 SAMPLES = 32
 """Training images on a dashboard's picture."""
+LOOK_EVERY = 100
+"""Inner steps after which the undecodable images so far are counted: an outer step may be a long epoch."""
 
 
 @dataclass
@@ -91,7 +94,12 @@ class Run:
         return ahead_on_device(batches, device)
 
     def train(self, batches: Iterator[Batch], outer_step: int, phases: Phases, display: Display) -> None:
-        """The inner loop of Algorithm 1: I inner steps of every hosted trajectory, on the same batches."""
+        """The inner loop of Algorithm 1: I inner steps of every hosted trajectory, on the same batches.
+
+        Raises:
+            RunFailedError: as soon as more images were replaced than the whole outer step may have.
+        """
+        planned = self.inner_steps * self.recipe.inner.batch_size
         for trajectory in self.hosted:
             trajectory.begin_outer_step()
         for step in range(outer_step * self.inner_steps, (outer_step + 1) * self.inner_steps):
@@ -101,6 +109,8 @@ class Run:
             for trajectory in self.hosted:
                 trajectory.inner_step(images, labels, step, self.policy)
             display.inner_step()
+            if (step + 1) % LOOK_EVERY == 0:
+                self._end_if_corrupt(outer_step, self.data.train, planned)
 
     def validate(self, outer_step: int, look: bool = True) -> dict[str, Tensor]:
         """End an outer step and score every trajectory on the held-out images.
@@ -163,36 +173,50 @@ class Run:
         with phases("track"):
             dashboards.outer_step(line, lambda: pictures_of(self, line["outer_step"]))
 
-    def count_replaced(self, outer_step: int, images: Images | None) -> int:
-        """How many different images of a split could not be decoded since the last call, in a group.
+    def count_replaced(self, outer_step: int, images: Images | None, everywhere: bool = False) -> int:
+        """How many different images of a split could not be decoded since the last call.
 
         Images in memory count each time; those that were not met before are logged in the run folder.
 
         Args:
             outer_step: that ends, from 0.
             images: of the split; None counts as empty.
+            everywhere: whether all processes have shared the split; otherwise each group has gone through it.
 
         Raises:
             RunFailedError: if they are more than `data.max_corrupt` of those decoded.
         """
         if images is None:
             return 0
-        tally = images.tally
+        different = self._end_if_corrupt(outer_step, images, everywhere=everywhere)
         if not images.kept:
             images.tally = Tally()
-        decoded = self.groups.sum_in_group(torch.tensor(float(tally.decoded), dtype=torch.float64)).item()
-        replaced = self.groups.collect_in_group(tally.replaced)
+        return different
+
+    def _end_if_corrupt(
+        self, outer_step: int, images: Images, planned: int | None = None, everywhere: bool = False
+    ) -> int:
+        """As `count_replaced`, but the count goes on; of a stretch that is under way, with its `planned` images."""
+        groups, allowed, tally = self.groups, self.recipe.data.corrupt_fraction, images.tally
+        add = groups.sum_in_world if everywhere else groups.sum_in_group
+        decoded, bad = add(torch.tensor([tally.decoded, len(tally.replaced)], dtype=torch.float64)).tolist()
+        whole = decoded if planned is None or images.kept else planned
+        too_many = bad > allowed * whole
+        if planned is not None and not too_many:
+            return 0
+        replaced = groups.collect(tally.replaced, everywhere)
         different = list(dict.fromkeys(replaced))
         if self.folder is not None and different:
             logged = {line["image"] for line in read_metrics(self.folder / REPLACED_FILE)}
             for one in different:
                 if one.image not in logged:
                     append_line(self.folder / REPLACED_FILE, {"outer_step": outer_step, **asdict(one)})
-        if len(replaced) > self.recipe.data.corrupt_fraction * decoded:
+        if too_many:
+            of = f"{decoded:.0f}" if whole == decoded else f"the first {decoded:.0f} of {whole}"
             raise RunFailedError(
-                f"{len(replaced)} of {decoded:.0f} images of {images.description} could not be decoded, more than "
-                f"data.max_corrupt={self.recipe.data.corrupt_fraction:g} allows; {REPLACED_FILE} in "
-                f"{self.recipe.run.dir} names them, the first is {replaced[0].image}: {replaced[0].why}"
+                f"{bad:.0f} of {of} images of {images.description} could not be decoded, more than "
+                f"data.max_corrupt={allowed:g} allows; {REPLACED_FILE} in {self.recipe.run.dir} names them, the "
+                f"first is {replaced[0].image}: {replaced[0].why}"
             )
         return len(different)
 
@@ -236,7 +260,7 @@ class Run:
         images = groups.trajectories * recipe.outer.steps * self.inner_steps * recipe.inner.batch_size
         result: dict[str, Any] = {"outer_steps": recipe.outer.steps, "images_trained_on": images}
         try:
-            test = agree(data.open_test, one_first=True)
+            test = agree(data.open_test, one_first=True, long=True)
         except UserError as error:
             raise UserError(
                 f"the run is finished and saved in {recipe.run.dir}, but the test split cannot be used: {error}. "
@@ -254,7 +278,7 @@ class Run:
                 recipe.data.workers,
                 groups.sharded,
             )
-            self.count_replaced(recipe.outer.steps, test)
+            self.count_replaced(recipe.outer.steps, test, everywhere=True)
             (score,) = total_scores(groups.sum_in_world(parts), len(test))
             result |= {
                 "test_accuracy": score.accuracy,

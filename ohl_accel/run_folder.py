@@ -95,7 +95,7 @@ class RunFolder:
             RESULT_FILE: "the test result",
             RECIPE_FILE: "reproduces the run",
             REPLACED_FILE: "images that could not be decoded, and what took their places",
-            HELDOUT_FILE: "which training images scored the trajectories",
+            HELDOUT_FILE: "which images scored the trajectories, and hashes of those of a stream",
             CHECKPOINTS: "where run.resume=auto goes on from",
             TENSORBOARD: "for tensorboard --logdir",
             WANDB: "for wandb sync",

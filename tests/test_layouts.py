@@ -13,7 +13,8 @@ import torch
 from conftest import KEEP, REPOSITORY, final_state, launch, start, wait_for_checkpoint
 
 from ohl_accel.errors import UserError
-from ohl_accel.groups import _buckets, check_launch, checksum, choose_groups
+from ohl_accel.groups import _buckets, checksum, choose_groups
+from ohl_accel.launch import check_launch
 
 
 @pytest.mark.parametrize("processes", [2, 4])

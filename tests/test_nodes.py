@@ -9,10 +9,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import exchanges
+import kubeflow_trainer_api.models as kubeflow
 import pytest
 import yaml
 from conftest import REPOSITORY, SMALL, final_state, start, wait_for_checkpoint
 from hosts import TwoHosts
+
+from ohl_accel.groups import choose_groups
+from ohl_accel.recipe import Recipe
 
 PORT = "29511"
 TIMEOUT = 20.0
@@ -74,6 +79,36 @@ def test_a_cut_cable_and_after(hosts: TwoHosts, undisturbed: Path, tmp_path: Pat
     assert "going on after outer step" in outputs[0]
     assert final_state(tmp_path / "host0") == final_state(undisturbed)
     assert not (tmp_path / "host1").exists()
+
+
+def test_every_exchange_over_a_cut_cable(hosts: TwoHosts, tmp_path: Path) -> None:
+    """Each ends in time on both hosts and says why; so does a process that waits for one that never comes."""
+    programs = [
+        subprocess.Popen(
+            [*hosts.on(host), sys.executable, "tests/exchanges.py", str(host), tmp_path],
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "ACCELERATE_USE_CPU": "true"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for host in range(2)
+    ]
+    pairs = [(kind, host) for kind in exchanges.KINDS for host in range(2) if (kind, host) != ("joining", 1)]
+    end = time.monotonic() + 120
+    while not all((tmp_path / f"{kind}-{host}.going").exists() for kind, host in pairs if kind != "joining"):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    hosts.cut()
+    cut = time.monotonic()
+    outputs = [program.communicate(timeout=120)[0] for program in programs]
+    assert time.monotonic() - cut < 2 * exchanges.TIMEOUT.total_seconds() + ENDING
+    assert sorted("".join(outputs).split()) == sorted([part for kind, _ in pairs for part in (kind, "1")])
+    for kind, host in pairs:
+        said = (tmp_path / f"{kind}-{host}.out").read_text()
+        assert said.count(f"error: process {host} of 2 on ") == said.count(" lost the others: ") == 1, said
+        assert "run.resume=auto goes on from the last checkpoint" in said
+        assert "Traceback" not in said
+    assert "1/2 clients joined. " in (tmp_path / "joining-0.out").read_text()
 
 
 def test_slurm_script(hosts: TwoHosts, undisturbed_pair: Path, tmp_path: Path) -> None:
@@ -170,15 +205,58 @@ def test_slurm_script_needs_to_know_the_processes(tmp_path: Path) -> None:
     assert "set PROCESSES to the number of processes of each machine" in output
 
 
+KUBEFLOW = {
+    "PersistentVolumeClaim": kubeflow.IoK8sApiCoreV1PersistentVolumeClaim,
+    "TrainingRuntime": kubeflow.TrainerV1alpha1TrainingRuntime,
+    "TrainJob": kubeflow.TrainerV1alpha1TrainJob,
+}
+FREE = {"labels", "requests", "limits"}
+"""Fields of Kubernetes whose keys are the user's."""
+
+
+def kubeflow_manifest() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((REPOSITORY / "cluster" / "kubeflow.yaml").read_text()))
+
+
+def fits_the_api(document: dict[str, Any]) -> bool:
+    """Whether Kubeflow's own models, made from its CRDs, take a document as it is: they drop what they do not know."""
+    try:
+        return bool(KUBEFLOW[document["kind"]].from_dict(document).to_dict() == document)
+    except (KeyError, ValueError):  # a required field is missing, or a value has another type
+        return False
+
+
+def fields_of(value: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each mapping with fields in a document, and each field."""
+    if isinstance(value, dict):
+        for field, part in list(value.items()):
+            yield value, field
+            if field not in FREE:
+                yield from fields_of(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from fields_of(part)
+
+
+def test_kubeflow_manifest_fits_the_api() -> None:
+    """Every field; each of them, misspelt, is noticed."""
+    for document in kubeflow_manifest():
+        assert fits_the_api(document)
+        fields = list(fields_of(document))
+        assert len(fields) > 7
+        for mapping, field in fields:
+            before = dict(mapping)
+            mapping[f"{field}s"] = mapping.pop(field)
+            assert not fits_the_api(document), field
+            mapping.clear()
+            mapping |= before
+        assert fits_the_api(document)
+
+
 def test_kubeflow_manifest_is_consistent() -> None:
-    """No cluster and no schema here: that its parts name each other rightly and the recipe is ours."""
-    documents = list(yaml.safe_load_all((REPOSITORY / "cluster" / "kubeflow.yaml").read_text()))
-    claim, runtime, job = documents
-    assert [document["kind"] for document in documents] == [
-        "PersistentVolumeClaim",
-        "TrainingRuntime",
-        "TrainJob",
-    ]
+    """Its parts name each other rightly, and the recipe is ours and fits the machines."""
+    claim, runtime, job = kubeflow_manifest()
+    assert [document["kind"] for document in (claim, runtime, job)] == list(KUBEFLOW)
     for document in (runtime, job):
         assert document["apiVersion"] == "trainer.kubeflow.org/v1alpha1"
     reference = job["spec"]["runtimeRef"]
@@ -193,9 +271,17 @@ def test_kubeflow_manifest_is_consistent() -> None:
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     assert set(mounts.values()) == set(volumes)
     assert volumes[mounts["/runs"]]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    environment = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert environment["HF_HOME"].startswith("/runs/")
     trainer = job["spec"]["trainer"]
-    module, recipe, *overrides = trainer["args"][1:]
+    module, path, *overrides = trainer["args"][1:]
     assert (trainer["command"], trainer["args"][0], module) == (["torchrun"], "-m", "ohl_accel.search")
-    assert (REPOSITORY / recipe.lstrip("/")).is_file()
-    assert "run.resume=auto" in overrides
-    assert f"run.dir={next(iter(mounts))}/" in "".join(overrides)
+    recipe = Recipe.load(str(REPOSITORY / path.lstrip("/")), overrides)
+    assert recipe.run.resume == "auto"
+    assert recipe.run.dir.startswith("/runs/")
+    resources = trainer["resourcesPerNode"]
+    gpus = int(resources["limits"]["nvidia.com/gpu"])
+    assert int(resources["requests"]["nvidia.com/gpu"]) == gpus  # or Trainer starts a process for each core
+    assert int(resources["requests"]["cpu"]) >= gpus * recipe.data.workers
+    assert choose_groups(recipe.outer.trajectories, trainer["numNodes"] * gpus, None) == trainer["numNodes"]
+    assert recipe.inner.batch_size % gpus == 0

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import tarfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import REPOSITORY, SMALL, final_state, launch
+from conftest import REPOSITORY, SMALL, final_state, launch, wait_for_checkpoint
 from hub_server import Fault, HubServer
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms import functional as tv
 
+from ohl_accel import run as run_module
 from ohl_accel.data import (
     Blocks,
     Data,
@@ -46,6 +49,7 @@ from ohl_accel.errors import ProcessFailedError, RunFailedError, UserError
 from ohl_accel.metrics import read_metrics
 from ohl_accel.recipe import RandomResizedCropSection, Recipe
 from ohl_accel.search import search
+from ohl_accel.train import train
 
 COUNT, BATCH, CLASSES = 118, 12, ("cat", "dog", "eel")
 DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
@@ -212,8 +216,7 @@ def test_an_image_that_is_there_twice_is_never_on_both_sides(tmp_path: Path, pic
     trained = [level for images, _ in batches(data.train, last=30) for level in levels_of(images)]
     assert not heldout & set(trained)
     assert heldout | set(trained) == set(range(COUNT))
-    assert data.heldout_record is not None
-    assert len(set(data.heldout_record["hashes"])) == len(heldout)
+    assert len(set(data.record["hashes"])) == len(heldout)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create .* worker processes")
@@ -322,14 +325,33 @@ def test_the_pass_does_not_decode_and_is_made_once(
     assert len(scanned) == 4
     again = open_data(recipe(folder, in_memory=False, heldout=30))
     assert len(scanned) == 4
-    assert first.heldout_record is not None
-    assert again.heldout_record is not None
-    assert set(first.heldout_record["rows"]) < set(again.heldout_record["rows"])
-    assert first.heldout_record["fingerprint"] == again.heldout_record["fingerprint"]
+    assert set(first.record["rows"]) < set(again.record["rows"])
+    assert first.record["fingerprint"] == again.record["fingerprint"]
     shutil.copy(folder / "train-00001-of-00004.parquet", folder / "train-00002-of-00004.parquet")
-    assert open_data(recipe(folder, in_memory=False)).heldout_record != first.heldout_record
+    assert open_data(recipe(folder, in_memory=False)).record != first.record
     assert len(scanned) == 5  # only the file that has changed
     assert sorted({path.suffix for path in cache.iterdir()}) == [".bytes", ".lock", ".npz"]
+
+
+def test_machines_that_share_the_cache_share_the_pass(
+    tmp_path: Path, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is read once, by one of them; both get the same index."""
+    folder = write_parquet(tmp_path / "data", pictures, cuts=range(4, 118, 4))
+    scanned: list[tuple[str, int]] = []
+    scan = shards_module.scan
+
+    def slow(urls: Sequence[str], image_column: str, label_column: str, retries: int) -> Any:
+        time.sleep(0.05)
+        scanned.extend((url, retries) for url in urls)
+        return scan(urls, image_column, label_column, retries)
+
+    monkeypatch.setattr(index_module, "scan", slow)
+    with ThreadPoolExecutor(2) as machines:  # told apart by `data.retries`
+        made = machines.map(lambda retries: open_data(recipe(folder, retries=retries)).record, (3, 4))
+    assert len({str(record) for record in made}) == 1
+    assert Counter(url for url, _ in scanned) == {str(file): 1 for file in folder.iterdir()}
+    assert min(Counter(machine for _, machine in scanned).values()) >= 8
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -659,9 +681,89 @@ def test_a_search_on_a_stream(colours: Path, tmp_path: Path) -> None:
     assert final_state(folders[0]) == before
 
 
+@pytest.mark.parametrize("changed", ["train", "validation"])
+def test_a_stream_that_has_changed_is_not_gone_on_with(
+    pictures: list[Picture], tmp_path: Path, changed: str
+) -> None:
+    """Also where nothing is held out of it."""
+    for split in ("train", "validation"):
+        shards = write_parquet(tmp_path / split, pictures, cuts=(60,))
+        for file in shards.iterdir():
+            (tmp_path / "data").mkdir(exist_ok=True)
+            file.rename(tmp_path / "data" / file.name.replace("train", split))
+    overrides = [
+        *SMALL,
+        *stream_overrides(tmp_path / "data"),
+        f"run.dir={tmp_path / 'run'}",
+        "data.test_split=null",
+    ]
+    overrides += ["data.heldout=null", "outer.steps=1", "run.resume=auto", "augment.policy=none"]
+    if changed == "validation":
+        overrides.append("data.heldout_split=validation")
+    train(DIGITS, overrides)
+    train(DIGITS, overrides)
+    shard = tmp_path / "data" / f"{changed}-00001-of-00002.parquet"
+    pq.write_table(pq.read_table(shard).slice(1), shard)
+    with pytest.raises(
+        UserError, match=f"holds a run on other images: those of split '{changed}' of .* have changed"
+    ):
+        train(DIGITS, overrides)
+
+
+def test_a_shard_that_goes_missing_on_one_machine(pictures: list[Picture], tmp_path: Path) -> None:
+    """Both processes end soon: that one names the file, the other one says that it lost it."""
+    processes = []
+    for rank in range(2):
+        overrides = stream_overrides(write_parquet(tmp_path / f"machine{rank}", pictures))
+        overrides += [f"run.dir={tmp_path / f'run{rank}'}", "data.retries=1", "data.test_split=null"]
+        overrides += [*SMALL, "outer.steps=9999", "outer.groups=1"]
+        launched = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        launched |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29515", "ACCELERATE_USE_CPU": "true"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ohl_accel.search", DIGITS, *overrides],
+            cwd=REPOSITORY,
+            env={**os.environ, **launched, "HF_HOME": str(tmp_path / "home")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        processes.append(process)
+    wait_for_checkpoint(processes[0], tmp_path / "run0", "step-000001")
+    (tmp_path / "machine1" / "train-00001-of-00004.parquet").unlink()
+    went = time.monotonic()
+    lost, failed = [process.communicate(timeout=120)[0] for process in processes]
+    assert time.monotonic() - went < 60  # run.timeout is 1,800
+    assert [process.returncode for process in processes] == [1, 1]
+    assert re.fullmatch(
+        r"error: .*/machine1/train-00001-of-00004.parquet cannot be read, tried 2 times .*\n", failed
+    )
+    assert re.match(
+        r"error: process 0 of 2 on .* lost the others: .*run.resume=auto goes on", lost.splitlines()[-1]
+    )
+    assert "Traceback" not in lost
+
+
 def test_too_many_corrupt_images_stop_a_search(colours: Path, tmp_path: Path) -> None:
     with pytest.raises(
         RunFailedError, match=r"[1-6] of \d+ images of split .* could not be decoded, more than"
     ):
         search(DIGITS, [*SMALL, *stream_overrides(colours), f"run.dir={tmp_path}", "data.max_corrupt=0.001"])
     assert "image" in read_metrics(tmp_path / "replaced.jsonl")[0]
+
+
+def test_too_many_corrupt_images_stop_a_long_outer_step(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as it is certain, not at its end; and no sooner."""
+    monkeypatch.setattr(run_module, "LOOK_EVERY", 1)
+    overrides = [*SMALL, *stream_overrides(colours), f"run.dir={tmp_path}", "outer.inner_steps=500"]
+    message = (
+        r"^11 of the first (\d+) of 10000 images of split 'train' of .* could not be decoded, more than "
+        r"data.max_corrupt=0.001 allows; replaced.jsonl in .* names them, the first is image \d+ of .*parquet .*: \w"
+    )
+    with pytest.raises(RunFailedError, match=message) as caught:
+        search(DIGITS, [*overrides, "data.max_corrupt=0.001"])
+    decoded = int(re.match(message, str(caught.value))[1])  # type: ignore[index]
+    assert 11 * 15 < decoded < 11 * 60  # 6 of 160 are damaged
+    assert len(read_metrics(tmp_path / "replaced.jsonl")) <= 6
+    assert read_metrics(tmp_path / "metrics.jsonl") == []

@@ -12,7 +12,7 @@ PACKAGE = REPOSITORY / "ohl_accel"
 
 LAYERS = [
     {"elements", "draws", "errors", "sharding"},
-    {"download"},
+    {"download", "launch"},
     {"recipe", "kernels", "policy", "models", "groups"},
     {"policies", "data", "transform"},
     {"augment", "network"},
@@ -27,7 +27,7 @@ LAYERS = [
 """Modules and packages; each imports from layers above its own in this list, or from its own package."""
 
 ONLY_IN = {
-    "torch.distributed": {"groups", "sharding"},
+    "torch.distributed": {"groups", "launch", "sharding"},
     "huggingface_hub": {"download", "hub"},
     "jinja2": {"report"},
 }

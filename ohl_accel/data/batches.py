@@ -143,7 +143,7 @@ def training_batches(
         return
     workers = min(workers, len(order.own))
     shelf = _Shelf(images.decoding, len(order.own), _BATCHES_AHEAD + 1 if workers else 1)
-    parts = iter(_loader(_Columns(images, order, crop, shelf), workers, _BATCHES_AHEAD))
+    parts = _loader(_Columns(images, order, crop, shelf), workers, _BATCHES_AHEAD)
     for place in range(len(order)):
         yield shelf.take(place, images, list(islice(parts, max(1, workers))), pin)
 
@@ -187,7 +187,7 @@ def evaluation_batches(
         return
     workers = min(workers, len(chunks))
     shelf = _Shelf(images.decoding, min(batch_size, len(images)), workers * (_CHUNKS_AHEAD + 1) or 1)
-    parts = iter(_loader(_Chunks(images, batch_size, chunks, shelf), workers, _CHUNKS_AHEAD))
+    parts = _loader(_Chunks(images, batch_size, chunks, shelf), workers, _CHUNKS_AHEAD)
     for place, chunk in enumerate(chunks):
         yield chunk, shelf.take(place, images, [next(parts)])
 
@@ -290,8 +290,8 @@ class _Chunks(Dataset[Part]):
             return error
 
 
-def _loader(dataset: Dataset[Part], workers: int, ahead: int) -> DataLoader[Part]:
-    return DataLoader(
+def _loader(dataset: Dataset[Part], workers: int, ahead: int) -> Iterator[Part]:
+    loader = DataLoader(
         dataset,
         batch_size=None,
         num_workers=workers,
@@ -299,6 +299,10 @@ def _loader(dataset: Dataset[Part], workers: int, ahead: int) -> DataLoader[Part
         prefetch_factor=ahead if workers else None,
         generator=torch.Generator(),
     )
+    try:
+        yield from loader
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # while a batch was handed over
+        raise RuntimeError(f"DataLoader worker is gone: {error}") from error
 
 
 def _as_is(batch: Any) -> Any:

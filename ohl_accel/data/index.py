@@ -7,17 +7,19 @@ runs, whatever their seeds.
 
 import hashlib
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ohl_accel.data.shards import (
@@ -140,20 +142,23 @@ class Index:
 def build_index(files: SplitFiles, image_column: str, label_column: str, retries: int) -> Index:
     """Index a split: from the cache, or by reading its files, several at a time.
 
+    Machines that share the cache share the work: each takes the next file that no other one is at.
+
     Raises:
         UserError: naming a file that cannot be read, or lacks a column.
     """
     step = 1 if files.urls[0].endswith((".parquet", ".tar")) else _FILES_AT_ONCE
     report = _Report(len(files.urls))
 
-    def find(first: int) -> Findings:
+    def find(first: int, wait: bool = True) -> Findings | None:
         urls, stamps = files.urls[first : first + step], files.stamps[first : first + step]
         path = _cached(*urls, *stamps, image_column, label_column, ending="npz")
 
         def write(file: BinaryIO) -> None:
             np.savez(file, **vars(scan(urls, image_column, label_column, retries)))
 
-        _write_once(path, write)
+        if not _write_once(path, write, wait):
+            return None
         report.add(len(urls))
         with np.load(path, allow_pickle=False) as arrays:
             found = Findings(**arrays)
@@ -162,11 +167,13 @@ def build_index(files: SplitFiles, image_column: str, label_column: str, retries
 
     with ThreadPoolExecutor(_THREADS) as threads:
         try:
-            parts = list(threads.map(find, range(0, len(files.urls), step)))
+            firsts = range(0, len(files.urls), step)
+            parts = list(threads.map(partial(find, wait=False), firsts))
+            parts = list(threads.map(lambda first, part: part or find(first), firsts, parts))
         except UserError:
             threads.shutdown(cancel_futures=True)
             raise
-    return Index(files.urls, joined(parts), image_column, retries)
+    return Index(files.urls, joined([part for part in parts if part is not None]), image_column, retries)
 
 
 class _Report:
@@ -188,23 +195,35 @@ def _cached(*key: str, ending: str) -> Path:
     return Path(datasets.config.HF_DATASETS_CACHE) / "ohl_accel" / f"{name}.{ending}"
 
 
-def _write_once(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def _write_once(path: Path, write: Callable[[BinaryIO], None], wait: bool = True) -> bool:
     """Make a file of the cache, whole or not at all, unless it is there; of several processes one does it.
+
+    Args:
+        path: of the file.
+        write: its content.
+        wait: while another process makes it.
+
+    Returns:
+        Whether it is there.
 
     Raises:
         UserError: if the disk does not take it.
     """
     if path.exists():
-        return
-    aside = path.with_suffix(".partial")
+        return True
+    # a name of this machine's own: not every shared file system has locks between machines
+    aside = path.with_suffix(f".{socket.gethostname()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with FileLock(path.with_suffix(".lock")).acquire(blocking=wait):
             if not path.exists():
                 with aside.open("wb") as file:
                     write(file)
                     file.flush()
                     os.fsync(file.fileno())
                 aside.replace(path)
+    except Timeout:
+        return False
     except OSError as error:
         raise UserError(f"the cache of data sets cannot be written (HF_HOME moves it): {error}") from error
+    return True

@@ -37,18 +37,22 @@ class Data:
     std: tuple[float, ...]
 
     @property
-    def heldout_record(self) -> dict[str, Any] | None:
-        """What the run folder keeps of the held-out images; None where they are a split of their own.
+    def record(self) -> dict[str, Any]:
+        """What the run folder keeps of the images; empty where there is nothing that could not be found again.
 
-        Of a stream also the images' hashes, and the fingerprint of the split: images, labels, order.
+        The held-out rows of the training split; of a stream their hashes and the fingerprint of the split (images,
+        labels, order), also of the split that `data.heldout_split` names.
         """
-        if self.heldout_rows is None:
-            return None
-        record: dict[str, Any] = {"split": self.section.train_split, "rows": self.heldout_rows}
+        record: dict[str, Any] = {}
+        if self.heldout_rows is not None:
+            record |= {"split": self.section.train_split, "rows": self.heldout_rows}
         if isinstance(self.train.source, Shards):
             index = self.train.source.index
-            hashes = index.found.hash[self.heldout_rows].tolist()
-            record |= {"fingerprint": index.fingerprint, "hashes": [f"{value:016x}" for value in hashes]}
+            record["fingerprint"] = index.fingerprint
+            if self.heldout_rows is not None:
+                record["hashes"] = [f"{value:016x}" for value in index.found.hash[self.heldout_rows].tolist()]
+            elif self.heldout is not None and isinstance(self.heldout.source, Shards):
+                record["heldout_fingerprint"] = self.heldout.source.index.fingerprint
         return record
 
     def open_test(self) -> Images | None:

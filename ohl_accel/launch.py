@@ -1,0 +1,173 @@
+"""The launch that this process belongs to: whether processes see each other, agree, and what to say when they do not.
+
+Nobody waits for ever: what torch does not bound by `run.timeout` is bound here.
+"""
+
+import os
+import re
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from typing import TypeVar
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from ohl_accel.errors import UserError
+
+T = TypeVar("T")
+
+
+def check_launch(processes: int) -> None:
+    """Refuse single processes that a launcher started side by side and that do not see each other.
+
+    Raises:
+        UserError: if the launcher's environment speaks of another number of processes.
+    """
+    if processes > 1 and os.environ.get("WORLD_SIZE") == str(processes):
+        return  # Slurm, too, may have started something: a launcher on each machine
+    for variable in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        started = int(os.environ.get(variable) or 1)
+        if started != processes and (started > 1 or variable == "WORLD_SIZE"):
+            raise UserError(
+                f"the launcher started {started} processes ({variable}), but they do not see each other: each "
+                "would run alone. Start them with `accelerate launch --config_file accelerate_configs/...`, "
+                "or one process with `python -m`"
+            )
+
+
+def choose_interface() -> None:
+    """On several machines, let gloo use the network interface by which the main machine is reached.
+
+    By itself gloo takes the address of the host's name, which many systems set to 127.0.0.1: other
+    machines would then look for this one on themselves. GLOO_SOCKET_IFNAME, if set, is left as it is.
+    """
+    main = os.environ.get("MASTER_ADDR")
+    if main is None or os.environ.get("WORLD_SIZE") == os.environ.get("LOCAL_WORLD_SIZE"):
+        return
+    try:
+        family, _, _, _, address = socket.getaddrinfo(main, 1, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing
+            own = probe.getsockname()[0]
+    except OSError:
+        return  # the rendezvous will say what is wrong with the address
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address.split("%")[0] == own for entry in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def explain_lost(error: RuntimeError) -> str | None:
+    """What to tell the user of an exchange with other processes that failed; None for any other error."""
+    if not (isinstance(error, dist.DistError) or "gloo/" in str(error)):
+        return None
+    reason = str(error).splitlines()[0]
+    for pattern, plain in _REASONS.items():
+        reason = re.sub(pattern, plain, reason)
+    return _lost(reason)
+
+
+_REASONS = {
+    r"^\[\S*?/gloo/\S+\] |\. This is typically.*|\.$": "",
+    r"^wait timeout after (\d+)ms, keys: /default_pg/0//cpu//0/(\d+)$": r"waited \1 ms for process \2 to begin",
+}
+"""What torch and gloo say, and what is said instead."""
+
+
+def _lost(reason: str) -> str:
+    return (
+        f"process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')} on {socket.gethostname()} lost the "
+        f"others: {reason}. A process or machine has ended, the network is cut, or one was busy for longer than "
+        "run.timeout; the same command on all machines with run.resume=auto goes on from the last checkpoint"
+    )
+
+
+def _end(message: str) -> None:
+    """End this process from another thread, since its main one waits."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+@contextmanager
+def ending_in_time(timeout: timedelta) -> Iterator[None]:
+    """End this process, with what it has to say, if the processes are not connected in twice the time.
+
+    torch ends most waits itself; but it takes back a question to its store that was not answered in time, and
+    waits for the answer to that without end, where the store's machine is cut off.
+    """
+    seconds = 2 * timeout.total_seconds()
+    watch = threading.Timer(seconds, _end, [_lost(f"not connected after {seconds:g} s")])
+    watch.daemon = True
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
+
+
+def agree(action: Callable[[], T], one_first: bool = False, long: bool = False) -> T:
+    """Run on every process an action that may fail on some; then it fails on all, with the first message.
+
+    Args:
+        action: what to run; it must not communicate.
+        one_first: one process of each machine runs it before the others (to fill a cache once).
+        long: it may take longer than `run.timeout`.
+
+    Raises:
+        UserError: if the action raised it on any process.
+    """
+    if not dist.is_initialized():
+        return action()
+    result, problem = None, None
+    own_turn = 1 if one_first and int(os.environ.get("LOCAL_RANK") or 0) else 0
+    for turn in range(2 if one_first else 1):
+        with _pulse() if long else nullcontext():
+            if turn == own_turn:
+                try:
+                    result = action()
+                except UserError as error:
+                    problem = str(error)
+        problems: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(problems, problem)
+        failed = [rank for rank, text in enumerate(problems) if text is not None]
+        if failed:
+            where = "" if len(failed) == len(problems) or one_first else f" (on process {failed[0]})"
+            raise UserError(f"{problems[failed[0]]}{where}")
+    return result  # type: ignore[return-value]
+
+
+@contextmanager
+def _pulse() -> Iterator[None]:
+    """Until all processes are through: they tell each other every second that they live, or end if one does not.
+
+    Nothing else may be exchanged meanwhile.
+    """
+    nccl = dist.get_backend() == "nccl"
+    through = torch.zeros(1, device=torch.device("cuda", torch.cuda.current_device()) if nccl else "cpu")
+    done = threading.Event()
+
+    def beat() -> None:
+        try:
+            while not through.item():
+                done.wait(1)
+                through.fill_(done.is_set())
+                dist.all_reduce(through, op=dist.ReduceOp.MIN)
+        except RuntimeError as error:
+            _end(explain_lost(error) or str(error))
+
+    heart = threading.Thread(target=beat, daemon=True)
+    heart.start()
+    yield
+    done.set()
+    heart.join()
+
+
+def leave() -> None:
+    """Say good-bye to the other processes, if there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
