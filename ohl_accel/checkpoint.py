@@ -206,7 +206,7 @@ def _joined_optimizer(scalars: Mapping[str, Any], tensors: Mapping[str, Tensor])
     for name, value in tensors.items():
         index, key = name.split(".", 1)
         # step counters belong on the CPU; those that must not be are moved by load_state_dict
-        state[int(index)][key] = value.clone() if value.ndim else value.cpu()
+        state[int(index)][key] = value.clone() if value.ndim else value.to("cpu", copy=True)
     return {"state": state, "param_groups": scalars["param_groups"]}
 
 
