@@ -10,7 +10,7 @@ from pathlib import Path
 import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs
 from torch import nn
 
 from ohl_accel import __version__, checkpoint, run_folder
@@ -97,7 +97,8 @@ def start_accelerator(section: RunSection | None) -> Accelerator:
             cpu=not torch.cuda.is_available(),
             mixed_precision=section.mixed_precision if section else None,
             step_scheduler_with_optimizer=False,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+            # a network uses each weight once: a cache would only keep a copy of all of them, in bf16, to its end
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout), AutocastKwargs(cache_enabled=False)],
         )
     except ValueError as error:
         raise UserError(f"Accelerate cannot start: {error}") from error
