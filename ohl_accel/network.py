@@ -61,6 +61,7 @@ def outline_network(section: ModelSection, schema: Schema) -> nn.Module:
     Raises:
         UserError: as there, or if the network cannot be sharded.
     """
+    # trained weights, too, are for the process that has memory for them
     with torch.device("meta"):
         network = _build(section, schema, pretrained=False, checkpoint_path="")
     check_can_be_cut(network)
