@@ -38,8 +38,10 @@ ROUNDS = 5
 RECIPE = ["recipes/digits.yaml", "model.args.width=16", "outer.trajectories=8", "run.overwrite=true"]
 
 
-def launch(processes: int, *arguments: str, hosts: TwoHosts | None = None) -> str:
-    """Run this file's worker in so many processes, half of them on each host; what rank 0 prints."""
+def launch(
+    processes: int, *arguments: str, hosts: TwoHosts | None = None, module: str = "benchmarks.scaling"
+) -> str:
+    """Run a benchmark's worker in so many processes, half of them on each host; what rank 0 prints."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -57,7 +59,7 @@ def launch(processes: int, *arguments: str, hosts: TwoHosts | None = None) -> st
             "MASTER_ADDR": "127.0.0.1" if hosts is None else hosts.addresses[0],
             "MASTER_PORT": str(port),
         }
-        command = [*(hosts.on(host) if hosts else []), sys.executable, "-m", "benchmarks.scaling", *arguments]
+        command = [*(hosts.on(host) if hosts else []), sys.executable, "-m", module, *arguments]
         output = subprocess.PIPE if rank == 0 else subprocess.DEVNULL
         started.append(subprocess.Popen(command, env=environment, stdout=output, text=True))
     printed, _ = started[0].communicate()

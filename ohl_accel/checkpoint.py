@@ -22,7 +22,7 @@ from ohl_accel.groups import Groups
 from ohl_accel.policy import OuterOptimizer
 from ohl_accel.recipe import HubSection, Recipe
 from ohl_accel.run_folder import write_whole
-from ohl_accel.sharding import part_like, whole_on_cpu
+from ohl_accel.sharding import whole_on_cpu
 from ohl_accel.trajectory import Trajectory
 
 SCHEMA_VERSION = 1
@@ -53,11 +53,14 @@ def collect(trajectory: Trajectory, groups: Groups) -> Contents:
     Sharded tensors are put together by all processes of the group, one after the other; so every process
     calls it, and those that are not the main one get no tensors.
     """
-    if groups.rank >= (groups.group_size if groups.sharded else 1):
-        return {}, {}
     scalars, tensors = _split_optimizer(trajectory.optimizer)
     tensors |= {f"network.{name}": value for name, value in trajectory.network.state_dict().items()}
-    return scalars, whole_on_cpu(tensors, keep=groups.rank == 0)
+    return scalars, _whole_on_main(tensors, groups)
+
+
+def collect_network(trajectory: Trajectory, groups: Groups) -> dict[str, Tensor]:
+    """Of `collect`, the weights and buffers alone, by their names in the network."""
+    return _whole_on_main(trajectory.network.state_dict(), groups)
 
 
 def save(
@@ -157,23 +160,13 @@ def restore(
         Outer steps done.
     """
     document, tensors = contents or ({}, {})
-    shapes = {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
-    document, shapes = groups.share_from_main((document, shapes))
-    first, state = hosted[0], {}
-    examples = {f"network.{name}": value for name, value in first.network.state_dict().items()}
-    parameters = [parameter for group in first.optimizer.param_groups for parameter in group["params"]]
-    for name, (shape, dtype) in shapes.items():  # one after the other: they may not fit all at once
-        value = (
-            tensors[name].to(groups.device)
-            if tensors
-            else torch.empty(shape, dtype=dtype, device=groups.device)
-        )
-        groups.broadcast_from_main([value])
-        example = examples.get(name)
+    document, names = groups.share_from_main((document, list(tensors)))
+    examples = {f"network.{name}": value for name, value in hosted[0].network.state_dict().items()}
+    parameters = [value for group in hosted[0].optimizer.param_groups for value in group["params"]]
+    for name in names:
         if name.startswith("optimizer."):
-            parameter = parameters[int(name.split(".")[1])]
-            example = parameter if parameter.shape == value.shape else None
-        state[name] = value if example is None else part_like(value, example)
+            examples[name] = parameters[int(name.split(".")[1])]
+    state = dict(groups.hand_out(tensors, examples))
     for trajectory in hosted:
         trajectory.network.load_state_dict(under("network.", state))
         trajectory.optimizer.load_state_dict(
@@ -182,6 +175,12 @@ def restore(
     if outer is not None:
         outer.load_state({name: value.cpu() for name, value in under("policy.", state).items()})
     return int(document["outer_step"])
+
+
+def _whole_on_main(tensors: Mapping[str, Tensor], groups: Groups) -> dict[str, Tensor]:
+    if groups.rank >= (groups.group_size if groups.sharded else 1):
+        return {}
+    return whole_on_cpu(tensors, keep=groups.rank == 0)
 
 
 def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -207,7 +206,7 @@ def _joined_optimizer(scalars: Mapping[str, Any], tensors: Mapping[str, Tensor])
     for name, value in tensors.items():
         index, key = name.split(".", 1)
         # step counters belong on the CPU; those that must not be are moved by load_state_dict
-        state[int(index)][key] = value.clone() if value.ndim else value.cpu()
+        state[int(index)][key] = value.clone() if value.ndim else value.to("cpu", copy=True)
     return {"state": state, "param_groups": scalars["param_groups"]}
 
 

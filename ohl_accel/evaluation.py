@@ -54,9 +54,9 @@ def partial_scores(
         for place, network in enumerate(networks):
             scores[place, chunk] = outcomes_of(network(inputs), labels).sum(0)
     if in_step and 0 < scores.shape[1] % shares <= share:  # others have a chunk more
-        pixels, _ = images.__getitems__(range(1))
+        blank = torch.zeros(1, images.decoding.channels, *images.decoding.size, dtype=torch.uint8)
         for network in networks:
-            network(augmentation.normalize(pixels))
+            network(augmentation.normalize(blank))
     return scores
 
 

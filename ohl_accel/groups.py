@@ -7,7 +7,7 @@ exchange travels along columns, all columns at once. Only `launch` and `sharding
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from math import gcd
@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ohl_accel.errors import UserError
 from ohl_accel.launch import ending_in_time
-from ohl_accel.sharding import shard
+from ohl_accel.sharding import own_part, part_like, shard
 
 _BUCKET_BYTES = 25 * 2**20
 _CHECKSUM_ROW = 512
@@ -202,10 +202,40 @@ class Groups:
         dist.all_gather_object(gathered, list(values), group=None if everywhere else self.data_group)
         return [value for part in gathered for value in part]
 
-    def broadcast_from_main(self, tensors: Sequence[Tensor]) -> None:
-        """Give the main process's tensors to all, in place."""
-        if self.processes > 1:
-            _broadcast(tensors, 0, None)
+    @torch.no_grad()
+    def hand_out(
+        self, tensors: Mapping[str, Tensor], examples: Mapping[str, Tensor]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The main process's tensors on the device of every process, one after the other: they may not fit at once.
+
+        Args:
+            tensors: by name; looked at on the main process only.
+            examples: tensors of the same names: where one is sharded, each process gets its part alone.
+        """
+        described = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
+        for name, shape, dtype in self.share_from_main(described):
+            if self.rank == 0:
+                whole = tensors[name].to(self.device).contiguous()
+            else:
+                whole = torch.empty(shape, dtype=dtype, device=self.device)
+            if self.processes > 1:
+                dist.broadcast(whole, 0)
+            part = part_like(whole, examples.get(name, whole))
+            del whole  # before there is room for the next one
+            yield name, part
+
+    @torch.no_grad()
+    def fill(self, networks: Sequence[nn.Module], first: nn.Module | None) -> None:
+        """Give sharded networks their first values, those of buffers that are not saved, too.
+
+        Args:
+            networks: of the hosted trajectories.
+            first: the whole network, on the main process only.
+        """
+        hosted = [_tensors_of(network) for network in networks]
+        for name, part in self.hand_out(_tensors_of(first) if first is not None else {}, hosted[0]):
+            for tensors in hosted:
+                own_part(tensors[name]).copy_(own_part(part))
 
     def share_from_main(self, value: T) -> T:
         """Give the main process's plain value (numbers, text, lists) to all."""
@@ -276,6 +306,10 @@ def checksum(tensors: Sequence[Tensor]) -> Tensor:
 def _weighted(numbers: Tensor) -> Tensor:
     """Sum of int64 numbers, each times an odd number of its own, modulo 2^64: int64 []."""
     return (numbers * (2 * torch.arange(len(numbers), device=numbers.device) + 1)).sum()
+
+
+def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
 @torch.no_grad()

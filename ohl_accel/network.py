@@ -15,6 +15,7 @@ from ohl_accel.data import Schema
 from ohl_accel.draws import keyed_seed
 from ohl_accel.errors import UserError
 from ohl_accel.recipe import ModelSection
+from ohl_accel.sharding import check_can_be_cut
 
 NETWORK_FILES = ("model.safetensors", "config.json")
 
@@ -30,19 +31,9 @@ def create_network(section: ModelSection, schema: Schema, seed: int) -> nn.Modul
     Raises:
         UserError: for an unknown name, arguments that it does not take, or images that it cannot see.
     """
-    known = timm.list_models()
     classes, channels, (height, width) = len(schema.class_names), schema.channels, schema.size
-    if section.name not in known and ":" not in section.name and section.name.split(".")[0] not in known:
-        close = difflib.get_close_matches(section.name, known, 4)
-        hint = f"; did you mean {', '.join(close)}?" if close else "; timm.list_models() lists them"
-        raise UserError(f"model.name={section.name}: timm has no such network{hint}")
     torch.manual_seed(keyed_seed(seed, "weights"))
-    try:
-        network: nn.Module = timm.create_model(
-            section.name, **{"num_classes": classes, "in_chans": channels, **section.args}
-        )
-    except Exception as error:
-        raise UserError(f"model.name={section.name}, model.args={section.args}: {error}") from error
+    network = _build(section, schema)
     try:
         with torch.no_grad():
             outputs = network.eval()(torch.zeros(2, channels, height, width))
@@ -59,6 +50,36 @@ def create_network(section: ModelSection, schema: Schema, seed: int) -> nn.Modul
     if section.channels_last:
         network = network.to(memory_format=torch.channels_last)
     return network.train()
+
+
+def outline_network(section: ModelSection, schema: Schema) -> nn.Module:
+    """The network as `create_network` makes it, but without values or the memory for them (meta device).
+
+    Args:
+        section, schema: as there; weights are always contiguous.
+
+    Raises:
+        UserError: as there, or if the network cannot be sharded.
+    """
+    # trained weights, too, are for the process that has memory for them
+    with torch.device("meta"):
+        network = _build(section, schema, pretrained=False, checkpoint_path="")
+    check_can_be_cut(network)
+    return network.train()
+
+
+def _build(section: ModelSection, schema: Schema, **instead: Any) -> nn.Module:
+    known = timm.list_models()
+    if section.name not in known and ":" not in section.name and section.name.split(".")[0] not in known:
+        close = difflib.get_close_matches(section.name, known, 4)
+        hint = f"; did you mean {', '.join(close)}?" if close else "; timm.list_models() lists them"
+        raise UserError(f"model.name={section.name}: timm has no such network{hint}")
+    given = {"num_classes": len(schema.class_names), "in_chans": schema.channels, **section.args, **instead}
+    try:
+        network: nn.Module = timm.create_model(section.name, **given)
+    except Exception as error:
+        raise UserError(f"model.name={section.name}, model.args={section.args}: {error}") from error
+    return network
 
 
 def save_network(

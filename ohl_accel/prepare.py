@@ -10,7 +10,7 @@ from pathlib import Path
 import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs
 from torch import nn
 
 from ohl_accel import __version__, checkpoint, run_folder
@@ -22,10 +22,10 @@ from ohl_accel.groups import Groups
 from ohl_accel.hub import check_access, publish
 from ohl_accel.launch import agree, check_launch, choose_interface, ending_in_time
 from ohl_accel.metrics import keep_lines_before
-from ohl_accel.network import create_network
+from ohl_accel.network import create_network, outline_network
 from ohl_accel.policies import TorchvisionPolicy, open_policy, settle
 from ohl_accel.policy import OuterOptimizer, Policy
-from ohl_accel.recipe import Recipe, RunSection
+from ohl_accel.recipe import ModelSection, Recipe, RunSection
 from ohl_accel.run import Run
 from ohl_accel.run_folder import RunFolder
 from ohl_accel.track import Dashboards, check_installed
@@ -99,7 +99,11 @@ def start_accelerator(section: RunSection | None) -> Accelerator:
                 cpu=not torch.cuda.is_available(),
                 mixed_precision=section.mixed_precision if section else None,
                 step_scheduler_with_optimizer=False,
-                kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+                # a network uses each weight once: a cache would only keep a copy of all, in bf16, to its end
+                kwargs_handlers=[
+                    InitProcessGroupKwargs(timeout=timeout),
+                    AutocastKwargs(cache_enabled=False),
+                ],
             )
     except ValueError as error:
         raise UserError(f"Accelerate cannot start: {error}") from error
@@ -161,23 +165,12 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display, learn_po
             len(data.schema.class_names),
         )
     )
-    network = agree(lambda: create_network(recipe.model, data.schema, recipe.run.seed), one_first=True)
-    hosted = agree(
-        lambda: [
-            Trajectory(
-                number,
-                _placed(network, recipe, accelerator, groups),
-                recipe,
-                steps_per_epoch,
-                recipe.outer.steps * inner_steps,
-                augmentation,
-                accelerator,
-            )
-            for number in groups.hosted
-        ]
-    )
-    for trajectory in hosted:
-        trajectory.join(groups)
+
+    def trajectory_of(number: int, network: nn.Module) -> Trajectory:
+        total_steps = recipe.outer.steps * inner_steps
+        return Trajectory(number, network, recipe, steps_per_epoch, total_steps, augmentation, accelerator)
+
+    hosted = _begin_trajectories(trajectory_of, recipe, data, accelerator, groups)
     outer_optimizer = None
     if learn_policy and isinstance(policy, Policy):
         policy = Policy(policy.theta, _provenance(recipe, data))
@@ -217,15 +210,50 @@ def configure_torch(section: RunSection, device: torch.device) -> None:
         torch.backends.cudnn.benchmark = True
 
 
-def _placed(network: nn.Module, recipe: Recipe, accelerator: Accelerator, groups: Groups) -> nn.Module:
-    """A copy of the network with Accelerate's precision, compiled if asked for, on this process's device.
+def _begin_trajectories(
+    make: Callable[[int, nn.Module], Trajectory],
+    recipe: Recipe,
+    data: Data,
+    accelerator: Accelerator,
+    groups: Groups,
+) -> list[Trajectory]:
+    """The hosted trajectories, all with the same first weights, on this process's device.
 
-    One that will be sharded stays on the CPU: it may not fit the device.
+    Where they are sharded, the main process alone makes the whole network, in main memory, and hands it out.
+
+    Args:
+        make: a trajectory out of its number and its network.
+        recipe, data, accelerator, groups: of the run.
     """
-    prepared: nn.Module = accelerator.prepare_model(
-        copy.deepcopy(network), device_placement=not groups.sharded, evaluation_mode=True
+    model, schema, seed = recipe.model, data.schema, recipe.run.seed
+
+    def build() -> tuple[nn.Module | None, nn.Module]:
+        if not groups.sharded:
+            network = create_network(model, schema, seed)
+            return network, network
+        outline = outline_network(model, schema)
+        return create_network(model, schema, seed) if groups.rank == 0 else None, outline
+
+    first, pattern = agree(build, one_first=True)
+    hosted = agree(
+        lambda: [
+            make(number, _placed(copy.deepcopy(pattern), model, accelerator, groups))
+            for number in groups.hosted
+        ]
     )
-    if recipe.model.compile:
+    for trajectory in hosted:
+        trajectory.join(groups)
+    if groups.sharded:
+        groups.fill([trajectory.network for trajectory in hosted], first)
+    return hosted
+
+
+def _placed(network: nn.Module, model: ModelSection, accelerator: Accelerator, groups: Groups) -> nn.Module:
+    """The network with Accelerate's precision, compiled if asked for, and on the device unless it is an outline."""
+    prepared: nn.Module = accelerator.prepare_model(
+        network, device_placement=not groups.sharded, evaluation_mode=True
+    )
+    if model.compile:
         prepared.compile()
     return prepared
 

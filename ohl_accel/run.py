@@ -250,10 +250,10 @@ class Run:
             UserError: if the test split cannot be used; everything else is on disk by then.
         """
         groups, folder, recipe, data = self.groups, self.folder, self.recipe, self.data
-        _, tensors = checkpoint.collect(self.hosted[0], groups)
+        tensors = checkpoint.collect_network(self.hosted[0], groups)
         if folder is not None:
             network = create_network(recipe.model, data.schema, recipe.run.seed)
-            network.load_state_dict(checkpoint.under("network.", tensors))
+            network.load_state_dict(tensors)
             save_network(
                 network, folder.path, recipe.model, data.schema, data.mean, data.std, recipe.data.crop_pct
             )

@@ -9,15 +9,38 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ohl_accel.errors import UserError
+
+
+def check_can_be_cut(network: nn.Module) -> None:
+    """Refuse a network whose tensors FSDP2 cannot cut, or would not find.
+
+    Raises:
+        UserError: naming the tensor.
+    """
+    owners: dict[nn.Parameter, str] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        if parameter in owners:
+            raise UserError(f"model.shard: {owners[parameter]} and {name} are one parameter of this network")
+        if parameter.ndim == 0:
+            raise UserError(f"model.shard: {name} of this network is a single number")
+        owners[parameter] = name
+    for place, module in network.named_modules():
+        for name, value in vars(module).items():
+            values = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(each, Tensor) for each in values):
+                raise UserError(f"model.shard: {place}.{name} of this network is no parameter and no buffer")
+
 
 def shard(network: nn.Module, group: Any, device: torch.device) -> None:
     """Leave each process of a group its part of every parameter, in place; block after block.
 
     A process puts a block together when it computes with it, and no longer: for validation, too, all of
-    them must run the network equally often. Parameters are moved to the device, one block at a time.
+    them must run the network equally often.
 
     Args:
-        network: its blocks are the modules with children in its `Sequential`s and `ModuleList`s.
+        network: on the meta device; its blocks are the modules with children in its `Sequential`s and
+            `ModuleList`s. It comes to the device without values.
         group: the process group.
         device: of the computation.
     """
@@ -26,6 +49,7 @@ def shard(network: nn.Module, group: Any, device: torch.device) -> None:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     # the outermost, too, must not keep what it put together: other weights may be adopted meanwhile
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
+    network.to_empty(device=device)
 
 
 def _blocks(network: nn.Module) -> Iterator[nn.Module]:
@@ -43,8 +67,8 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 def part_like(whole: Tensor, example: Tensor) -> Tensor:
-    """A whole tensor, which every process of the group has, cut as the example is."""
-    if not isinstance(example, DTensor):
+    """A whole tensor, which every process of the group has, cut as the example is, if that has its shape."""
+    if not isinstance(example, DTensor) or example.shape != whole.shape:
         return whole
     cut = distribute_tensor(whole, example.device_mesh, example.placements, src_data_rank=None)
     return cut.clone()  # no longer a view, so that the whole can be freed

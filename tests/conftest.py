@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 
-LONGEST_FIRST = ("planted", "nodes", "layouts", "track", "hub", "compare", "search", "streams")
+LONGEST_FIRST = ("planted", "nodes", "layouts", "sharding", "track", "hub", "compare", "search", "streams")
 """Files of tests in the order in which two workers take them: none is left alone with a long one at the end."""
 
 

@@ -1,16 +1,13 @@
 """The same result on any layout of real processes, and after any interruption, bit for bit on the CPU."""
 
 import os
-import shutil
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import KEEP, REPOSITORY, final_state, launch, start, wait_for_checkpoint
+from conftest import final_state, launch, start, wait_for_checkpoint
 
 from ohl_accel.errors import UserError
 from ohl_accel.groups import _buckets, checksum, choose_groups
@@ -28,75 +25,6 @@ def test_two_processes_in_each_group(undisturbed_pair: Path, tmp_path: Path) -> 
     """G = 2: one group that hosts four trajectories, or two groups that host two each."""
     launch(4, f"run.dir={tmp_path}", "outer.groups=2")
     assert final_state(tmp_path) == final_state(undisturbed_pair)
-
-
-def test_sharded_networks_equal_whole_ones(undisturbed_pair: Path, tmp_path: Path) -> None:
-    """FSDP2 in two groups of two goes on from a checkpoint that DDP wrote, to the same end, bit for bit.
-
-    Of three chunks of held-out images one process scores two, so the other has to run along.
-    """
-    folder = tmp_path / "run"
-    shutil.copytree(undisturbed_pair, folder)
-    (folder / "checkpoints" / "latest").write_text("step-000001")
-    output = launch(
-        4,
-        f"run.dir={folder}",
-        *("outer.groups=2", "model.shard=true", "run.resume=auto"),
-        *KEEP,
-    )
-    assert any("going on after outer step 1" in line for line in output)
-    assert final_state(folder) == final_state(undisturbed_pair)
-
-
-SHARDED = """
-import sys
-import torch
-import torch.distributed as dist
-from torch import nn
-from ohl_accel.sharding import own_part, shard, whole_on_cpu
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(64, 64)
-
-    def forward(self, inputs):
-        return self.linear(inputs).relu()
-
-dist.init_process_group("gloo", init_method=sys.argv[1], rank=int(sys.argv[2]), world_size=2)
-torch.manual_seed(0)
-network = nn.Sequential(nn.Linear(64, 64), nn.Sequential(Block(), Block()), nn.Linear(64, 10))
-before = {name: value.clone() for name, value in network.state_dict().items()}
-whole = sum(parameter.nbytes for parameter in network.parameters())
-shard(network, dist.group.WORLD, torch.device("cpu"))
-network(torch.zeros(2, 64)).sum().backward()
-with torch.no_grad():
-    network.eval()(torch.zeros(2, 64))
-held = sum(own_part(parameter).untyped_storage().nbytes() for parameter in network.parameters())
-gradients = sum(own_part(parameter.grad).nbytes for parameter in network.parameters())
-assert held < 0.52 * whole and gradients < 0.52 * whole, (held, gradients, whole)
-after = whole_on_cpu(dict(network.named_parameters()), keep=True)
-assert all(torch.equal(value, before[name]) for name, value in after.items())
-dist.destroy_process_group()
-"""
-
-
-def test_no_process_holds_a_sharded_network_whole(tmp_path: Path) -> None:
-    """After training and validation each of two holds half of the weights and of the gradients."""
-    meeting = f"file://{tmp_path / 'meeting'}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SHARDED, meeting, str(rank)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=200)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
 
 
 def test_a_killed_run_goes_on_on_other_processes(undisturbed: Path, tmp_path: Path) -> None:

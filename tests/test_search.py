@@ -299,6 +299,10 @@ def test_no_test_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["model.args={depth: 3}"], "model.name=resnet8_cifar, model.args={'depth': 3}"),
         (["model.name=vit_tiny_patch16_224", "model.args={}"], "cannot take images of 1 x 8 x 8"),
         (["inner.optimizer.name=sdg", "inner.optimizer.nesterov=false"], "no such optimizer; did you mean"),
+        (
+            ["model.shard=true", "inner.optimizer.name=adafactor", "inner.optimizer.nesterov=false"],
+            "inner.optimizer.name=adafactor: may need whole tensors",
+        ),
         (["model.shard=true", "model.compile=true"], "model.shard, model.compile: cannot be used together"),
         (["inner.optimizer.args={rho: 1}"], "inner.optimizer.name=sgd, inner.optimizer.args={'rho': 1}"),
         (["inner.batch_size=1001"], "inner.batch_size=1001 is more than the 1000 training images"),

@@ -11,8 +11,8 @@ from conftest import REPOSITORY
 PACKAGE = REPOSITORY / "ohl_accel"
 
 LAYERS = [
-    {"elements", "draws", "errors", "sharding"},
-    {"download", "launch"},
+    {"elements", "draws", "errors"},
+    {"download", "launch", "sharding"},
     {"recipe", "kernels", "policy", "models", "groups"},
     {"policies", "data", "transform"},
     {"augment", "network"},

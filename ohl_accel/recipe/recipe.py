@@ -27,6 +27,21 @@ Path: TypeAlias = tuple[str, ...]
 """Of a field inside the recipe, such as `("outer", "steps")`."""
 
 
+SHARDED_OPTIMIZERS = (
+    "sgd",
+    "momentum",
+    "sgdw",
+    "adam",
+    "adamw",
+    "nadamw",
+    "adopt",
+    "adan",
+    "lion",
+    "rmsproptf",
+)
+"""They treat each number by itself, so that each process can do so with its part."""
+
+
 class Recipe(Section):
     """One run, whole."""
 
@@ -132,6 +147,12 @@ def _rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         yield (
             ("model.shard", "model.compile"),
             "model.shard, model.compile: cannot be used together; give only one of them",
+        )
+    if recipe.model.shard and optimizer.name not in SHARDED_OPTIMIZERS:
+        yield (
+            ("model.shard", "inner.optimizer.name"),
+            f"inner.optimizer.name={optimizer.name}: may need whole tensors, but model.shard leaves parts; "
+            f"use one of {', '.join(SHARDED_OPTIMIZERS)}",
         )
     if optimizer.nesterov and (optimizer.name != "sgd" or optimizer.momentum == 0):
         yield (
