@@ -20,7 +20,7 @@ from ohl_accel.display import Display
 from ohl_accel.errors import UserError
 from ohl_accel.groups import Groups, agree, check_launch, choose_interface
 from ohl_accel.hub import check_access, publish
-from ohl_accel.metrics import keep_lines_before
+from ohl_accel.metrics import Phases, keep_lines_before
 from ohl_accel.network import create_network
 from ohl_accel.policies import TorchvisionPolicy, open_policy, settle
 from ohl_accel.policy import OuterOptimizer, Policy
@@ -180,7 +180,10 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display, learn_po
     if learn_policy and isinstance(policy, Policy):
         policy = Policy(policy.theta, _provenance(recipe, data))
         outer_optimizer = OuterOptimizer(policy, recipe.outer.lr, recipe.outer.betas)
-    run = Run(recipe, groups, folder, data, augmentation, hosted, policy, outer_optimizer, inner_steps, 0)
+    phases = Phases(groups.device)
+    run = Run(
+        recipe, groups, folder, data, augmentation, hosted, policy, outer_optimizer, inner_steps, 0, phases
+    )
     _resume_or_begin(run)
     _introduce(run, accelerator, display)
     return run

@@ -70,7 +70,8 @@ def test_metrics(finished: Path) -> None:
         assert line["diverged"] == []
         assert len(line["top_operations"]) == 5
         assert line["top_operations"][0]["probability"] > 1 / 1296
-        assert {"load", "train", "validate", "update", "adopt"} <= set(line["seconds"])
+        phases = {"load", "augment", "train", "validate", "gather", "update", "adopt", "check"}
+        assert phases <= set(line["seconds"])
         assert line["images_per_second"] > 0
     entropies = [line["entropy"] for line in lines]
     assert entropies == sorted(entropies, reverse=True)
