@@ -1,0 +1,298 @@
+"""The page of what was measured about the cost of an outer step, beside what the cost model says."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from benchmarks import cost_model
+from benchmarks.cost_model import Coefficients, Layout, Row, Work
+
+RATES = {"1gbit": 1e9 / 8, "250mbit": 250e6 / 8}
+"""Of the cables, in tc's words: bytes/s."""
+EXCHANGES = ("broadcast", "columns_whole", "adopt", "gather")
+PHASES = ("load", "augment", "train", "validate", "gather", "update", "adopt", "check", "save")
+TRAJECTORIES, BATCH_SIZE, HELDOUT = 8, 100, 297
+"""Of the search whose phases are measured."""
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return [
+        f"| {' | '.join(head)} |",
+        "|" + "---|" * len(head),
+        *(f"| {' | '.join(map(str, row))} |" for row in rows),
+        "",
+    ]
+
+
+def layout_of(row: Mapping[str, Any], cores: float) -> Layout:
+    """Of a measured row: between two hosts each has half of the processes, and all share the cores."""
+    machine_size = row["processes"] if row["rate"] is None else row["processes"] // 2
+    return Layout(row["processes"], row["groups"], machine_size, cores)
+
+
+def work_of(name: str, layout: Layout, size: float, trajectories: int) -> Work:
+    """Of one of `EXCHANGES`."""
+    if name == "gather":
+        return cost_model.gather(layout, trajectories)
+    work: Work = getattr(cost_model, name)(layout, size)
+    return work
+
+
+def exchange_rows(measured: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], Row]]:
+    """(exchange, what was measured, the same for the model) of everything in `exchange` and `cable`."""
+    rows = []
+    for part in (measured[name] for name in ("exchange", "cable") if name in measured):
+        for row in part["rows"]:
+            layout = layout_of(row, part["cores"])
+            bandwidth = RATES.get(row["rate"], math.inf)
+            for name in EXCHANGES:
+                work = work_of(name, layout, row["state_bytes"], row["groups"])
+                ending = math.ceil(math.log2(layout.processes))  # all wait for all before the clock is read
+                work = replace(work, messages=work.messages + ending)
+                rows.append((name, row, Row(layout, work, bandwidth, row["seconds"][name])))
+    return rows
+
+
+def check_seconds(measured: Mapping[str, Any]) -> float:
+    """Seconds of one core for a byte whose checksum is taken."""
+    amounts, seconds = [], []
+    for part in (measured[name] for name in ("exchange", "cable") if name in measured):
+        for row in part["rows"]:
+            amounts.append(row["state_bytes"] * layout_of(row, part["cores"]).per_core)
+            seconds.append(row["seconds"]["check"])
+    return cost_model.per_unit(amounts, seconds)
+
+
+def phase_images(row: Mapping[str, Any]) -> dict[str, float]:
+    """Images that pass through each phase of an outer step, all processes together."""
+    trained = row["inner_steps"] * BATCH_SIZE
+    return {
+        "load": trained * row["groups"],
+        "augment": trained * TRAJECTORIES,
+        "train": trained * TRAJECTORIES,
+        "validate": HELDOUT * TRAJECTORIES,
+    }
+
+
+def per_image(measured: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Processor seconds for an image in each phase, and the greatest relative error among the rows."""
+    rows, fitted = measured["phases"]["rows"], {}
+    for phase in phase_images(rows[0]):
+        images = [phase_images(row)[phase] for row in rows]
+        seconds = [row["processor"][phase] for row in rows]
+        cost = cost_model.per_unit(images, seconds)
+        errors = [abs(cost * n / s - 1) for n, s in zip(images, seconds, strict=True)]
+        fitted[phase] = (cost, max(errors))
+    return fitted
+
+
+def predicted_phases(measured: Mapping[str, Any], row: Mapping[str, Any], exchanges: Coefficients) -> float:
+    """Seconds of an outer step of the search: processor time over the cores, and the exchanges."""
+    cores = measured["phases"]["cores"]
+    layout, size = layout_of(row, cores), row["state_bytes"]
+    bandwidth = RATES.get(row["rate"], math.inf)
+    working = min(cores, layout.processes)
+    compute: float = sum(
+        per_image(measured)[phase][0] * images / working for phase, images in phase_images(row).items()
+    )
+    hosted: float = TRAJECTORIES / layout.groups
+    exchanged = 0.0
+    if layout.groups > 1:
+        works = [cost_model.gather(layout, TRAJECTORIES), cost_model.adopt(layout, size)]
+        exchanged = sum(exchanges.seconds(layout, work, bandwidth) for work in works)
+    copied: float = (hosted - 1) * layout.processes * size * exchanges.copy / working
+    checked: float = hosted * layout.per_core * size * check_seconds(measured)
+    return compute + exchanged + copied + checked
+
+
+def results_page(measured: Mapping[str, Any]) -> str:
+    """benchmarks/results/scaling.md."""
+    lines = [
+        "# What an outer step costs on several processes",
+        "",
+        "Linux, gloo, every process on one thread. Two hosts are network namespaces on one machine with a cable "
+        "between them (tbf); they share its cores. Medians. [docs/scaling.md](../../docs/scaling.md) has the cost "
+        "model fitted to these tables, and what it says about many GPUs.",
+        "",
+    ]
+    for name, section in (
+        ("phases", _phases),
+        ("exchange", _exchange),
+        ("cable", _cable),
+        ("memory", _memory),
+    ):
+        if name in measured:
+            part = measured[name]
+            lines += section(measured, part["rows"])
+            lines += [
+                f"- command: `{part['command']}`",
+                f"- {part['device']}, {part['cores']} cores; load average before it began {part['load_average']}",
+                f"- {part['versions']}; {part['date']}",
+                "",
+            ]
+    return "\n".join(lines)
+
+
+def _phases(measured: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    exchanges = (
+        cost_model.fit([row for _, _, row in exchange_rows(measured)]) if "cable" in measured else None
+    )
+    cores = measured["phases"]["cores"]
+    head = ["cable", "processes", "groups", "processes for a core", *PHASES, "sum"]
+    seconds: list[list[object]] = []
+    processor: list[list[object]] = []
+    for row in rows:
+        layout = layout_of(row, cores)
+        start = [row["rate"] or "none", layout.processes, f"{layout.groups} x {layout.group_size}"]
+        start.append(f"{layout.per_core:g}")
+        for kind, found in (("seconds", seconds), ("processor", processor)):
+            values = [row[kind].get(name, 0.0) for name in PHASES]
+            found.append([*start, *(f"{value:.3f}" for value in [*values, sum(values)])])
+        if exchanges is not None:
+            seconds[-1].append(f"{predicted_phases(measured, row, exchanges) + row['seconds']['save']:.3f}")
+    costs = [
+        f"{phase} {1e6 * cost:.1f} µs (error of a row up to {100 * error:.0f} %)"
+        for phase, (cost, error) in per_image(measured).items()
+    ]
+    return [
+        "## Phases of an outer step",
+        "",
+        f"{TRAJECTORIES} trajectories of `resnet8_cifar` with width=64 ({rows[0]['state_bytes'] / 1e6:.0f} MB of "
+        f"state), {rows[0]['inner_steps']} inner steps of {BATCH_SIZE} digits, {HELDOUT} held-out images. "
+        "Seconds by the main process's clock, as `metrics.jsonl` has them; `train` is forward, backward and the "
+        "optimizer; `gather` is the exchange and the time in which the main process waits for the others. With more "
+        "processes than cores a core is shared, so seconds stop falling there; processor time is free of that. "
+        "`model` is what the cost model predicts of the sum, with the measured time of `save`.",
+        "",
+        *table([*head, "model"] if exchanges else head, seconds),
+        "Processor time of all processes together, seconds:",
+        "",
+        *table(head, processor),
+        f"Processor time of an image, fitted: {'; '.join(costs)}.",
+        "",
+    ]
+
+
+def _exchange_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    head = ["cable", "processes", "groups", "MB", "broadcast, s", "columns, whole state, s (ratio)"]
+    head += ["adopt", "gather", "gather + adopt", "check"]
+    body = []
+    for row in rows:
+        seconds = row["seconds"]
+        both = seconds["gather"] + seconds["adopt"]
+        values = [seconds["columns_whole"], seconds["adopt"], seconds["gather"], both, seconds["check"]]
+        ratios = [f"{value:.3f} ({value / seconds['broadcast']:.2f})" for value in values]
+        layout = layout_of(row, 1)
+        start = [row["rate"] or "none", layout.processes, f"{layout.groups} x {layout.group_size}"]
+        body.append([*start, f"{row['state_bytes'] / 1e6:.0f}", f"{seconds['broadcast']:.3f}", *ratios])
+    return table(head, body)
+
+
+def _exchange(measured: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        "## Exchanges on one machine",
+        "",
+        "The state of the paper's ResNet-18 for CIFAR, weights, buffers and momentum. `broadcast` is one plain "
+        "broadcast of it to all processes in buckets of 25 MB; `columns, whole state` is adoption as it was at first: "
+        "each column of processes carries all of the state. The numbers in brackets are times over `broadcast`.",
+        "",
+        *_exchange_table(rows),
+    ]
+
+
+def _cable(measured: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    body = []
+    for row in rows:
+        layout, size = layout_of(row, 1), row["state_bytes"]
+        counted = [row["cable_bytes"][name] / size for name in ("broadcast", "columns_whole", "adopt")]
+        expected = [
+            work_of(name, layout, size, 1).link_bytes / size
+            for name in ("broadcast", "columns_whole", "adopt")
+        ]
+        pairs = [f"{count:.2f} ({exact:.2f})" for count, exact in zip(counted, expected, strict=True)]
+        start = [row["rate"], layout.processes, f"{layout.groups} x {layout.group_size}"]
+        body.append([*start, *pairs, f"{row['cable_bytes_most'] / size:.3f}"])
+    return [
+        "## Exchanges between two hosts",
+        "",
+        *_exchange_table(rows),
+        "Bytes that crossed the cable in its busier direction (the kernel's counters, with all headers) over the bytes "
+        "of the state; in brackets what the model counts. The mean over the senders; for `adopt` also the most.",
+        "",
+        *table(
+            ["cable", "processes", "groups", "broadcast", "columns, whole state", "adopt", "adopt, most"],
+            body,
+        ),
+    ]
+
+
+def memory_budget(row: Mapping[str, Any]) -> dict[str, float]:
+    """Bytes of a process, by what they are for."""
+    return {
+        "baseline": row["baseline"],
+        "states": row["hosted"] * row["state_bytes"],
+        "gradients": row["gradient_bytes"],
+        "activations": row["activation_bytes"],
+        "bucket": cost_model.BUCKET_BYTES if row["processes"] > 1 else 0,
+    }
+
+
+def slope(values: Sequence[float], first: int) -> float:
+    """By least squares, for each step from `first` on."""
+    rest = values[first:]
+    return statistics.linear_regression(range(len(rest)), rest).slope
+
+
+def _memory(measured: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    mib = 2**20
+    body = []
+    for row in rows:
+        resident, parts = row["resident"], memory_budget(row)
+        first = min(20, len(resident) // 2)
+        marks = [resident[min(step, len(resident)) - 1] for step in (20, 100, 200)]
+        cells = [*marks[: 3 if len(resident) > 100 else 1], *([""] * (0 if len(resident) > 100 else 2))]
+        body.append(
+            [
+                row["processes"], row["hosted"],
+                *(f"{cell / mib:.1f}" if cell else "" for cell in cells),
+                f"{100 * slope(resident, first) / mib:+.2f}",
+                *(f"{value / mib:.0f}" for value in parts.values()),
+                f"{sum(parts.values()) / mib:.0f}",
+                f"{max(resident) / sum(parts.values()):.2f}",
+                f"{row['peak'] / mib:.0f}",
+            ]
+        )  # fmt: skip
+    grows = []
+    for few in rows:
+        for many in rows:
+            if few["processes"] == many["processes"] and few["hosted"] < many["hosted"]:
+                each = (max(many["resident"][10:40]) - max(few["resident"][10:40])) / (
+                    many["hosted"] - few["hosted"]
+                )
+                grows.append(
+                    [
+                        few["processes"], f"{few['hosted']} to {many['hosted']}",
+                        f"{each / mib:.1f}", f"{few['state_bytes'] / mib:.1f}", f"{each / few['state_bytes']:.2f}",
+                    ]
+                )  # fmt: skip
+    return [
+        "## Memory of a process",
+        "",
+        "The main process, MiB: resident after the training of an outer step. `baseline` is the same search with a "
+        "network of 22 kB (interpreter, libraries, data). Pixels are in memory, so nothing is decoded ahead; where "
+        "workers decode, each holds up to 4 parts of batches.",
+        "",
+        *table(
+            [
+                "processes", "hosted", "after 20", "100", "200 outer steps", "growth in 100 steps", "baseline",
+                "hosted states", "gradients", "activations", "bucket", "budget", "most resident / budget", "peak",
+            ],
+            body,
+        ),
+        "What each further hosted trajectory takes:",
+        "",
+        *table(["processes", "hosted", "each more takes", "one state", "ratio"], grows),
+    ]  # fmt: skip
