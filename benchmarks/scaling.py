@@ -227,6 +227,9 @@ def main() -> None:
     file = options.results / "scaling.json"
     measured = json.loads(file.read_text()) if file.exists() else {}
     if options.what == "project":
+        missing = [part for part in ("phases", "exchange", "cable") if part not in measured]
+        if missing:
+            parser.error(f"{file} has no measurements of {', '.join(missing)}: make them first")
         document(measured, REPOSITORY / "docs")
     else:
         before = circumstances()  # the load average before our own load
