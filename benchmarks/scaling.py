@@ -167,7 +167,7 @@ def _remembered(processes: int, trajectories: int, steps: int, width: int) -> di
     overrides += [f"inner.batch_size={MEMORY_BATCH}", "data.heldout=20", "run.checkpoint_every=50"]
     main, *_ = search(processes, None, *overrides, width=width)
     return {
-        **{name: main[name] for name in ("hosted", "state_bytes", "gradient_bytes")},
+        **{name: main[name] for name in ("hosted", "state_bytes", "gradient_bytes", "live")},
         "resident": [step["resident"] for step in main["memory"]],
         "peak": main["memory"][-1]["peak"],
     }

@@ -230,13 +230,14 @@ def _cable(measured: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> li
 
 
 def memory_budget(row: Mapping[str, Any]) -> dict[str, float]:
-    """Bytes of a process, by what they are for."""
+    """Bytes of the main process, by what they are for."""
     return {
         "baseline": row["baseline"],
-        "states": row["hosted"] * row["state_bytes"],
+        "hosted states": row["hosted"] * row["state_bytes"],
         "gradients": row["gradient_bytes"],
         "activations": row["activation_bytes"],
         "bucket": cost_model.BUCKET_BYTES if row["processes"] > 1 else 0,
+        "checkpoint as it is written": row["state_bytes"],
     }
 
 
@@ -247,52 +248,44 @@ def slope(values: Sequence[float], first: int) -> float:
 
 
 def _memory(measured: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    mib = 2**20
-    body = []
+    over_time, budgets, grows = [], [], []
     for row in rows:
-        resident, parts = row["resident"], memory_budget(row)
-        first = min(20, len(resident) // 2)
-        marks = [resident[min(step, len(resident)) - 1] for step in (20, 100, 200)]
-        cells = [*marks[: 3 if len(resident) > 100 else 1], *([""] * (0 if len(resident) > 100 else 2))]
-        body.append(
-            [
-                row["processes"], row["hosted"],
-                *(f"{cell / mib:.1f}" if cell else "" for cell in cells),
-                f"{100 * slope(resident, first) / mib:+.2f}",
-                *(f"{value / mib:.0f}" for value in parts.values()),
-                f"{sum(parts.values()) / mib:.0f}",
-                f"{max(resident) / sum(parts.values()):.2f}",
-                f"{row['peak'] / mib:.0f}",
-            ]
-        )  # fmt: skip
-    grows = []
-    for few in rows:
-        for many in rows:
-            if few["processes"] == many["processes"] and few["hosted"] < many["hosted"]:
-                each = (max(many["resident"][10:40]) - max(few["resident"][10:40])) / (
-                    many["hosted"] - few["hosted"]
-                )
-                grows.append(
-                    [
-                        few["processes"], f"{few['hosted']} to {many['hosted']}",
-                        f"{each / mib:.1f}", f"{few['state_bytes'] / mib:.1f}", f"{each / few['state_bytes']:.2f}",
-                    ]
-                )  # fmt: skip
+        resident, budget = row["resident"], memory_budget(row)
+        start = [row["processes"], row["hosted"]]
+        at = [_mib(resident[step - 1]) if step <= len(resident) else "" for step in (20, 40, 100, 200)]
+        growth = 100 * slope(resident, min(20, len(resident) // 2)) / 2**20
+        over_time.append([*start, *at, f"{growth:+.2f}", _mib(row["peak"]), _mib(row["live"])])
+        whole = sum(budget.values())
+        budgets.append([*start, *map(_mib, budget.values()), _mib(whole), f"{max(resident) / whole:.2f}"])
+        for more in rows:
+            further = more["hosted"] - row["hosted"]
+            if more["processes"] == row["processes"] and further > 0:
+                each = (more["live"] - row["live"]) / further
+                steps = [row["processes"], f"{row['hosted']} to {more['hosted']}"]
+                state = row["state_bytes"]
+                grows.append([*steps, _mib(each), _mib(state), f"{each / state:.2f}"])
     return [
         "## Memory of a process",
         "",
-        "The main process, MiB: resident after the training of an outer step. `baseline` is the same search with a "
-        "network of 22 kB (interpreter, libraries, data). Pixels are in memory, so nothing is decoded ahead; where "
-        "workers decode, each holds up to 4 parts of batches.",
+        "The main process, MiB: resident after the training of an outer step, its peak, and at the end after what is "
+        "free went back to the system (`live`).",
         "",
         *table(
             [
-                "processes", "hosted", "after 20", "100", "200 outer steps", "growth in 100 steps", "baseline",
-                "hosted states", "gradients", "activations", "bucket", "budget", "most resident / budget", "peak",
+                "processes", "trajectories hosted", "after 20 outer steps", "40", "100", "200",
+                "growth in 100, after 20", "peak", "live",
             ],
-            body,
+            over_time,
         ),
-        "What each further hosted trajectory takes:",
+        "The budget. `baseline` is the same search with a network of 22 kB: interpreter, libraries and data. Pixels "
+        "are in memory, so nothing is fetched ahead; where workers decode, each holds up to 4 parts of batches.",
+        "",
+        *table(["processes", "hosted", *memory_budget(rows[0]), "sum", "most resident / sum"], budgets),
+        "What each further hosted trajectory takes, of `live`:",
         "",
         *table(["processes", "hosted", "each more takes", "one state", "ratio"], grows),
     ]  # fmt: skip
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:.1f}"

@@ -4,6 +4,7 @@ python -m benchmarks.scaling_worker exchange FOLDER GROUPS ROUNDS   shapes of th
 python -m benchmarks.scaling_worker search FOLDER RECIPE [section.key=value ...]
 """
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -191,10 +192,13 @@ def search(folder: Path, recipe_path: str, overrides: Sequence[str]) -> None:
         recorder = Recorder(run.groups.device)
         run.phases = recorder
         learn(run, display)
+        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
+        live = memory()["resident"]
         tensors = run.hosted[0].state_tensors()
         measured = {
             "steps": recorder.steps,
             "memory": recorder.memory,
+            "live": live,
             "hosted": len(run.hosted),
             "state_bytes": sum(tensor.nbytes for tensor in tensors),
             "gradient_bytes": sum(parameter.nbytes for parameter in run.hosted[0].network.parameters()),
