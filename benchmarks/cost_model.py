@@ -180,22 +180,26 @@ class Coefficients:
 
 
 def fit(rows: Sequence[Row]) -> Coefficients:
-    """Non-negative least squares of the relative errors."""
-    features_X3 = np.array([_features(row.layout, row.work, row.bandwidth) for row in rows])
-    seconds_X = np.array([row.seconds for row in rows])
-    coefficients, _ = nnls(features_X3 / seconds_X[:, None], np.ones(len(rows)))
-    return Coefficients(*coefficients.tolist())
+    """To measured exchanges."""
+    features = [_features(row.layout, row.work, row.bandwidth) for row in rows]
+    return Coefficients(*costs_of(features, [row.seconds for row in rows]))
+
+
+def costs_of(amounts: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+    """Seconds for each kind of amount, by non-negative least squares of the relative errors.
+
+    Args:
+        amounts: [X, kinds], what was done.
+        seconds: [X], what it took.
+    """
+    seconds_X = np.array(seconds)
+    costs, _ = nnls(np.array(amounts) / seconds_X[:, None], np.ones(len(seconds_X)))
+    return [float(cost) for cost in costs]
 
 
 def relative_errors(coefficients: Coefficients, rows: Sequence[Row]) -> list[float]:
     """Predicted over measured, minus 1, for each row."""
     return [coefficients.seconds(row.layout, row.work, row.bandwidth) / row.seconds - 1 for row in rows]
-
-
-def per_unit(amounts: Sequence[float], seconds: Sequence[float]) -> float:
-    """Seconds for an image (or a byte), by least squares of the relative errors through the origin."""
-    ratios = np.array(amounts) / np.array(seconds)
-    return float(ratios.sum() / (ratios**2).sum())
 
 
 def _features(layout: Layout, work: Work, bandwidth: float) -> list[float]:

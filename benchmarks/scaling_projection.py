@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import cost_model
 from benchmarks.cost_model import Coefficients, Hardware, Layout, Task
-from benchmarks.scaling_pages import exchange_rows, per_image, table
+from benchmarks.scaling_pages import costs_in_words, error_of_outer_step, exchange_rows, table
 
 BEGIN, END = "<!-- made by `python -m benchmarks.scaling project`: begin -->", "<!-- end -->"
 CHART = "scaling.svg"
@@ -100,7 +100,8 @@ def _fit(measured: Mapping[str, Any], fitted: Coefficients) -> list[str]:
         far = [abs(error) for error, row in zip(held_out, slow, strict=True) if row in _of(rows, name)]
         body.append([f"`{name}`", len(own), *_spread(own), *_spread(far)])
     body.append(["all", len(errors), *_spread(errors), *_spread(held_out)])
-    costs = [f"{phase} {1e6 * cost:.0f} µs" for phase, (cost, _) in per_image(measured).items()]
+    steps = measured["phases"]["rows"]
+    off = [error_of_outer_step(measured, row, fitted) for row in steps]
     return [
         "### Fitted",
         "",
@@ -110,7 +111,11 @@ def _fit(measured: Mapping[str, Any], fitted: Coefficients) -> list[str]:
         "of the 250 Mbit/s rows, when they are predicted by a fit without them:",
         "",
         *table(["exchange", "rows", "error, median", "most", "held out, median", "most"], body),
-        f"Processor time of an image (digits of 8 x 8, `resnet8_cifar` with width=64): {', '.join(costs)}.",
+        f"Whole outer steps of a search on {len(steps)} layouts and cables, predicted from these and from the "
+        f"processor time of each phase: median error {_spread(off)[0]}, most {_spread(off)[1]}.",
+        "",
+        f"Processor time of an image (digits of 8 x 8, `resnet8_cifar` with width=64): "
+        f"{costs_in_words(measured)}.",
         "",
     ]
 
@@ -236,8 +241,8 @@ def _shares(
     without: Sequence[str] = (),
 ) -> float:
     parts = parts_of(task, gpus, hardware(measured), fitted)
-    outer = sum(seconds for name, seconds in parts.items() if name not in without)
-    return outer / (outer + steps * _inner(measured, task, gpus))
+    counted = sum(seconds for name, seconds in parts.items() if name not in without)
+    return counted / (sum(parts.values()) + steps * _inner(measured, task, gpus))
 
 
 def _ms(seconds: float) -> str:
@@ -272,7 +277,7 @@ def chart(measured: Mapping[str, Any], file: Path) -> None:
         axes.set_xlabel("GPUs (ResNet-50, N = 4, 100 Gbit/s for each machine; projection)")
         axes.set_ylabel("outer loop, % of the time")
         axes.set_title("Solid: all of the outer loop; dashed: without validation", loc="left", fontsize=10)
-        axes.margins(x=0.09)
+        axes.margins(x=0.13)
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
 
 

@@ -48,7 +48,9 @@ def test_the_fit_finds_known_coefficients() -> None:
 
 
 def test_cost_of_an_image() -> None:
-    assert cost_model.per_unit([100, 200, 1600], [0.1, 0.2, 1.6]) == pytest.approx(0.001)
+    """A millisecond for an image, ten for a batch."""
+    costs = cost_model.costs_of([[100, 1], [200, 2], [200, 8]], [0.11, 0.22, 0.28])
+    assert costs == pytest.approx([0.001, 0.01])
 
 
 def test_gloo_s_tree() -> None:
