@@ -132,9 +132,9 @@ def hosts() -> Iterator[TwoHosts]:
 
 
 def test_each_byte_crosses_the_cable_once(hosts: TwoHosts, tmp_path: Path) -> None:
-    """Four groups of one, two on each host, by the kernel's counters; the worker checks what arrives."""
+    """Four groups of two, two of them on each host, each wins once; the kernel counts, the worker checks the values."""
     (tmp_path / "state.json").write_text(json.dumps([[1000, 501], [99_999], []]))
-    launch(4, "exchange", str(tmp_path), "4", "2", hosts=hosts, forks=True)
+    launch(8, "exchange", str(tmp_path), "4", "4", hosts=hosts, forks=True)
     measured = json.loads((tmp_path / "exchange.json").read_text())
     size = measured["bytes"]
     assert size == 4 * (501_000 + 99_999 + 1)
