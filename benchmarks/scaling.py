@@ -153,7 +153,7 @@ def measure_memory(quick: bool) -> list[dict[str, Any]]:
         if processes not in baselines:
             baselines[processes] = _remembered(processes, processes * 2, 10, width=4)
         measured = _remembered(processes, trajectories, steps, width)
-        row = {"processes": processes, "outer_steps": steps, **measured}
+        row = {"processes": processes, **measured}
         row["baseline"] = baselines[processes]["resident"][-1]
         row["activation_bytes"] = activation_bytes(width, MEMORY_BATCH)
         rows.append(row)

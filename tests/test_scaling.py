@@ -136,9 +136,9 @@ def test_each_byte_crosses_the_cable_once(hosts: TwoHosts, tmp_path: Path) -> No
     (tmp_path / "state.json").write_text(json.dumps([[1000, 501], [99_999], []]))
     launch(8, "exchange", str(tmp_path), "4", "4", hosts=hosts, forks=True)
     measured = json.loads((tmp_path / "exchange.json").read_text())
-    size = measured["bytes"]
+    size = measured["bytes"]  # headers are 4.6 % of full frames, and a barrier counts, too
     assert size == 4 * (501_000 + 99_999 + 1)
-    assert all(size <= crossed <= 1.05 * size for crossed in measured["cable_bytes"]["adopt"])
+    assert all(size <= crossed <= 1.08 * size for crossed in measured["cable_bytes"]["adopt"])
     assert all(crossed > 1.9 * size for crossed in measured["cable_bytes"]["broadcast"])
 
 
