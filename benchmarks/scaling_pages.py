@@ -250,7 +250,8 @@ def _cable(measured: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> li
         "",
         *_exchange_table(rows),
         "Bytes that crossed the cable in its busier direction (the kernel's counters; headers are up to 4.6 %) over "
-        "the bytes of the state; in brackets what the model counts. The mean over the senders; for `adopt` also the most.",
+        "the bytes of the state; in brackets what the model counts. The mean over the senders; for `adopt` also the "
+        "most.",
         "",
         *table(
             ["cable", "processes", "groups", "broadcast", "columns, whole state", "adopt", "adopt, most"],

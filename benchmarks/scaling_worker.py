@@ -167,18 +167,23 @@ class Recorder(Phases):
         """As the clock's own; `train` begins an outer step, and when it ends memory is looked at."""
         if name == "train":
             self.steps.append({})
-        wall, processor = time.perf_counter(), time.process_time()
+        before = time.process_time()
         with super().__call__(name, within):
             yield
-        self._note(name, within, time.perf_counter() - wall, time.process_time() - processor)
+        processor = time.process_time() - before
+        self._note(name, 0.0, processor)
+        if within is not None:
+            self._note(within, 0.0, -processor)
         if name == "train":
             self.memory.append(memory())
 
-    def _note(self, name: str, within: str | None, wall: float, processor: float) -> None:
-        for phase, sign in ((name, 1), (within, -1)):
-            if phase is not None:
-                before = self.steps[-1].get(phase, [0.0, 0.0])
-                self.steps[-1][phase] = [before[0] + sign * wall, before[1] + sign * processor]
+    def _add(self, name: str, seconds: float, within: str | None) -> None:
+        self._note(name, seconds, 0.0)
+        super()._add(name, seconds, within)
+
+    def _note(self, name: str, wall: float, processor: float) -> None:
+        before = self.steps[-1].get(name, [0.0, 0.0])
+        self.steps[-1][name] = [before[0] + wall, before[1] + processor]
 
 
 def search(folder: Path, recipe_path: str, overrides: Sequence[str]) -> None:

@@ -2,19 +2,21 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, SMALL
 from hosts import TwoHosts
 
 from benchmarks import cost_model
 from benchmarks.cost_model import Coefficients, Hardware, Layout, Row, Task
-from benchmarks.scaling_pages import results_page, slope
+from benchmarks.scaling_pages import PHASES, results_page, slope
 from benchmarks.scaling_projection import BEGIN, CHART, END, generated
-from benchmarks.scaling_worker import Recorder, launch
+from benchmarks.scaling_worker import launch, search
+from ohl_accel.metrics import read_metrics
 
 MB = 1e6
 LAYOUTS = [Layout(2, 2, 1, 2), Layout(4, 2, 2, 2), Layout(8, 2, 4, 2), Layout(4, 4, 2, 2), Layout(8, 8, 4, 2)]
@@ -106,18 +108,20 @@ def test_slope() -> None:
     assert slope([9.0, 0.0, 2.0, 4.0, 6.0], first=1) == pytest.approx(2)
 
 
-def test_the_recorder_agrees_with_the_clock() -> None:
-    recorder = Recorder(torch.device("cpu"))
-    for _ in range(2):
-        with recorder("train"):
-            with recorder("augment", within="train"):
-                sum(range(100_000))
-            sum(range(100_000))
-    seconds = recorder.take(1)["seconds"]
-    for name in ("train", "augment"):
-        assert sum(step[name][0] for step in recorder.steps) == pytest.approx(seconds[name], abs=1e-3)
-        assert all(processor > 0 for _, processor in (step[name] for step in recorder.steps))
-    assert [step["resident"] > 2**20 for step in recorder.memory] == [True, True]
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_what_a_search_notes(tmp_path: Path) -> None:
+    """Every phase by itself, in the same seconds as in metrics.jsonl, where `save` is that of the step before."""
+    search(tmp_path, str(REPOSITORY / "recipes" / "digits.yaml"), [*SMALL, f"run.dir={tmp_path / 'run'}"])
+    noted = json.loads((tmp_path / "rank0.json").read_text())
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    for line, step in zip(lines, noted["steps"], strict=True):
+        assert {*PHASES, "track"} == set(step)
+        for name in set(PHASES) - {"save"}:
+            wall, processor = step[name]
+            assert wall == pytest.approx(line["seconds"][name])
+            assert processor >= 0
+    assert all(0 < at["resident"] <= at["peak"] for at in noted["memory"])
+    assert (noted["hosted"], noted["state_bytes"] > 2 * noted["gradient_bytes"]) == (4, True)
 
 
 @pytest.fixture
