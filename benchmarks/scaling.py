@@ -144,7 +144,7 @@ def _exchange(
 def measure_memory(quick: bool) -> list[dict[str, Any]]:
     """Rows over 200 outer steps, and for more hosted trajectories over 40.
 
-    The baseline of each number of processes is the same search with a network of 22 kB: interpreter,
+    The baseline of each number of processes is the same search with a network of 21 kB: interpreter,
     libraries, data and buffers.
     """
     plans = [(1, 2, 200), (2, 2, 200), (4, 4, 200), (1, 4, 40), (2, 4, 40), (2, 8, 40)]

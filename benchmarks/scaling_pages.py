@@ -308,7 +308,7 @@ def _memory(measured: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> l
             ],
             over_time,
         ),
-        "The budget. `baseline` is the same search with a network of 22 kB: interpreter, libraries and data. Pixels "
+        "The budget. `baseline` is the same search with a network of 21 kB: interpreter, libraries and data. Pixels "
         "are in memory, so nothing is fetched ahead; where workers decode, each holds up to 4 parts of batches.",
         "",
         *table(["processes", "hosted", *memory_budget(rows[0]), "sum", "most resident / sum"], budgets),

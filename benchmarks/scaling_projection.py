@@ -210,7 +210,7 @@ def _by_gpus(measured: Mapping[str, Any], fitted: Coefficients, tuned: Task) -> 
 
 
 def _answers(measured: Mapping[str, Any], fitted: Coefficients, tuned: Task) -> list[str]:
-    """From which number of GPUs on the outer loop takes more than 1 % and 10 %, with and without validation."""
+    """The fewest GPUs with which the outer loop takes more than 1 % and 10 %, with and without validation."""
     body = []
     for steps in INNER_STEPS:
         cells: list[object] = [f"{steps}" if steps != EPOCH else f"{steps} (an epoch)"]
@@ -222,7 +222,7 @@ def _answers(measured: Mapping[str, Any], fitted: Coefficients, tuned: Task) -> 
                 cells.append(f"{above[0]:,}" if above else f"not up to {GPUS[-1]:,}")
         body.append(cells)
     return [
-        "From how many GPUs on it takes more than that (powers of two were looked at):",
+        "The fewest GPUs with which it takes more than that (powers of two were looked at):",
         "",
         *table(["I", "1 %", "10 %", "1 %, without validation", "10 %, without validation"], body),
     ]
