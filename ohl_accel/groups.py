@@ -169,7 +169,17 @@ class Groups:
             machine, _ = dist.new_subgroups_by_enumeration(places.tolist(), timeout=timeout)
             rail, _ = dist.new_subgroups_by_enumeration(places.T.tolist(), timeout=timeout)
         return cls(
-            trajectories, processes, rank, groups, device, sharded, machine_size, data_group, column, machine, rail
+            trajectories,
+            processes,
+            rank,
+            groups,
+            device,
+            sharded,
+            machine_size,
+            data_group,
+            column,
+            machine,
+            rail,
         )
 
     @property
