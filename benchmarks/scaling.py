@@ -1,232 +1,218 @@
-"""What an outer step costs on several processes, and what the exchanges in it cost on slow cables.
+"""What an outer step costs on several processes, fitted and projected to many GPUs (Linux).
 
-python -m benchmarks.scaling phases     seconds of each phase on 1, 2, 4, 8 processes
-python -m benchmarks.scaling exchange   gather + update + adopt against one plain broadcast of the same bytes
-python -m benchmarks.scaling cable      the same between two hosts, with limited bandwidth (root, iproute2)
-python -m benchmarks.scaling memory     of each process over 200 outer steps
+python -m benchmarks.scaling phases     seconds of each phase on 1, 2, 4, 8 processes, and on two hosts
+python -m benchmarks.scaling exchange   the exchanges of an outer step against one plain broadcast
+python -m benchmarks.scaling cable      the same between two hosts, with limited bandwidth
+python -m benchmarks.scaling memory     of each process, over 200 outer steps
+python -m benchmarks.scaling project    the cost model and docs/scaling.md, from what the others measured
 
-Each prints a Markdown table; docs/scaling.md has the cost model and benchmarks/results/scaling.md the values.
+Each takes some minutes on two quiet cores and writes its part of benchmarks/results/scaling.json; from that
+benchmarks/results/scaling.md is made. Two hosts are network namespaces with a cable: root and iproute2.
 """
 
 import argparse
 import json
 import os
-import socket
+import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from datetime import timedelta
+from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-import torch.distributed as dist
+from timm.models import create_model
 
 import ohl_accel.models  # noqa: F401  registers our networks with timm
-from ohl_accel import groups as groups_module
-from ohl_accel.elements import NUM_OPERATIONS
-from ohl_accel.groups import Groups
-from ohl_accel.launch import choose_interface, leave
-from ohl_accel.policy import OuterOptimizer, Policy
+from benchmarks.scaling_pages import BATCH_SIZE, RATES, TRAJECTORIES, results_page
+from benchmarks.scaling_projection import document
+from benchmarks.scaling_worker import launch
+from ohl_accel.compare.summary import processor
 from tests.hosts import TwoHosts
 
-ROUNDS = 5
-RECIPE = ["recipes/digits.yaml", "model.args.width=16", "outer.trajectories=8", "run.overwrite=true"]
+REPOSITORY = Path(__file__).resolve().parent.parent
+RESULTS = REPOSITORY / "benchmarks" / "results"
+MEMORY_BATCH = 20
+SEARCH = ["recipes/digits.yaml", "run.display=quiet", "run.mixed_precision=no"]
 
 
-def launch(
-    processes: int, *arguments: str, hosts: TwoHosts | None = None, module: str = "benchmarks.scaling"
-) -> str:
-    """Run a benchmark's worker in so many processes, half of them on each host; what rank 0 prints."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in range(processes):
-        host = 0 if hosts is None else rank * 2 // processes
-        environment = {
-            **os.environ,
-            "ACCELERATE_USE_CPU": "true",
-            "OMP_NUM_THREADS": "1",
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank if hosts is None else rank % (processes // 2)),
-            "WORLD_SIZE": str(processes),
-            "LOCAL_WORLD_SIZE": str(processes if hosts is None else processes // 2),
-            "MASTER_ADDR": "127.0.0.1" if hosts is None else hosts.addresses[0],
-            "MASTER_PORT": str(port),
-        }
-        command = [*(hosts.on(host) if hosts else []), sys.executable, "-m", module, *arguments]
-        output = subprocess.PIPE if rank == 0 else subprocess.DEVNULL
-        started.append(subprocess.Popen(command, env=environment, stdout=output, text=True))
-    printed, _ = started[0].communicate()
-    if any(process.wait() for process in started):
-        raise SystemExit(f"{arguments} on {processes} processes failed")
-    return printed
+def measure_phases(quick: bool) -> list[dict[str, Any]]:
+    """Rows: 8 trajectories of a network with 10 MB of state, 2 inner steps for each outer step."""
+    plans: list[tuple[str | None, int, int]] = [(None, processes, processes) for processes in (1, 2, 4, 8)]
+    plans += [(rate, processes, 2) for rate in RATES for processes in (2, 4)]
+    rows = []
+    for rate, processes, groups in plans[1:2] if quick else plans:
+        hosts = TwoHosts(rate) if rate else None
+        try:
+            overrides = [f"outer.groups={groups}", f"outer.steps={3 if quick else 8}", "outer.inner_steps=2"]
+            ranks = search(
+                processes,
+                hosts,
+                f"outer.trajectories={TRAJECTORIES}",
+                f"inner.batch_size={BATCH_SIZE}",
+                *overrides,
+            )
+        finally:
+            if hosts is not None:
+                hosts.remove()
+        row = {"rate": rate, "processes": processes, "groups": groups, "state_bytes": ranks[0]["state_bytes"]}
+        rows.append({**row, "inner_steps": 2, **_phases_of([rank["steps"] for rank in ranks])})
+        print(rows[-1], flush=True)
+    return rows
 
 
-def exchange_worker(network: str, groups: int) -> None:
-    """Time the exchanges of an outer step for a network's weights and momentum; rank 0 prints JSON."""
-    torch.set_num_threads(1)
-    choose_interface()
-    dist.init_process_group("gloo", timeout=timedelta(seconds=600))
-    rank, processes = dist.get_rank(), dist.get_world_size()
-    layout = Groups.build(groups, processes, rank, groups, torch.device("cpu"), timedelta(seconds=600))
-    model = timm.create_model(network, num_classes=10 if "cifar" in network else 1000)
-    tensors = [value.clone() for value in model.state_dict().values()]
-    tensors += [torch.zeros_like(parameter) for parameter in model.parameters()]
-    outer = OuterOptimizer(Policy(torch.zeros(NUM_OPERATIONS, dtype=torch.float64)), 0.05, (0.5, 0.999))
-    counts_K = torch.ones(1, NUM_OPERATIONS, dtype=torch.int64)
-
-    def plain(turn: int) -> None:
-        groups_module._broadcast(tensors, turn % processes, None)
-
-    def columns_whole(turn: int) -> None:
-        groups_module._broadcast(tensors, turn % groups, layout.column)
-
-    def adopt(turn: int) -> None:
-        layout.adopt(turn % groups, [tensors])
-
-    def outer_step(turn: int) -> None:
-        reward_N = layout.gather(torch.rand(1, 4, dtype=torch.float64))[:, 0]
-        outer.step(layout.gather(counts_K), reward_N - reward_N.mean())
-        adopt(turn)
-
-    def outer_step_checked(turn: int) -> None:
-        outer_step(turn)
-        layout.assert_equal([tensors], "the states adopted")
-
-    contenders: dict[str, Callable[[int], None]] = {
-        "broadcast": plain,
-        "columns_whole": columns_whole,
-        "adopt": adopt,
-        "outer_step": outer_step,
-        "outer_step_checked": outer_step_checked,
+def _phases_of(steps_of_ranks: Sequence[Sequence[dict[str, list[float]]]]) -> dict[str, dict[str, float]]:
+    """Medians over outer steps without the first two: `seconds` of the main process, `processor` of all."""
+    main = steps_of_ranks[0][2:] or steps_of_ranks[0][1:]
+    names = [name for name in main[-1] if name != "track"]
+    first = len(steps_of_ranks[0]) - len(main)
+    return {
+        "seconds": {name: statistics.median(step[name][0] for step in main) for name in names},
+        "processor": {
+            name: statistics.median(
+                sum(steps[number].get(name, [0, 0])[1] for steps in steps_of_ranks)
+                for number in range(first, len(steps_of_ranks[0]))
+            )
+            for name in names
+        },
     }
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(ROUNDS + 1):  # interleaved, so that the load of the machine meets all alike
-        for name, contender in contenders.items():
-            dist.barrier()
-            start = time.perf_counter()
-            contender(turn)
-            dist.barrier()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    if rank == 0:
-        size = sum(tensor.nbytes for tensor in tensors)
-        medians = {name: statistics.median(values) for name, values in seconds.items()}
-        print(json.dumps({"bytes": size, **medians}))
-    dist.destroy_process_group()
 
 
-def search_worker(result: str, overrides: Sequence[str]) -> None:
-    """The search itself, with the time in the augmentation and the resident memory after each outer step."""
-    from ohl_accel.augment import Augmentation
-    from ohl_accel.prepare import execute, join_launch
-    from ohl_accel.run import Run
-    from ohl_accel.search import learn
-
-    augmenting, resident = [0.0], []
-
-    def timed(method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return method(*arguments)
-            finally:
-                augmenting[0] += time.perf_counter() - start
-
-        return call
-
-    validate = Run.validate
-
-    def noting(self: Run, outer_step: int, look: bool = True) -> dict[str, torch.Tensor]:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        resident.append(pages * os.sysconf("SC_PAGE_SIZE"))
-        return validate(self, outer_step, look)
-
-    for name in ("basic", "apply", "finish"):
-        setattr(Augmentation, name, timed(getattr(Augmentation, name)))
-    Run.validate = noting  # type: ignore[method-assign]
-    recipe, accelerator = join_launch(overrides[0], overrides[1:])
-    execute(recipe, accelerator, learn, learn_policy=True)
-    if accelerator.is_main_process:
-        Path(result).write_text(json.dumps({"augment": augmenting[0], "resident": resident}))
-    leave()
+def search(processes: int, hosts: TwoHosts | None, *overrides: str, width: int = 64) -> list[dict[str, Any]]:
+    """What each process of a small search noted."""
+    with tempfile.TemporaryDirectory() as place:
+        arguments = [*SEARCH, f"run.dir={place}/run", f"model.args.width={width}", *overrides]
+        launch(processes, "search", place, *arguments, hosts=hosts)
+        return [json.loads((Path(place) / f"rank{rank}.json").read_text()) for rank in range(processes)]
 
 
-def search(processes: int, folder: Path, *overrides: str) -> dict[str, Any]:
-    """A small search: mean seconds of each phase of an outer step without the first, and the memory."""
-    result, run = folder / f"result{processes}.json", folder / f"run{processes}"
-    launch(processes, "search-worker", str(result), *RECIPE, f"run.dir={run}", *overrides)
-    measured: dict[str, Any] = json.loads(result.read_text())
-    lines = [json.loads(line)["seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    names = lines[-1].keys()
-    measured["seconds"] = {
-        name: statistics.fmean(line.get(name, 0.0) for line in lines[1:]) for name in names
+def measure_exchange(quick: bool) -> list[dict[str, Any]]:
+    """Rows on one machine: the state of the paper's ResNet-18 for CIFAR."""
+    plans = [(2, 2), (4, 4), (4, 2), (8, 8), (8, 2)]
+    network = "resnet8_cifar" if quick else "resnet18_cifar"
+    return [_exchange(None, None, *plan, network, 5) for plan in (plans[:1] if quick else plans)]
+
+
+def measure_cable(quick: bool) -> list[dict[str, Any]]:
+    """Rows between two hosts: a state of 39 MB over 1 Gbit/s and 250 Mbit/s."""
+    rows = []
+    for rate in ("1gbit",) if quick else RATES:
+        hosts = TwoHosts(rate)
+        try:
+            for plan in [(4, 4)] if quick else [(2, 2), (4, 2), (8, 2), (4, 4), (8, 8)]:
+                width = 32 if quick else 128
+                rows.append(_exchange(hosts, rate, *plan, "resnet8_cifar", 1 if quick else 3, width=width))
+        finally:
+            hosts.remove()
+    return rows
+
+
+def _exchange(
+    hosts: TwoHosts | None,
+    rate: str | None,
+    processes: int,
+    groups: int,
+    network: str,
+    rounds: int,
+    **options: int,
+) -> dict[str, Any]:
+    with torch.device("meta"):
+        model = create_model(network, num_classes=10, **options)
+    shapes = [list(value.shape) for value in model.state_dict().values()]
+    shapes += [list(parameter.shape) for parameter in model.parameters()]  # their momentum
+    with tempfile.TemporaryDirectory() as place:
+        (Path(place) / "state.json").write_text(json.dumps(shapes))
+        launch(processes, "exchange", place, str(groups), str(rounds), hosts=hosts, forks=True)
+        measured = json.loads((Path(place) / "exchange.json").read_text())
+    row = {
+        "rate": rate,
+        "processes": processes,
+        "groups": groups,
+        "network": network,
+        "state_bytes": measured["bytes"],
+        "seconds": {name: statistics.median(values) for name, values in measured["seconds"].items()},
+        "cable_bytes": {name: statistics.fmean(values) for name, values in measured["cable_bytes"].items()},
+        "cable_bytes_most": max(measured["cable_bytes"]["adopt"]),
     }
-    measured["augment"] /= len(lines)
-    return measured
+    print(row, flush=True)
+    return row
 
 
-def print_phases() -> None:
-    """Phases of an outer step: N = 8, one epoch of the digits."""
-    print(
-        "| processes | load | augment | forward/backward | validate | gather + update | adopt + check | save | sum |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        for processes in (1, 2, 4, 8):
-            measured = search(processes, Path(folder), "outer.steps=6")
-            seconds, augment = measured["seconds"], measured["augment"]
-            values = [
-                seconds["load"],
-                augment,
-                seconds["train"] - augment,
-                *(seconds[name] for name in ("validate", "update", "adopt", "save")),
-            ]
-            row = [f"{value:.3f}" for value in [*values, sum(values)]]
-            print(f"| {processes} | {' | '.join(row)} |", flush=True)
+def measure_memory(quick: bool) -> list[dict[str, Any]]:
+    """Rows over 200 outer steps, and for more hosted trajectories over 40.
+
+    The baseline of each number of processes is the same search with a network of 21 kB: interpreter,
+    libraries, data and buffers.
+    """
+    plans = [(1, 2, 200), (2, 2, 200), (4, 4, 200), (1, 4, 40), (2, 4, 40), (2, 8, 40)]
+    width, rows, baselines = (16 if quick else 128), [], {}
+    for processes, trajectories, steps in [(1, 2, 4)] if quick else plans:
+        if processes not in baselines:
+            baselines[processes] = _remembered(processes, processes * 2, 10, width=4)
+        measured = _remembered(processes, trajectories, steps, width)
+        row = {"processes": processes, **measured}
+        row["baseline"] = baselines[processes]["resident"][-1]
+        row["activation_bytes"] = activation_bytes(width, MEMORY_BATCH)
+        rows.append(row)
+        print({**row, "resident": [size >> 20 for size in row["resident"][::10]]}, flush=True)
+    return rows
 
 
-def print_exchange(
-    network: str, hosts: TwoHosts | None, layouts: Sequence[tuple[int, int]], label: str
-) -> None:
-    """Rows of (processes, groups): seconds, and times over one plain broadcast."""
-    for processes, groups in layouts:
-        seconds = json.loads(launch(processes, "exchange-worker", network, str(groups), hosts=hosts))
-        plain = seconds["broadcast"]
-        names = ("columns_whole", "adopt", "outer_step", "outer_step_checked")
-        ratios = [f"{seconds[name]:.3f} ({seconds[name] / plain:.2f})" for name in names]
-        print(
-            f"| {label} | {processes} | {groups} x {processes // groups} | {seconds['bytes'] / 1e6:.0f} | "
-            f"{plain:.3f} | {' | '.join(ratios)} |",
-            flush=True,
-        )
+def _remembered(processes: int, trajectories: int, steps: int, width: int) -> dict[str, Any]:
+    """Memory of the main process in a search: `resident` after each outer step's training, and the `peak`."""
+    overrides = [f"outer.trajectories={trajectories}", f"outer.steps={steps}", "outer.inner_steps=1"]
+    overrides += [f"inner.batch_size={MEMORY_BATCH}", "data.heldout=20", "run.checkpoint_every=50"]
+    main, *_ = search(processes, None, *overrides, width=width)
+    return {
+        **{name: main[name] for name in ("hosted", "state_bytes", "gradient_bytes", "live")},
+        "resident": [step["resident"] for step in main["memory"]],
+        "peak": main["memory"][-1]["peak"],
+    }
 
 
-def print_exchange_head() -> None:
-    """Of the tables of exchanges."""
-    print(
-        "| cable | processes | groups | MB | broadcast, s | columns, whole state, s (ratio) | adopt | "
-        "gather + update + adopt | with the check |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+def activation_bytes(width: int, batch_size: int) -> int:
+    """What autograd keeps of a mini-batch for the backward pass, without the weights."""
+    network = create_model("resnet8_cifar", num_classes=10, in_chans=1, width=width)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(torch.zeros(batch_size, 1, 8, 8))
+    return sum(kept.values())
 
 
-def print_memory() -> None:
-    """Resident memory of the main process over 200 outer steps."""
-    print("| processes | trajectories hosted | after 20 | after 100 | after 200 outer steps, MiB |")
-    print("|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        for processes in (1, 2):
-            steps = ("outer.steps=200", "outer.inner_steps=2", "run.checkpoint_every=10")
-            resident = search(processes, Path(folder), "outer.trajectories=2", *steps)["resident"]
-            row = " | ".join(f"{resident[step - 1] / 2**20:.1f}" for step in (20, 100, 200))
-            print(f"| {processes} | {2 // processes} | {row} |", flush=True)
+def circumstances() -> dict[str, Any]:
+    """Where, with what and how a part was measured."""
+    return {
+        "command": shell_command(),
+        "device": processor(),
+        "cores": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 1),
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}",
+        "date": str(date.today()),
+    }
+
+
+def shell_command() -> str:
+    """As it was called."""
+    return " ".join(["python -m benchmarks.scaling", *sys.argv[1:]])
+
+
+MEASURES = {
+    "phases": measure_phases,
+    "exchange": measure_exchange,
+    "cable": measure_cable,
+    "memory": measure_memory,
+}
 
 
 def main() -> None:
@@ -234,31 +220,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "what", choices=["phases", "exchange", "cable", "memory", "exchange-worker", "search-worker"]
-    )
-    parser.add_argument("rest", nargs="*")
-    arguments = parser.parse_args()
-    match arguments.what:
-        case "phases":
-            print_phases()
-        case "exchange":
-            print_exchange_head()
-            print_exchange("resnet18_cifar", None, [(2, 2), (4, 4), (4, 2), (8, 8), (8, 2)], "loopback")
-        case "cable":
-            print_exchange_head()
-            for rate in ("1gbit", "250mbit"):
-                hosts = TwoHosts(rate=rate)
-                try:
-                    print_exchange("resnet18_cifar", hosts, [(2, 2), (4, 4), (4, 2), (8, 2)], rate)
-                finally:
-                    hosts.remove()
-        case "memory":
-            print_memory()
-        case "exchange-worker":
-            exchange_worker(arguments.rest[0], int(arguments.rest[1]))
-        case "search-worker":
-            search_worker(arguments.rest[0], arguments.rest[1:])
+    parser.add_argument("what", choices=[*MEASURES, "project"])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of scaling.json and scaling.md")
+    parser.add_argument("--quick", action="store_true", help="one small row: to see that it works")
+    options = parser.parse_args()
+    file = options.results / "scaling.json"
+    measured = json.loads(file.read_text()) if file.exists() else {}
+    if options.what == "project":
+        missing = [part for part in ("phases", "exchange", "cable") if part not in measured]
+        if missing:
+            parser.error(f"{file} has no measurements of {', '.join(missing)}: make them first")
+        document(measured, REPOSITORY / "docs")
+    else:
+        before = circumstances()  # the load average before our own load
+        measured[options.what] = {**before, "rows": MEASURES[options.what](options.quick)}
+        file.write_text(json.dumps(measured, indent=1) + "\n")
+    (options.results / "scaling.md").write_text(results_page(measured))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scaling import launch
+from benchmarks.scaling_worker import launch
 
 PROCESSES = 4
 RECIPE = [

@@ -45,7 +45,10 @@ def workspace(entity: str, project: str) -> workspaces.Workspace:
         line("images/s", "images_per_second"),
         line(
             "seconds",
-            *(f"seconds/{phase}" for phase in ("load", "train", "validate", "update", "adopt", "save")),
+            *(
+                f"seconds/{phase}"
+                for phase in ("load", "augment", "train", "validate", "adopt", "check", "save")
+            ),
         ),
     ]
     sections = [

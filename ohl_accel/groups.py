@@ -73,8 +73,14 @@ class Groups:
     device: torch.device
     sharded: bool = False
     """Whether each process of a group holds only its part of the weights and of the optimizer's state."""
+    machine_size: int = 1
+    """Processes of a machine, P; 1 where machines differ in it."""
     data_group: Any = None
     column: Any = None
+    machine: Any = None
+    """The processes of one machine, and `rail`: those of one place on all machines. Only where the whole state
+    goes from machine to machine."""
+    rail: Any = None
 
     @classmethod
     def build(
@@ -100,12 +106,19 @@ class Groups:
         groups = choose_groups(trajectories, processes, asked)
         if processes == 1:
             return cls(trajectories, processes, rank, groups, device)
-        ranks = torch.arange(processes).view(groups, -1)
-        with ending_in_time(timeout):
-            data_group, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
-            column, _ = dist.new_subgroups_by_enumeration(ranks.T.tolist(), timeout=timeout)
         sharded = sharded and groups < processes
-        return cls(trajectories, processes, rank, groups, device, sharded, data_group, column)
+        by_group = torch.arange(processes).view(groups, -1)
+        tables = {"data_group": by_group, "column": by_group.T}
+        with ending_in_time(timeout):
+            machine_size = _processes_per_machine(processes, device)
+            if machine_size < processes and not sharded:
+                by_machine = torch.arange(processes).view(-1, machine_size)
+                tables |= {"machine": by_machine, "rail": by_machine.T}
+            made = {
+                name: dist.new_subgroups_by_enumeration(table.tolist(), timeout=timeout)[0]
+                for name, table in tables.items()
+            }
+        return cls(trajectories, processes, rank, groups, device, sharded, machine_size, **made)
 
     @property
     def group_size(self) -> int:
@@ -175,9 +188,9 @@ class Groups:
     def adopt(self, winner: int, hosted_tensors: Sequence[Sequence[Tensor]]) -> None:
         """Make every trajectory equal to the winner, in place (Algorithm 1, "Broadcast w_T").
 
-        Between machines each column carries 1 / G of the state: of sharded networks what its processes hold;
-        otherwise the processes of a group then put their pieces together. On one machine, where links
-        within a group are no faster than others, each column carries the whole.
+        On one machine each column carries the whole state; of sharded networks what its processes hold.
+        Otherwise the state goes from machine to machine, so that each receives it once: of P processes on a
+        machine each carries 1 / P of it to those of its place, and a machine then puts the pieces together.
 
         Args:
             winner: a trajectory in 0..N-1.
@@ -265,23 +278,40 @@ class Groups:
 
     def _adopt_bucket(self, source: int, bucket: Sequence[Tensor]) -> None:
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-        size = self.group_size
-        if size == 1 or self.sharded or os.environ.get("LOCAL_WORLD_SIZE") == str(self.processes):
+        if self.rail is None:
             dist.broadcast(flat, group_src=source, group=self.column)
         else:
-            padded = F.pad(flat, (0, -len(flat) % size))
-            own = padded.view(size, -1)[self.data_rank].clone()
-            dist.broadcast(own, group_src=source, group=self.column)
-            if self.group != source:
-                dist.all_gather_into_tensor(padded, own, group=self.data_group)
-                flat = padded[: len(flat)]
+            flat = self._between_machines(flat, source)
         if self.group != source:
             _scatter(flat, bucket)
+
+    def _between_machines(self, flat: Tensor, source: int) -> Tensor:
+        """What the leader of the group `source` holds, on every process."""
+        size = self.machine_size
+        source_machine, leader = divmod(source * self.group_size, size)
+        machine, place = divmod(self.rank, size)
+        if machine == source_machine and (leader or self.group_size < size):  # some of its processes lack it
+            dist.broadcast(flat, group_src=leader, group=self.machine)
+        padded = F.pad(flat, (0, -len(flat) % size))
+        own = padded.view(size, -1)[place].clone()
+        dist.broadcast(own, group_src=source_machine, group=self.rail)
+        if machine != source_machine:
+            dist.all_gather_into_tensor(padded, own, group=self.machine)
+        return padded[: len(flat)]
 
     def _sum(self, tensor: Tensor, group: Any) -> Tensor:
         total = tensor.to(self.device, copy=True)
         dist.all_reduce(total, group=group)
         return total.to(tensor.device)
+
+
+def _processes_per_machine(processes: int, device: torch.device) -> int:
+    """As the launcher says; 1 where it is not the same on all machines."""
+    own = torch.tensor([int(os.environ.get("LOCAL_WORLD_SIZE") or processes)], device=device)
+    all_W = own.new_empty(processes)
+    dist.all_gather_into_tensor(all_W, own)
+    size = int(own) if bool((all_W == own).all()) else 1
+    return size if processes % size == 0 else 1
 
 
 @torch.no_grad()

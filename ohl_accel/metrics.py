@@ -20,6 +20,7 @@ class Phases:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._seconds: dict[str, float] = {}
+        self._on_device: list[tuple[str, str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def __call__(self, name: str, within: str | None = None) -> Iterator[None]:
@@ -27,17 +28,24 @@ class Phases:
 
         Args:
             name: of the phase.
-            within: the phase that surrounds the block, whose time it is taken from; then kernels are
-                not waited for.
+            within: the phase that surrounds the block, whose time it is taken from. On CUDA its time is
+                that between two events on the device, so nothing is waited for.
         """
+        if within is not None and self._device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._on_device.append((name, within, begin, end))
+            return
         start = time.perf_counter()
         yield
-        if within is None and self._device.type == "cuda":
+        if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        seconds = time.perf_counter() - start
-        self._add(name, seconds)
-        if within is not None:
-            self._add(within, -seconds)
+        self._add(name, time.perf_counter() - start, within)
+        for part, whole, begin, end in self._on_device:
+            self._add(part, begin.elapsed_time(end) / 1000, whole)
+        self._on_device.clear()
 
     def take(self, images: int) -> dict[str, Any]:
         """What was measured since the last call, for a line of `metrics.jsonl`.
@@ -50,8 +58,10 @@ class Phases:
         seconds, self._seconds = self._seconds, {}
         return {"seconds": seconds, "images_per_second": images / sum(seconds.values())}
 
-    def _add(self, name: str, seconds: float) -> None:
+    def _add(self, name: str, seconds: float, within: str | None) -> None:
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+        if within is not None:
+            self._add(within, -seconds, None)
 
 
 def keep_lines_before(path: Path, outer_step: int) -> None:

@@ -21,7 +21,7 @@ from ohl_accel.errors import UserError
 from ohl_accel.groups import Groups
 from ohl_accel.hub import check_access, publish
 from ohl_accel.launch import agree, check_launch, choose_interface, ending_in_time
-from ohl_accel.metrics import keep_lines_before
+from ohl_accel.metrics import Phases, keep_lines_before
 from ohl_accel.network import create_network, outline_network
 from ohl_accel.policies import TorchvisionPolicy, open_policy, settle
 from ohl_accel.policy import OuterOptimizer, Policy
@@ -175,7 +175,10 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display, learn_po
     if learn_policy and isinstance(policy, Policy):
         policy = Policy(policy.theta, _provenance(recipe, data))
         outer_optimizer = OuterOptimizer(policy, recipe.outer.lr, recipe.outer.betas)
-    run = Run(recipe, groups, folder, data, augmentation, hosted, policy, outer_optimizer, inner_steps, 0)
+    phases = Phases(groups.device)
+    run = Run(
+        recipe, groups, folder, data, augmentation, hosted, policy, outer_optimizer, inner_steps, 0, phases
+    )
     _resume_or_begin(run)
     _introduce(run, accelerator, display)
     return run

@@ -71,6 +71,8 @@ class Run:
     """I."""
     first_outer_step: int
     """0, or where a resumed run goes on."""
+    phases: Phases
+    """Where the time of an outer step goes."""
     dashboards: Dashboards | None = None
     """On the main process only."""
 
@@ -93,7 +95,7 @@ class Run:
         batches = training_batches(train, order, data.workers, device.type == "cuda", crop)
         return ahead_on_device(batches, device)
 
-    def train(self, batches: Iterator[Batch], outer_step: int, phases: Phases, display: Display) -> None:
+    def train(self, batches: Iterator[Batch], outer_step: int, display: Display) -> None:
         """The inner loop of Algorithm 1: I inner steps of every hosted trajectory, on the same batches.
 
         Raises:
@@ -103,11 +105,14 @@ class Run:
         for trajectory in self.hosted:
             trajectory.begin_outer_step()
         for step in range(outer_step * self.inner_steps, (outer_step + 1) * self.inner_steps):
-            with phases("load", within="train"):
+            with self.phases("load", within="train"):
                 images, labels = next(batches)
-            images, labels = self.augmentation.basic(images, labels, step)
+            with self.phases("augment", within="train"):
+                images, labels = self.augmentation.basic(images, labels, step)
             for trajectory in self.hosted:
-                trajectory.inner_step(images, labels, step, self.policy)
+                with self.phases("augment", within="train"):
+                    inputs, targets = trajectory.augment(images, labels, step, self.policy)
+                trajectory.inner_step(inputs, targets, step)
             display.inner_step()
             if (step + 1) % LOOK_EVERY == 0:
                 self._end_if_corrupt(outer_step, self.data.train, planned)
@@ -144,7 +149,8 @@ class Run:
             totals = total_scores(groups.sum_in_group(parts), len(heldout))
             scores = [(score.accuracy, score.loss) for score in totals]
         rows = [[*score, *end] for score, end in zip(scores, ends, strict=True)]
-        columns = groups.gather(torch.tensor(rows, dtype=torch.float64)).unbind(1)
+        with self.phases("gather", within="validate"):
+            columns = groups.gather(torch.tensor(rows, dtype=torch.float64)).unbind(1)
         outcome = dict(zip(("accuracy", "heldout_loss", "train_loss", "finite"), columns, strict=True))
         if not bool(outcome["finite"].any()):
             who = "every trajectory" if groups.trajectories > 1 else "the network"
@@ -155,22 +161,21 @@ class Run:
             )
         return outcome
 
-    def record(self, line: dict[str, Any], phases: Phases, display: Display) -> None:
+    def record(self, line: dict[str, Any], display: Display) -> None:
         """The line of metrics of an outer step, written, shown and tracked (main process only).
 
         Args:
             line: of `metrics.jsonl`, without the times.
-            phases: of the outer step.
             display: what the user sees.
         """
         folder, dashboards = self.folder, self.dashboards
         assert folder is not None
         assert dashboards is not None
         images = self.groups.trajectories * self.inner_steps * self.recipe.inner.batch_size
-        line = {**line, **phases.take(images)}
+        line = {**line, **self.phases.take(images)}
         append_line(folder / METRICS_FILE, line)
         display.outer_step(line)
-        with phases("track"):
+        with self.phases("track"):
             dashboards.outer_step(line, lambda: pictures_of(self, line["outer_step"]))
 
     def count_replaced(self, outer_step: int, images: Images | None, everywhere: bool = False) -> int:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ohl_accel.cli import recipe_arguments, run_command
 from ohl_accel.display import Display
-from ohl_accel.metrics import Phases
 from ohl_accel.policy import advantage_of
 from ohl_accel.prepare import execute, join_launch
 from ohl_accel.run import Run
@@ -22,21 +21,23 @@ def learn(run: Run, display: Display) -> None:
     """The outer loop of Algorithm 1, from the last checkpoint to T_max."""
     groups, hosted, outer = run.groups, run.hosted, run.outer_optimizer
     assert outer is not None
-    batches, phases, policy = run.batches(), Phases(groups.device), outer.policy
+    batches, phases, policy = run.batches(), run.phases, outer.policy
     for outer_step in range(run.first_outer_step, run.recipe.outer.steps):
         with phases("train"):
-            run.train(batches, outer_step, phases, display)
+            run.train(batches, outer_step, display)
         with phases("validate"):
             outcome = run.validate(outer_step)
             replaced = run.count_replaced(outer_step, run.data.train)
             reward_N = rewards_of(outcome["accuracy"], outcome["finite"])
             winner = winner_of(reward_N, outcome["finite"])
+        with phases("gather"):
+            counts_NK = groups.gather(torch.stack([trajectory.counts_K for trajectory in hosted]))
         with phases("update"):
             advantage_N = advantage_of(reward_N)
-            counts_NK = groups.gather(torch.stack([trajectory.counts_K for trajectory in hosted]))
             outer.step(counts_NK, advantage_N)
         with phases("adopt"):
             groups.adopt(winner, [trajectory.state_tensors() for trajectory in hosted])
+        with phases("check"):
             groups.assert_equal([[*t.state_tensors(), policy.theta] for t in hosted], "the states adopted")
         if run.folder is not None:
             line = {
@@ -54,7 +55,7 @@ def learn(run: Run, display: Display) -> None:
                 "learning_rate": hosted[0].learning_rate,
                 "theta_learning_rate": run.recipe.outer.lr,
             }
-            run.record(line, phases, display)
+            run.record(line, display)
         with phases("save"):
             run.save(outer_step + 1)
 

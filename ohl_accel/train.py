@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from ohl_accel.cli import recipe_arguments, run_command
 from ohl_accel.display import Display
 from ohl_accel.errors import UserError
-from ohl_accel.metrics import Phases
 from ohl_accel.policies import FIXED_POLICIES
 from ohl_accel.prepare import execute, join_launch
 from ohl_accel.recipe import Recipe
@@ -44,10 +43,10 @@ def fixed(recipe: Recipe) -> Recipe:
 
 def descend(run: Run, display: Display) -> None:
     """All inner steps, in the outer steps of the search: after each, held-out accuracy and a checkpoint."""
-    batches, phases, steps = run.batches(), Phases(run.groups.device), run.recipe.outer.steps
+    batches, phases, steps = run.batches(), run.phases, run.recipe.outer.steps
     for outer_step in range(run.first_outer_step, steps):
         with phases("train"):
-            run.train(batches, outer_step, phases, display)
+            run.train(batches, outer_step, display)
         with phases("validate"):
             done = outer_step + 1
             look = done % run.recipe.train.validate_every == 0 or done == steps
@@ -62,7 +61,7 @@ def descend(run: Run, display: Display) -> None:
                 "replaced_images": replaced,
                 "learning_rate": run.hosted[0].learning_rate,
             }
-            run.record(line, phases, display)
+            run.record(line, display)
         with phases("save"):
             run.save(outer_step + 1)
 

@@ -76,24 +76,30 @@ class Trajectory:
         self._steps = 0
         self.network.train()
 
-    def inner_step(
+    def augment(
         self,
         images_bCHW: Tensor,
         labels_b: Tensor,
         step: int,
         policy: Policy | TorchvisionPolicy | None,
-    ) -> None:
-        """One SGD step on this process's part of a mini-batch (Eq 2).
+    ) -> tuple[Tensor, Tensor]:
+        """This trajectory's operations on this process's part of a mini-batch, which are counted.
 
         Args:
             images_bCHW: uint8 on the device, after the basic transforms.
             labels_b: int64 on the device.
             step: inner steps done so far in the whole run.
             policy: what transforms the images.
+
+        Returns:
+            What the network learns from: float32 [b, C, H, W], and the targets.
         """
         images_bCHW, counts_K = self._augmentation.apply(policy, images_bCHW, step, self.number)
         self.counts_K += counts_K
-        inputs, targets = self._augmentation.finish(images_bCHW, labels_b, step)
+        return self._augmentation.finish(images_bCHW, labels_b, step)
+
+    def inner_step(self, inputs: Tensor, targets: Tensor, step: int) -> None:
+        """One SGD step (Eq 2) on what `augment` gave; `step` counts those done so far in the whole run."""
         inputs = inputs.contiguous(memory_format=self._memory_format)
         # dropout and the like, too, must not depend on what a process did before
         network_seed = keyed_seed(self._seed, "network", step, self._groups.data_rank)

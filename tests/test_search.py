@@ -20,7 +20,7 @@ from ohl_accel import checkpoint, trajectory
 from ohl_accel.data import Images
 from ohl_accel.data.source import open_split
 from ohl_accel.errors import RunFailedError, UserError
-from ohl_accel.metrics import read_metrics
+from ohl_accel.metrics import Phases, read_metrics
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe
 from ohl_accel.search import main, rewards_of, search, winner_of
@@ -70,7 +70,8 @@ def test_metrics(finished: Path) -> None:
         assert line["diverged"] == []
         assert len(line["top_operations"]) == 5
         assert line["top_operations"][0]["probability"] > 1 / 1296
-        assert {"load", "train", "validate", "update", "adopt"} <= set(line["seconds"])
+        phases = {"load", "augment", "train", "validate", "gather", "update", "adopt", "check"}
+        assert phases <= set(line["seconds"])
         assert line["images_per_second"] > 0
     entropies = [line["entropy"] for line in lines]
     assert entropies == sorted(entropies, reverse=True)
@@ -79,6 +80,37 @@ def test_metrics(finished: Path) -> None:
     assert [line["learning_rate"] for line in lines] == pytest.approx(expected)
     assert lines[-1]["test_accuracy"] == result(finished)["test_accuracy"]
     assert "test_accuracy" not in lines[-2]
+
+
+def test_parts_of_a_phase_on_cuda_are_timed_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's clock would time only the starting of kernels. Here the device is a stand-in: 5 s for each part."""
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+            self.recorded = False
+
+        def record(self) -> None:
+            self.recorded = True
+
+        def elapsed_time(self, end: "Event") -> float:
+            assert self.recorded
+            assert end.recorded
+            assert synchronized
+            return 5000.0
+
+    synchronized: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronized.append)
+    phases = Phases(torch.device("cuda"))
+    for _ in range(2):
+        with phases("train"):
+            for _ in range(3):
+                with phases("augment", within="train"):
+                    pass
+    seconds = phases.take(1)["seconds"]
+    assert seconds["augment"] == pytest.approx(30)
+    assert seconds["train"] == pytest.approx(-30, abs=0.1)
 
 
 def test_timm_reads_the_network(finished: Path) -> None:

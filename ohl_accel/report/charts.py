@@ -26,9 +26,9 @@ _STAND_INS = {
     "--line": "#030303",
     "--accent": "#040404",
     "--dot": "#050505",
-    **{f"--phase{number}": f"#0606{number:02d}" for number in range(8)},
+    **{f"--phase{number}": f"#0606{number:02d}" for number in range(10)},
 }
-PHASES = ("train", "load", "validate", "update", "adopt", "save")
+PHASES = ("train", "load", "augment", "validate", "gather", "update", "adopt", "check", "save")
 """As `metrics.jsonl` calls the parts of an outer step; any others come after them."""
 
 _STYLE = {
@@ -142,7 +142,7 @@ def phase_chart(steps: Sequence[OuterStep]) -> Markup:
         axes = figure.subplots()
         below_T = np.zeros(len(steps))
         for number, values_T in enumerate(seconds_PT):
-            colour = _STAND_INS[f"--phase{number % 8}"]
+            colour = _STAND_INS[f"--phase{number % 10}"]
             axes.stairs(below_T + values_T, edges_T, baseline=below_T, fill=True, color=colour, linewidth=0)
             below_T = below_T + values_T
         axes.set_axisbelow(True)

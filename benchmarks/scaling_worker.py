@@ -1,0 +1,239 @@
+"""One of the processes that `benchmarks.scaling` starts; each writes what it measured into a file.
+
+python -m benchmarks.scaling_worker exchange FOLDER GROUPS ROUNDS   shapes of the state are in FOLDER/state.json
+python -m benchmarks.scaling_worker search FOLDER RECIPE [section.key=value ...]
+"""
+
+import ctypes
+import json
+import multiprocessing
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from ohl_accel import groups as groups_module
+from ohl_accel.elements import NUM_OPERATIONS
+from ohl_accel.groups import Groups
+from ohl_accel.launch import choose_interface, leave
+from ohl_accel.metrics import Phases
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class Hosts(Protocol):
+    """Two hosts with a cable between them, see tests/hosts.py."""
+
+    addresses: tuple[str, str]
+
+    def on(self, host: int) -> list[str]:
+        """What to put before a command so that it runs on a host."""
+
+
+def exchange(folder: Path, groups: int, rounds: int) -> None:
+    """Time the exchanges of an outer step in turns, and count the bytes on this host's cable; rank 0 writes."""
+    torch.set_num_threads(1)
+    choose_interface()
+    timeout = timedelta(seconds=600)
+    dist.init_process_group("gloo", timeout=timeout)
+    rank, processes = dist.get_rank(), dist.get_world_size()
+    layout = Groups.build(groups, processes, rank, groups, torch.device("cpu"), timeout)
+    shapes = json.loads((folder / "state.json").read_text())
+    tensors = [torch.full(shape, float(rank)) for shape in shapes]
+    counts_K = torch.ones(1, NUM_OPERATIONS, dtype=torch.int64)
+
+    def gather(turn: int) -> None:
+        layout.gather(torch.rand(1, 4, dtype=torch.float64))
+        layout.gather(counts_K)
+
+    contenders: dict[str, Callable[[int], None]] = {
+        "broadcast": lambda turn: groups_module._broadcast(tensors, turn % processes, None),
+        "columns_whole": lambda turn: groups_module._broadcast(tensors, turn % groups, layout.column),
+        "adopt": lambda turn: layout.adopt(turn % groups, [tensors]),
+        "gather": gather,
+        "check": lambda turn: layout.assert_equal([tensors], "the states adopted"),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    crossed: dict[str, list[int]] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):  # interleaved, so that the load of the machine meets all alike
+        for name, contender in contenders.items():
+            if name == "adopt":
+                for tensor in tensors:
+                    tensor.fill_(layout.group)
+            before = _cable_bytes()
+            dist.barrier()
+            start = time.perf_counter()
+            contender(turn)
+            dist.barrier()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+                crossed[name].append(max(b - a for a, b in zip(before, _cable_bytes(), strict=True)))
+            if name == "adopt":
+                assert all(bool((tensor == turn % groups).all()) for tensor in tensors)
+    if rank == 0:
+        size = sum(tensor.nbytes for tensor in tensors)
+        measured = {"bytes": size, "seconds": seconds, "cable_bytes": crossed}
+        (folder / "exchange.json").write_text(json.dumps(measured))
+    dist.destroy_process_group()
+
+
+def launch(
+    processes: int,
+    *arguments: str,
+    hosts: Hosts | None = None,
+    forks: bool = False,
+    module: str = "benchmarks.scaling_worker",
+) -> None:
+    """Run a benchmark's worker in so many processes, half of them on each host.
+
+    Args:
+        processes: of both hosts.
+        arguments: of the command.
+        hosts: None: all on this machine.
+        forks: start one on each host; it forks the others.
+        module: of the worker.
+
+    Raises:
+        SystemExit: if one fails.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    on_each = processes if hosts is None else processes // 2
+    started = []
+    for rank in range(0, processes, on_each if forks else 1):
+        environment = {
+            **os.environ,
+            "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": "1",
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank % on_each),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(on_each),
+            "MASTER_ADDR": "127.0.0.1" if hosts is None else hosts.addresses[0],
+            "MASTER_PORT": str(port),
+        }
+        prefix = hosts.on(rank // on_each) if hosts else []
+        command = [*prefix, sys.executable, "-m", module, *arguments]
+        started.append(subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=subprocess.DEVNULL))
+    codes = [process.wait() for process in started]
+    if any(codes):
+        raise SystemExit(f"{arguments} on {processes} processes failed")
+
+
+def on_this_host(action: Callable[[], None]) -> None:
+    """Run an action in all processes of this host, forked from this one, which has loaded torch for all.
+
+    Raises:
+        SystemExit: if one fails.
+    """
+    first = int(os.environ["RANK"])
+
+    def process(place: int) -> None:
+        os.environ.update(RANK=str(first + place), LOCAL_RANK=str(place))
+        action()
+
+    context = multiprocessing.get_context("fork")
+    places = range(int(os.environ["LOCAL_WORLD_SIZE"]))
+    started = [context.Process(target=process, args=(place,)) for place in places]
+    for child in started:
+        child.start()
+    for child in started:
+        child.join()
+    if any(child.exitcode for child in started):
+        raise SystemExit(1)
+
+
+def _cable_bytes() -> tuple[int, int]:
+    """Sent and received so far over the interface that leads to the other host; 0 on one machine."""
+    place = Path("/sys/class/net") / os.environ.get("GLOO_SOCKET_IFNAME", "lo") / "statistics"
+    if "GLOO_SOCKET_IFNAME" not in os.environ:
+        return 0, 0
+    return int((place / "tx_bytes").read_text()), int((place / "rx_bytes").read_text())
+
+
+class Recorder(Phases):
+    """The trainer's clock, which notes each outer step by itself: wall clock, processor time and memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.steps: list[dict[str, list[float]]] = []
+        self.memory: list[dict[str, int]] = []
+
+    @contextmanager
+    def __call__(self, name: str, within: str | None = None) -> Iterator[None]:
+        """As the clock's own; `train` begins an outer step, and when it ends memory is looked at."""
+        if name == "train":
+            self.steps.append({})
+        before = time.process_time()
+        with super().__call__(name, within):
+            yield
+        processor = time.process_time() - before
+        self._note(name, 0.0, processor)
+        if within is not None:
+            self._note(within, 0.0, -processor)
+        if name == "train":
+            self.memory.append(memory())
+
+    def _add(self, name: str, seconds: float, within: str | None) -> None:
+        self._note(name, seconds, 0.0)
+        super()._add(name, seconds, within)
+
+    def _note(self, name: str, wall: float, processor: float) -> None:
+        before = self.steps[-1].get(name, [0.0, 0.0])
+        self.steps[-1][name] = [before[0] + wall, before[1] + processor]
+
+
+def search(folder: Path, recipe_path: str, overrides: Sequence[str]) -> None:
+    """The search itself, with the recorder for a clock; every process writes what it noted."""
+    from ohl_accel.display import Display
+    from ohl_accel.prepare import execute, join_launch
+    from ohl_accel.run import Run
+    from ohl_accel.search import learn
+
+    def loop(run: Run, display: Display) -> None:
+        recorder = Recorder(run.groups.device)
+        run.phases = recorder
+        learn(run, display)
+        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
+        live = memory()["resident"]
+        tensors = run.hosted[0].state_tensors()
+        measured = {
+            "steps": recorder.steps,
+            "memory": recorder.memory,
+            "live": live,
+            "hosted": len(run.hosted),
+            "state_bytes": sum(tensor.nbytes for tensor in tensors),
+            "gradient_bytes": sum(parameter.nbytes for parameter in run.hosted[0].network.parameters()),
+        }
+        (folder / f"rank{run.groups.rank}.json").write_text(json.dumps(measured))
+
+    recipe, accelerator = join_launch(recipe_path, overrides)
+    execute(recipe, accelerator, loop, learn_policy=True)
+    leave()
+
+
+def memory() -> dict[str, int]:
+    """Of this process, in bytes: `resident` now, and the `peak` so far."""
+    status = Path("/proc/self/status").read_text()
+    names = {"resident": "VmRSS", "peak": "VmHWM"}
+    found = {name: re.search(rf"{label}:\s+(\d+) kB", status) for name, label in names.items()}
+    return {name: 1024 * int(match[1]) for name, match in found.items() if match}
+
+
+if __name__ == "__main__":
+    what, place, *rest = sys.argv[1:]
+    if what == "exchange":
+        on_this_host(lambda: exchange(Path(place), int(rest[0]), int(rest[1])))
+    else:
+        search(Path(place), rest[0], rest[1:])
