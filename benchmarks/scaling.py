@@ -93,7 +93,7 @@ def measure_exchange(quick: bool) -> list[dict[str, Any]]:
     """Rows on one machine: the state of the paper's ResNet-18 for CIFAR."""
     plans = [(2, 2), (4, 4), (4, 2), (8, 8), (8, 2)]
     network = "resnet8_cifar" if quick else "resnet18_cifar"
-    return [_exchange(None, None, *plan, network, 5) for plan in (plans[:1] if quick else plans)]
+    return [_exchange(None, None, *plan, network, 11) for plan in (plans[:1] if quick else plans)]
 
 
 def measure_cable(quick: bool) -> list[dict[str, Any]]:

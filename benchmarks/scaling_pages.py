@@ -208,13 +208,12 @@ def _phases(measured: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> l
 
 def _exchange_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     head = ["cable", "processes", "groups", "MB", "broadcast, s", "columns, whole state, s (ratio)"]
-    head += ["adopt", "gather", "gather + adopt", "check"]
+    names = ["columns_whole", "adopt", "synchronize", "synchronize_and_check", "gather", "check"]
+    head += ["adopt", "gather + update + adopt", "with the check", "gather alone", "check alone"]
     body = []
     for row in rows:
         seconds = row["seconds"]
-        both = seconds["gather"] + seconds["adopt"]
-        values = [seconds["columns_whole"], seconds["adopt"], seconds["gather"], both, seconds["check"]]
-        ratios = [f"{value:.3f} ({value / seconds['broadcast']:.2f})" for value in values]
+        ratios = [f"{seconds[name]:.3f} ({seconds[name] / seconds['broadcast']:.2f})" for name in names]
         layout = layout_of(row, 1)
         start = [row["rate"] or "none", layout.processes, f"{layout.groups} x {layout.group_size}"]
         body.append([*start, f"{row['state_bytes'] / 1e6:.0f}", f"{seconds['broadcast']:.3f}", *ratios])

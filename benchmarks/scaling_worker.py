@@ -27,6 +27,7 @@ from ohl_accel.elements import NUM_OPERATIONS
 from ohl_accel.groups import Groups
 from ohl_accel.launch import choose_interface, leave
 from ohl_accel.metrics import Phases
+from ohl_accel.policy import OuterOptimizer, Policy
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -52,9 +53,20 @@ def exchange(folder: Path, groups: int, rounds: int) -> None:
     tensors = [torch.full(shape, float(rank)) for shape in shapes]
     counts_K = torch.ones(1, NUM_OPERATIONS, dtype=torch.int64)
 
+    outer = OuterOptimizer(Policy(torch.zeros(NUM_OPERATIONS, dtype=torch.float64)), 0.05, (0.5, 0.999))
+
     def gather(turn: int) -> None:
         layout.gather(torch.rand(1, 4, dtype=torch.float64))
         layout.gather(counts_K)
+
+    def synchronize(turn: int) -> None:
+        reward_N = layout.gather(torch.rand(1, 4, dtype=torch.float64))[:, 0]
+        outer.step(layout.gather(counts_K), reward_N - reward_N.mean())
+        layout.adopt(turn % groups, [tensors])
+
+    def synchronize_and_check(turn: int) -> None:
+        synchronize(turn)
+        layout.assert_equal([tensors], "the states adopted")
 
     contenders: dict[str, Callable[[int], None]] = {
         "broadcast": lambda turn: groups_module._broadcast(tensors, turn % processes, None),
@@ -62,6 +74,8 @@ def exchange(folder: Path, groups: int, rounds: int) -> None:
         "adopt": lambda turn: layout.adopt(turn % groups, [tensors]),
         "gather": gather,
         "check": lambda turn: layout.assert_equal([tensors], "the states adopted"),
+        "synchronize": synchronize,
+        "synchronize_and_check": synchronize_and_check,
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     crossed: dict[str, list[int]] = {name: [] for name in contenders}

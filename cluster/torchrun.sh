@@ -14,6 +14,8 @@
 set -euo pipefail
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# processes that start again must not meet in the store of those before: torch keeps it, with their addresses
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec torchrun \
     --nnodes "${MACHINES:?}" \
     --nproc-per-node "${PROCESSES:?}" \
