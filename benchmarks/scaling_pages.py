@@ -283,8 +283,9 @@ def _memory(measured: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> l
         resident, budget = row["resident"], memory_budget(row)
         start = [row["processes"], row["hosted"]]
         at = [_mib(resident[step - 1]) if step <= len(resident) else "" for step in (20, 40, 100, 200)]
-        growth = 100 * slope(resident, min(20, len(resident) // 2)) / 2**20
-        over_time.append([*start, *at, f"{growth:+.2f}", _mib(row["peak"]), _mib(row["live"])])
+        growths = [100 * slope(resident, first) / 2**20 for first in (20, len(resident) // 2)]
+        growing = [f"{growth:+.2f}" for growth in growths]
+        over_time.append([*start, *at, *growing, _mib(row["peak"]), _mib(row["live"])])
         whole = sum(budget.values())
         budgets.append([*start, *map(_mib, budget.values()), _mib(whole), f"{max(resident) / whole:.2f}"])
         for more in rows:
@@ -298,17 +299,18 @@ def _memory(measured: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> l
         "## Memory of a process",
         "",
         "The main process, MiB: resident after the training of an outer step, its peak, and at the end after what is "
-        "free went back to the system (`live`).",
+        "free went back to the system (`live`). Where it grows by a step, the allocator keeps what was freed: `live` "
+        "is what the states take.",
         "",
         *table(
             [
                 "processes", "trajectories hosted", "after 20 outer steps", "40", "100", "200",
-                "growth in 100, after 20", "peak", "live",
+                "growth in 100, after 20", "in the second half", "peak", "live",
             ],
             over_time,
         ),
         "The budget. `baseline` is the same search with a network of 21 kB: interpreter, libraries and data. Pixels "
-        "are in memory, so nothing is fetched ahead; where workers decode, each holds up to 4 parts of batches.",
+        "are in memory, so nothing is fetched ahead; where workers decode, five batches more, in shared memory.",
         "",
         *table(["processes", "hosted", *memory_budget(rows[0]), "sum", "most resident / sum"], budgets),
         "What each further hosted trajectory takes, of `live`:",
