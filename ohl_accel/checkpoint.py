@@ -30,6 +30,8 @@ Contents = tuple[dict[str, Any], dict[str, Tensor]]
 """What a checkpoint holds: plain values and tensors."""
 
 _LATEST = "latest"
+_GROUP = "group"
+_PLAIN = bool | int | float | str | list | tuple | None
 _STATE_JSON, _STATE_TENSORS = "state.json", "state.safetensors"
 _FREE_FIELDS = frozenset(
     {
@@ -164,13 +166,13 @@ def restore(
     examples = {f"network.{name}": value for name, value in hosted[0].network.state_dict().items()}
     parameters = [value for group in hosted[0].optimizer.param_groups for value in group["params"]]
     for name in names:
-        if name.startswith("optimizer."):
+        if name.startswith("optimizer.") and not name.startswith(f"optimizer.{_GROUP}"):
             examples[name] = parameters[int(name.split(".")[1])]
     state = dict(groups.hand_out(tensors, examples))
     for trajectory in hosted:
         trajectory.network.load_state_dict(under("network.", state))
         trajectory.optimizer.load_state_dict(
-            _joined_optimizer(document["optimizer"], under("optimizer.", state))
+            _joined_optimizer(trajectory.optimizer, document["optimizer"], under("optimizer.", state))
         )
     if outer is not None:
         outer.load_state({name: value.cpu() for name, value in under("policy.", state).items()})
@@ -184,30 +186,37 @@ def _whole_on_main(tensors: Mapping[str, Tensor], groups: Groups) -> dict[str, T
 
 
 def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """An optimizer's state as plain values for JSON and named tensors."""
+    """An optimizer's state as plain values for JSON and named tensors; settings of other kinds are left out."""
     state = optimizer.state_dict()
+    places = {str(index): entries for index, entries in state["state"].items()}
+    groups = {f"{_GROUP}{number}": group for number, group in enumerate(state["param_groups"])}
+    plain: dict[str, dict[str, Any]] = {}
     tensors: dict[str, Tensor] = {}
-    values: dict[str, dict[str, Any]] = {}
-    for index, entries in state["state"].items():
-        values[str(index)] = {}
+    for place, entries in (places | groups).items():
+        plain[place] = {key: value for key, value in entries.items() if isinstance(value, _PLAIN)}
         for key, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
-            else:
-                values[str(index)][key] = value
-    return {"state": values, "param_groups": state["param_groups"]}, tensors
+                tensors[f"optimizer.{place}.{key}"] = value
+    return {
+        "state": {place: plain[place] for place in places},
+        "param_groups": [plain[group] for group in groups],
+    }, tensors
 
 
-def _joined_optimizer(scalars: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The opposite of `_split_optimizer`."""
-    state: dict[int, dict[str, Any]] = {
-        int(index): dict(values) for index, values in scalars["state"].items()
-    }
+def _joined_optimizer(
+    optimizer: torch.optim.Optimizer, scalars: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """The opposite of `_split_optimizer`; what that left out is the optimizer's own."""
+    places = {index: dict(entries) for index, entries in scalars["state"].items()}
+    own = optimizer.state_dict()["param_groups"]
+    for number, (group, saved) in enumerate(zip(own, scalars["param_groups"], strict=True)):
+        places[f"{_GROUP}{number}"] = {**group, **saved}
     for name, value in tensors.items():
-        index, key = name.split(".", 1)
+        place, key = name.split(".", 1)
         # step counters belong on the CPU; those that must not be are moved by load_state_dict
-        state[int(index)][key] = value.clone() if value.ndim else value.to("cpu", copy=True)
-    return {"state": state, "param_groups": scalars["param_groups"]}
+        places[place][key] = value.clone() if value.ndim else value.to("cpu", copy=True)
+    groups = [places.pop(f"{_GROUP}{number}") for number in range(len(own))]
+    return {"state": {int(index): entries for index, entries in places.items()}, "param_groups": groups}
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

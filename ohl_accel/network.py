@@ -79,6 +79,14 @@ def _build(section: ModelSection, schema: Schema, **instead: Any) -> nn.Module:
         network: nn.Module = timm.create_model(section.name, **given)
     except Exception as error:
         raise UserError(f"model.name={section.name}, model.args={section.args}: {error}") from error
+    names: dict[nn.Parameter, str] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        first = names.setdefault(parameter, name)
+        if first != name:
+            raise UserError(
+                f"model.name={section.name}: {first} and {name} are one parameter of this network; safetensors, in "
+                "which it would be saved, cannot hold that"
+            )
     return network
 
 

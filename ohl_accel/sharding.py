@@ -18,13 +18,9 @@ def check_can_be_cut(network: nn.Module) -> None:
     Raises:
         UserError: naming the tensor.
     """
-    owners: dict[nn.Parameter, str] = {}
-    for name, parameter in network.named_parameters(remove_duplicate=False):
-        if parameter in owners:
-            raise UserError(f"model.shard: {owners[parameter]} and {name} are one parameter of this network")
+    for name, parameter in network.named_parameters():
         if parameter.ndim == 0:
             raise UserError(f"model.shard: {name} of this network is a single number")
-        owners[parameter] = name
     for place, module in network.named_modules():
         for name, value in vars(module).items():
             values = value if isinstance(value, list | tuple) else [value]

@@ -1,7 +1,7 @@
 """One trajectory: a network in training with operations drawn from the policy (the inner loop, Eq 2)."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -156,9 +156,10 @@ def create_optimizer(section: OptimizerSection, network: nn.Module) -> torch.opt
         hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(known)}"
         raise UserError(f"inner.optimizer.name={section.name}: timm has no such optimizer; {hint}")
     nesterov = {"nesterov": section.nesterov} if section.name == "sgd" else {}
-    try:
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            network,
+
+    def create(layers: nn.Module) -> torch.optim.Optimizer:
+        made: torch.optim.Optimizer = create_optimizer_v2(
+            layers,
             opt=section.name,
             lr=section.lr,
             weight_decay=section.weight_decay,
@@ -166,11 +167,35 @@ def create_optimizer(section: OptimizerSection, network: nn.Module) -> torch.opt
             filter_bias_and_bn=not section.decay_norm_and_bias,
             **{**nesterov, **section.args},
         )
+        return made
+
+    try:
+        optimizer = create(network)
+        _try_out(create, next(network.parameters()).device)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(
             f"inner.optimizer.name={section.name}, inner.optimizer.args={section.args}: {error}"
         ) from error
     return optimizer
+
+
+def _try_out(create: Callable[[nn.Module], torch.optim.Optimizer], device: torch.device) -> None:
+    """One step with a layer of its own; an optimizer must keep nothing that could not be adopted and saved.
+
+    Raises:
+        ValueError: if it keeps more than tensors and numbers.
+    """
+    layer = nn.Linear(2, 2, device="cpu" if device.type == "meta" else device)
+    optimizer = create(layer)
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for entries in optimizer.state_dict()["state"].values():
+        for key, value in entries.items():
+            if not isinstance(value, Tensor | int | float | None):
+                raise ValueError(
+                    f"it keeps a {type(value).__name__} ({key}), which cannot be adopted by others"
+                )
 
 
 def create_schedule(

@@ -1,4 +1,7 @@
-"""The networks against published parameter counts, and timm's interface."""
+"""The networks against published parameter counts, and timm's interface; timm's optimizers."""
+
+import copy
+import json
 
 import pytest
 import timm
@@ -6,10 +9,12 @@ import torch
 from torch import nn
 
 import ohl_accel.models  # noqa: F401
+from ohl_accel.checkpoint import _joined_optimizer, _split_optimizer, under
 from ohl_accel.data import Schema
 from ohl_accel.errors import UserError
 from ohl_accel.network import create_network
-from ohl_accel.recipe import ModelSection
+from ohl_accel.recipe import ModelSection, OptimizerSection
+from ohl_accel.trajectory import create_optimizer
 
 
 def parameters(network: nn.Module) -> int:
@@ -57,3 +62,43 @@ def test_networks_that_cannot_work_are_refused() -> None:
         create_network(ModelSection(name="vit_tiny_patch16_224"), schema(), 0)
     with pytest.raises(UserError, match=r"gives outputs of shape \[10\] instead of 3 classes"):
         create_network(ModelSection(name="resnet8_cifar", args={"num_classes": 10}), schema(), 0)
+
+
+def test_a_tensor_with_two_names_is_refused() -> None:
+    with pytest.raises(UserError, match=r"cpe1.proj.weight and .*cpe.proj.weight are one parameter"):
+        create_network(ModelSection(name="coat_lite_tiny"), schema(), 0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "adafactorbv", "adopt", "muon", "lion"])
+def test_an_optimizer_goes_on(name: str) -> None:
+    """From a checkpoint as if nothing had happened, counters and settings that are tensors or dtypes included."""
+    section = OptimizerSection(name=name, lr=0.01, weight_decay=0.1)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 5))
+    optimizer = create_optimizer(section, network)
+    images = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def step(layers: nn.Module, its_optimizer: torch.optim.Optimizer) -> None:
+        layers(images).square().sum().backward()
+        its_optimizer.step()
+        its_optimizer.zero_grad()
+
+    for _ in range(2):
+        step(network, optimizer)
+    values, tensors = _split_optimizer(optimizer)
+    values = json.loads(json.dumps(values))
+    other = copy.deepcopy(network)
+    its_optimizer = create_optimizer(section, other)
+    its_optimizer.load_state_dict(_joined_optimizer(its_optimizer, values, under("optimizer.", tensors)))
+    for layers, one in ((network, optimizer), (other, its_optimizer)):
+        step(layers, one)
+    for mine, theirs in zip(network.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
+@pytest.mark.parametrize(
+    ("name", "message"), [("kron", "keeps a list .*, which cannot be adopted"), ("adahessian", "grad")]
+)
+def test_an_optimizer_that_cannot_be_adopted_is_refused(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"inner.optimizer.name={name}, .*: .*{message}"):
+        create_optimizer(OptimizerSection(name=name, lr=0.1), nn.Linear(3, 2))
