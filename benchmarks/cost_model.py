@@ -3,7 +3,7 @@
     seconds = alpha * messages one after the other + beta * bytes over a machine's link / its bandwidth
             + gamma * bytes copied in memory
 
-The counts follow from what `ohl_accel.groups` does and from gloo's algorithms (a binomial tree for a
+The counts follow from what `ohl_accel.distributed.groups` does and from gloo's algorithms (a binomial tree for a
 broadcast, a ring for a gather); alpha, beta and gamma are fitted to measured exchanges.
 
 Shapes: X measured rows, 3 coefficients.

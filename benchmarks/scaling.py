@@ -30,7 +30,7 @@ import ohl_accel.models  # noqa: F401  registers our networks with timm
 from benchmarks.scaling_pages import BATCH_SIZE, RATES, TRAJECTORIES, results_page
 from benchmarks.scaling_projection import document
 from benchmarks.scaling_worker import launch
-from ohl_accel.compare.summary import processor
+from ohl_accel.comparison.summary import processor
 from tests.hosts import TwoHosts
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -22,12 +22,13 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-from ohl_accel import groups as groups_module
-from ohl_accel.elements import NUM_OPERATIONS
-from ohl_accel.groups import Groups
-from ohl_accel.launch import choose_interface, leave
-from ohl_accel.metrics import Phases
-from ohl_accel.policy import OuterOptimizer, Policy
+from ohl_accel.distributed import groups as groups_module
+from ohl_accel.distributed.groups import Groups
+from ohl_accel.distributed.launch import choose_interface, leave
+from ohl_accel.engine.phases import Phases
+from ohl_accel.operations.elements import NUM_OPERATIONS
+from ohl_accel.policy import Policy
+from ohl_accel.policy.estimators import OuterOptimizer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -210,10 +211,10 @@ class Recorder(Phases):
 
 def search(folder: Path, recipe_path: str, overrides: Sequence[str]) -> None:
     """The search itself, with the recorder for a clock; every process writes what it noted."""
-    from ohl_accel.display import Display
-    from ohl_accel.prepare import execute, join_launch
-    from ohl_accel.run import Run
-    from ohl_accel.search import learn
+    from ohl_accel.engine.run import Run
+    from ohl_accel.engine.search import learn
+    from ohl_accel.engine.setup import execute, join_launch
+    from ohl_accel.observers.display import Display
 
     def loop(run: Run, display: Display) -> None:
         recorder = Recorder(run.groups.device)

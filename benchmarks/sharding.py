@@ -39,9 +39,9 @@ def resident(kind: str) -> int:
 
 def worker(folder: str, *arguments: str) -> None:
     """A search that notes the peak of each part of it."""
-    from ohl_accel import prepare
-    from ohl_accel.run import Run
-    from ohl_accel.search import search
+    from ohl_accel.engine import setup as prepare
+    from ohl_accel.engine.run import Run
+    from ohl_accel.engine.search import search
 
     before, peaks = 0, dict.fromkeys(PARTS, 0)
 

@@ -31,8 +31,7 @@ import timm
 import torch
 from timm.data import create_dataset, create_loader
 
-from ohl_accel.augment import Augmentation
-from ohl_accel.compare.summary import processor
+from ohl_accel.comparison.summary import processor
 from ohl_accel.data import (
     Blocks,
     RandomResizedCrop,
@@ -41,6 +40,7 @@ from ohl_accel.data import (
     open_data,
     training_batches,
 )
+from ohl_accel.engine.augment import Augmentation
 from ohl_accel.recipe import RandomResizedCropSection, Recipe
 
 RESULT = Path(__file__).parent / "results" / "stream.md"

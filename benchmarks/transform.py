@@ -25,7 +25,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from ohl_accel import Policy, PolicyTransform
-from ohl_accel.compare.summary import processor
+from ohl_accel.comparison.summary import processor
 
 RESULT = Path(__file__).parent / "results" / "transform.md"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ohl_accel.policy import Policy
 
 if TYPE_CHECKING:
-    from ohl_accel.transform import PolicyTransform
+    from ohl_accel.policy.transform import PolicyTransform
 
 __all__ = ["Policy", "PolicyTransform"]
 __version__ = "0.1.0"
@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "PolicyTransform":  # imported on demand, because torchvision takes a second
-        from ohl_accel.transform import PolicyTransform
+        from ohl_accel.policy.transform import PolicyTransform
 
         return PolicyTransform
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

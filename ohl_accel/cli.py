@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
+from ohl_accel.distributed.launch import explain_lost, leave
 from ohl_accel.errors import ProcessFailedError, RunFailedError, UserError
-from ohl_accel.launch import explain_lost, leave
 
 
 def recipe_arguments(command: str, purpose: str, argv: Sequence[str] | None) -> tuple[str, list[str]]:

@@ -1,5 +1,8 @@
 """Errors whose message is all that the user needs: the commands print it without a traceback."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Something that was asked for cannot work. Names the value and what would work. Exit code 2."""
@@ -11,3 +14,23 @@ class RunFailedError(RuntimeError):
 
 class ProcessFailedError(RunFailedError):
     """One process cannot go on, and the others do not know it yet: it says so itself, and the launcher ends them."""
+
+
+def first_line(error: BaseException | None) -> str:
+    """The kind of an error and the first line of its message; empty for no error."""
+    if error is None:
+        return ""
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no details')}"
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 3, otherwise: str = "") -> str:
+    """A hint for a name that is not known.
+
+    Args:
+        name: what was given.
+        known: the names that there are.
+        most: so many close ones at most.
+        otherwise: the hint where none is close.
+    """
+    close = difflib.get_close_matches(name, list(known), most)
+    return f"did you mean {' or '.join(close)}?" if close else otherwise

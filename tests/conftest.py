@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from ohl_accel.metrics import read_metrics
+from ohl_accel.engine.search import search
 from ohl_accel.policy import Policy
-from ohl_accel.search import search
+from ohl_accel.run_folder.metrics import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

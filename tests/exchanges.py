@@ -18,9 +18,9 @@ from hosts import TwoHosts
 from torch import nn
 
 from ohl_accel.cli import run_command
-from ohl_accel.groups import Groups
-from ohl_accel.launch import agree
-from ohl_accel.prepare import start_accelerator
+from ohl_accel.distributed.groups import Groups
+from ohl_accel.distributed.launch import agree
+from ohl_accel.engine.setup import start_accelerator
 from ohl_accel.recipe import RunSection
 
 TIMEOUT = timedelta(seconds=5)

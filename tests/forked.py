@@ -10,8 +10,8 @@ from typing import Any
 
 from conftest import REPOSITORY
 
-from ohl_accel import prepare
-from ohl_accel.search import search
+from ohl_accel.engine import setup as prepare
+from ohl_accel.engine.search import search
 
 
 def on_processes(processes: int, function: Callable[..., None], *arguments: Any) -> None:

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, Self, TypeVar
 import timm
 from hub_server import HubServer
 
-from ohl_accel import search
+from ohl_accel.engine import search
 from ohl_accel.errors import RunFailedError
 from ohl_accel.hub import __main__ as hub_command
-from ohl_accel.hub import check_access
+from ohl_accel.hub.access import check_access
 from ohl_accel.hub.contents import Finished, files_of
 from ohl_accel.hub.transfer import upload
 from ohl_accel.recipe import HubSection

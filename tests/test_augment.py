@@ -7,11 +7,11 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from torchvision.transforms import v2
 
-from ohl_accel.augment import Augmentation, cutout, pad_crop
-from ohl_accel.draws import keyed_generator, keyed_seed
+from ohl_accel.engine.augment import Augmentation, cutout, pad_crop
 from ohl_accel.errors import UserError
-from ohl_accel.policies import TorchvisionPolicy, open_policy, settle
+from ohl_accel.policy.baselines import TorchvisionPolicy, open_policy, settle
 from ohl_accel.recipe import AugmentSection
+from ohl_accel.rng import keyed_generator, keyed_seed
 
 CPU = torch.device("cpu")
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, SMALL
 
-from ohl_accel.compare.__main__ import main, parse, plan
-from ohl_accel.compare.contenders import check, contender
-from ohl_accel.compare.jobs import Job, last_words, run_jobs
-from ohl_accel.compare.statistics import holm, paired_difference
-from ohl_accel.compare.summary import markdown, rows_of
+from ohl_accel.comparison.compare import main, parse, plan
+from ohl_accel.comparison.contenders import check, contender
+from ohl_accel.comparison.jobs import Job, last_words, run_jobs
+from ohl_accel.comparison.statistics import holm, paired_difference
+from ohl_accel.comparison.summary import markdown, rows_of
 from ohl_accel.policy import Policy
 
 DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, SMALL
 
-from ohl_accel.display import Display
-from ohl_accel.metrics import read_metrics
-from ohl_accel.search import search
+from ohl_accel.engine.search import search
+from ohl_accel.observers.display import Display
+from ohl_accel.run_folder.metrics import read_metrics
 
 DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
 

@@ -14,10 +14,10 @@ from conftest import REPOSITORY, SMALL
 from hub_server import HubServer
 
 from ohl_accel.data.source import open_split
-from ohl_accel.evaluate import evaluate, main
+from ohl_accel.engine.evaluate import evaluate, main
+from ohl_accel.engine.train import train
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import DataSection
-from ohl_accel.train import train
 
 DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
 
@@ -127,8 +127,8 @@ def test_a_damaged_network(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
 FROM_THE_HUB = """
 import sys
-from ohl_accel.evaluate import evaluate, main
-from ohl_accel.policies import open_learned_policy
+from ohl_accel.engine.evaluate import evaluate, main
+from ohl_accel.policy.baselines import open_learned_policy
 
 print(evaluate("user/net", sys.argv[1], None, None, [])[0].document()["top1"])
 print(evaluate("user/bare", None, "sklearn:digits", None, [])[0].document()["top1"])

@@ -11,10 +11,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ohl_accel.draws import keyed_generator
-from ohl_accel.elements import ELEMENTS, operation_of
-from ohl_accel.kernels import apply_elements, apply_operations, pillow
-from ohl_accel.kernels.geometry import MAX_SIDE, move_pixels
+from ohl_accel.operations import pillow
+from ohl_accel.operations.elements import ELEMENTS, operation_of
+from ohl_accel.operations.kernels import apply_elements, apply_operations
+from ohl_accel.operations.kernels.geometry import MAX_SIDE, move_pixels
+from ohl_accel.rng import keyed_generator
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import final_state, launch, start, wait_for_checkpoint
 
+from ohl_accel.distributed.groups import _buckets, checksum, choose_groups
+from ohl_accel.distributed.launch import check_launch
 from ohl_accel.errors import UserError
-from ohl_accel.groups import _buckets, checksum, choose_groups
-from ohl_accel.launch import check_launch
 
 
 @pytest.mark.parametrize("processes", [2, 4])

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import ohl_accel.models  # noqa: F401
-from ohl_accel.checkpoint import _joined_optimizer, _split_optimizer, under
 from ohl_accel.data import Schema
+from ohl_accel.engine.checkpoint import _joined_optimizer, _split_optimizer, under
+from ohl_accel.engine.network import create_network
+from ohl_accel.engine.trajectory import create_optimizer
 from ohl_accel.errors import UserError
-from ohl_accel.network import create_network
 from ohl_accel.recipe import ModelSection, OptimizerSection
-from ohl_accel.trajectory import create_optimizer
 
 
 def parameters(network: nn.Module) -> int:

@@ -13,9 +13,9 @@ from pathlib import Path
 import planted
 import pytest
 
-from ohl_accel.elements import ELEMENTS
+from ohl_accel.engine.search import search
+from ohl_accel.operations.elements import ELEMENTS
 from ohl_accel.policy import Policy
-from ohl_accel.search import search
 
 SEEDS = (0, 1, 2)
 ROTATE = [place for place, element in enumerate(ELEMENTS) if element.transform == "Rotate"]

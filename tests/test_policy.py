@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from ohl_accel.draws import keyed_generator
-from ohl_accel.elements import ELEMENTS, TABLE_1, elements_of, operation_name, operation_of
-from ohl_accel.policy import OuterOptimizer, Policy, advantage_of, outer_gradient, probabilities_of
+from ohl_accel.operations.elements import ELEMENTS, TABLE_1, elements_of, operation_name, operation_of
+from ohl_accel.policy import Policy
+from ohl_accel.policy.estimators import OuterOptimizer, advantage_of, outer_gradient
+from ohl_accel.policy.policy import probabilities_of
+from ohl_accel.rng import keyed_generator
 
 
 def test_table_1() -> None:

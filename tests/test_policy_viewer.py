@@ -13,7 +13,7 @@ from gradio_client.exceptions import AppError
 from hub_server import HubServer
 from PIL import Image
 
-from ohl_accel.elements import NUM_OPERATIONS
+from ohl_accel.operations.elements import NUM_OPERATIONS
 from ohl_accel.policy import Policy
 
 

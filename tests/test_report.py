@@ -12,10 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ohl_accel.elements import NUM_ELEMENTS, NUM_OPERATIONS
 from ohl_accel.errors import UserError
-from ohl_accel.kernels import apply_operations
-from ohl_accel.metrics import append_line, read_metrics
+from ohl_accel.operations.elements import NUM_ELEMENTS, NUM_OPERATIONS
+from ohl_accel.operations.kernels import apply_operations
 from ohl_accel.policy import Policy
 from ohl_accel.report.__main__ import main
 from ohl_accel.report.examples import open_examples, rows_of
@@ -25,7 +24,8 @@ from ohl_accel.report.operations import least_probable, most_probable
 from ohl_accel.report.pictures import data_uri, read_image, to_tensor, upright_rgb
 from ohl_accel.report.read import read_run
 from ohl_accel.report.write import write_at_end, write_report
-from ohl_accel.run_folder import write_whole
+from ohl_accel.run_folder.atomic import write_text
+from ohl_accel.run_folder.metrics import append_line, read_metrics
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_long_run_stays_small(run: Path) -> None:
                 {**line, "outer_step": outer_step, "reward": reward, "element_probabilities": marginals}
             )
         )
-    write_whole(run / "metrics.jsonl", "\n".join(text) + "\n")
+    write_text(run / "metrics.jsonl", "\n".join(text) + "\n")
     assert len(report_of(run)) < 2_000_000
 
 
@@ -124,7 +124,7 @@ def test_watch_ends_with_the_run(run: Path) -> None:
         watch.join(0.01)
     for line in rest:
         append_line(run / "metrics.jsonl", line)
-    write_whole(run / "result.json", result)
+    write_text(run / "result.json", result)
     watch.join(60)
     assert not watch.is_alive()
     assert "run in progress, outer step 2 of 4" in said[0]
@@ -165,7 +165,7 @@ def test_training_with_a_fixed_policy(run: Path) -> None:
 
 def test_report_without_its_data(run: Path) -> None:
     recipe = run / "recipe.yaml"
-    write_whole(recipe, recipe.read_text().replace("sklearn:digits", "/nowhere/images"))
+    write_text(recipe, recipe.read_text().replace("sklearn:digits", "/nowhere/images"))
     page = report_of(run)
     assert "The training images are not at hand: data.path=/nowhere/images" in page
     assert "× uniform" in page
@@ -187,11 +187,11 @@ def test_examples_are_training_images_after_the_operation(small_run: Path) -> No
 def test_foreign_text_stays_text(run: Path) -> None:
     attack = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
     recipe = run / "recipe.yaml"
-    write_whole(recipe, recipe.read_text().replace("sklearn:digits", f"'{attack}'"))
+    write_text(recipe, recipe.read_text().replace("sklearn:digits", f"'{attack}'"))
     policy = Policy.load(run)
     policy.provenance["torch"] = attack
     policy.save(run / "policy.json")
-    write_whole(run / "comparison.json", json.dumps({"rows": [{attack: attack}]}))
+    write_text(run / "comparison.json", json.dumps({"rows": [{attack: attack}]}))
     page = report_of(run)
     assert "alert(1)" in page
     assert "<script>alert" not in page
@@ -203,9 +203,9 @@ def test_comparison_and_sweep_are_shown(run: Path) -> None:
         {"policy": "learned", "n": 3, "mean": 0.9812, "t": [0.1, 0.25], "seeds": [0, 1, 2]},
         {"policy": "uniform", "n": 3, "mean": None},
     ]
-    write_whole(run / "comparison.json", json.dumps({"command": "compare <x>", "rows": rows}))
+    write_text(run / "comparison.json", json.dumps({"command": "compare <x>", "rows": rows}))
     Image.new("RGB", (4, 4)).save(run / "comparison.png")
-    write_whole(run / "sweep.json", json.dumps({"rows": [{"outer.lr": 0.05, "mean": 0.5}]}))
+    write_text(run / "sweep.json", json.dumps({"rows": [{"outer.lr": 0.05, "mean": 0.5}]}))
     page = report_of(run)
     assert "<h2>Comparison</h2>" in page
     assert '<th scope="row">learned</th><td>3</td><td>0.9812</td><td>0.1 to 0.25</td>' in page
@@ -227,13 +227,13 @@ def rewrite(name: str, old: str, new: str) -> Callable[[Path], None]:
     def damage(run: Path) -> None:
         text = (run / name).read_text()
         assert old in text
-        write_whole(run / name, text.replace(old, new, 1))
+        write_text(run / name, text.replace(old, new, 1))
 
     return damage
 
 
 def doubled(run: Path) -> None:
-    write_whole(run / "metrics.jsonl", 2 * (run / "metrics.jsonl").read_text())
+    write_text(run / "metrics.jsonl", 2 * (run / "metrics.jsonl").read_text())
 
 
 def emptied(run: Path) -> None:
@@ -301,7 +301,7 @@ def test_arguments_that_do_not_go_together(arguments: list[str]) -> None:
 
 
 def test_report_that_fails_loses_no_search(run: Path) -> None:
-    write_whole(run / "metrics.jsonl", "nonsense\n")
+    write_text(run / "metrics.jsonl", "nonsense\n")
     said: list[str] = []
     write_at_end(run, said.append)
     (warning,) = said

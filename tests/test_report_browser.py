@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from ohl_accel.elements import ELEMENTS, NUM_ELEMENTS, NUM_OPERATIONS
-from ohl_accel.metrics import read_metrics
+from ohl_accel.operations.elements import ELEMENTS, NUM_ELEMENTS, NUM_OPERATIONS
 from ohl_accel.policy import Policy
 from ohl_accel.report.write import write_gallery, write_report
+from ohl_accel.run_folder.metrics import read_metrics
 
 ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),

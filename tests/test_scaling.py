@@ -16,7 +16,7 @@ from benchmarks.cost_model import Coefficients, Hardware, Layout, Row, Task
 from benchmarks.scaling_pages import PHASES, results_page, slope
 from benchmarks.scaling_projection import BEGIN, CHART, END, generated
 from benchmarks.scaling_worker import launch, search
-from ohl_accel.metrics import read_metrics
+from ohl_accel.run_folder.metrics import read_metrics
 
 MB = 1e6
 LAYOUTS = [Layout(2, 2, 1, 2), Layout(4, 2, 2, 2), Layout(8, 2, 4, 2), Layout(4, 4, 2, 2), Layout(8, 8, 4, 2)]

@@ -16,14 +16,15 @@ from accelerate.state import AcceleratorState
 from conftest import REPOSITORY, SMALL, final_state, latest
 from safetensors.torch import load_file
 
-from ohl_accel import checkpoint, trajectory
 from ohl_accel.data import Images
 from ohl_accel.data.source import open_split
+from ohl_accel.engine import checkpoint, trajectory
+from ohl_accel.engine.phases import Phases
+from ohl_accel.engine.search import main, rewards_of, search, winner_of
 from ohl_accel.errors import RunFailedError, UserError
-from ohl_accel.metrics import Phases, read_metrics
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe
-from ohl_accel.search import main, rewards_of, search, winner_of
+from ohl_accel.run_folder.metrics import read_metrics
 
 DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
 
@@ -364,7 +365,7 @@ def test_a_missing_recipe(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
-    from ohl_accel.run_folder import RunFolder
+    from ohl_accel.run_folder.folder import RunFolder
 
     first = RunFolder(str(tmp_path), resume=False, overwrite=False)
     with pytest.raises(UserError, match="is in use by another run"):

@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ohl_accel.data import Schema
+from ohl_accel.distributed.groups import Groups
+from ohl_accel.distributed.sharding import own_part, whole_on_cpu
+from ohl_accel.engine.network import outline_network
+from ohl_accel.engine.trajectory import create_optimizer
 from ohl_accel.errors import UserError
-from ohl_accel.groups import Groups
-from ohl_accel.network import outline_network
 from ohl_accel.recipe import ModelSection, OptimizerSection
 from ohl_accel.recipe.recipe import SHARDED_OPTIMIZERS
-from ohl_accel.sharding import own_part, whole_on_cpu
-from ohl_accel.trajectory import create_optimizer
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,6 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms import functional as tv
 
-from ohl_accel import run as run_module
 from ohl_accel.data import (
     Blocks,
     Data,
@@ -44,12 +43,13 @@ from ohl_accel.data import stream as stream_module
 from ohl_accel.data.crops import centre
 from ohl_accel.data.images import Tally
 from ohl_accel.data.index import Index
-from ohl_accel.draws import keyed_seed
+from ohl_accel.engine import run as run_module
+from ohl_accel.engine.search import search
+from ohl_accel.engine.train import train
 from ohl_accel.errors import ProcessFailedError, RunFailedError, UserError
-from ohl_accel.metrics import read_metrics
 from ohl_accel.recipe import RandomResizedCropSection, Recipe
-from ohl_accel.search import search
-from ohl_accel.train import train
+from ohl_accel.rng import keyed_seed
+from ohl_accel.run_folder.metrics import read_metrics
 
 COUNT, BATCH, CLASSES = 118, 12, ("cat", "dog", "eel")
 DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")

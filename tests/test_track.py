@@ -17,11 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto import wandb_internal_pb2
 from wandb_server import KEY, WandBServer
 
-from ohl_accel import track
 from ohl_accel.errors import UserError
-from ohl_accel.metrics import read_metrics
+from ohl_accel.observers import dashboards as track
+from ohl_accel.observers.dashboards import check_installed, flatten
 from ohl_accel.policy import Policy
-from ohl_accel.track import check_installed, flatten
+from ohl_accel.run_folder.metrics import read_metrics
 
 DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
 IMAGES = {"images/augmented", "policy/heatmap", "policy/marginals"}

@@ -23,9 +23,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ohl_accel import Policy, PolicyTransform
-from ohl_accel.draws import keyed_generator
-from ohl_accel.kernels import apply_operations
-from ohl_accel.run_folder import RECIPE_FILE
+from ohl_accel.operations.kernels import apply_operations
+from ohl_accel.rng import keyed_generator
+from ohl_accel.run_folder.files import RECIPE_FILE
 
 DEVICES = [
     "cpu",
@@ -256,7 +256,7 @@ def test_draws_of_workers(seed: int | None) -> None:
 
 def test_draws_do_not_depend_on_how_workers_start() -> None:
     """What a worker began as, the next worker knows, however either was started."""
-    multiprocessing.set_forkserver_preload(["ohl_accel.transform"])
+    multiprocessing.set_forkserver_preload(["ohl_accel.policy.transform"])
     wanted = epochs(PolicyTransform(Policy(), seed=3), 3, workers=1)
     assert len(set(wanted)) == 12
     transform = PolicyTransform(Policy(), seed=3)

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from ohl_accel.data.crops import RandomResizedCrop
 from ohl_accel.data.images import Crop, Decoding, Images, Replaced
-from ohl_accel.draws import keyed_generator
 from ohl_accel.errors import ProcessFailedError, UserError
+from ohl_accel.rng import keyed_generator
 
 Batch = tuple[Tensor, Tensor]
 """Images, uint8 [b, C, H, W], and labels, int64 [b]."""

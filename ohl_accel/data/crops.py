@@ -5,8 +5,8 @@ import math
 import torch
 from PIL import Image, ImageOps
 
-from ohl_accel.draws import keyed_generator
 from ohl_accel.recipe import RandomResizedCropSection
+from ohl_accel.rng import keyed_generator
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _ATTEMPTS = 10

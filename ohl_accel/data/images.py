@@ -16,9 +16,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ohl_accel.data.crops import centre
-from ohl_accel.data.source import first_line
-from ohl_accel.draws import keyed_generator
-from ohl_accel.errors import UserError
+from ohl_accel.errors import UserError, first_line
+from ohl_accel.rng import keyed_generator
 
 _IN_MEMORY_BYTES = 2**30
 _REPLACEMENTS_TRIED = 100

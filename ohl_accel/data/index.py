@@ -6,8 +6,6 @@ runs, whatever their seeds.
 """
 
 import hashlib
-import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +32,7 @@ from ohl_accel.data.shards import (
 )
 from ohl_accel.data.source import SplitFiles
 from ohl_accel.errors import UserError
+from ohl_accel.run_folder.atomic import replacing
 
 _FORMAT = 1
 _THREADS = 8
@@ -211,17 +210,12 @@ def _write_once(path: Path, write: Callable[[BinaryIO], None], wait: bool = True
     """
     if path.exists():
         return True
-    # a name of this machine's own: not every shared file system has locks between machines
-    aside = path.with_suffix(f".{socket.gethostname()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")).acquire(blocking=wait):
             if not path.exists():
-                with aside.open("wb") as file:
+                with replacing(path) as aside, aside.open("wb") as file:
                     write(file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                aside.replace(path)
     except Timeout:
         return False
     except OSError as error:

@@ -23,8 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from ohl_accel.data.source import first_line
-from ohl_accel.errors import UserError
+from ohl_accel.errors import UserError, first_line
 
 FIRST_WAIT = 0.5
 """Seconds before a failed read is tried again; each further wait is twice as long."""

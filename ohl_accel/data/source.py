@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from ohl_accel.errors import UserError
+from ohl_accel.errors import UserError, first_line
 from ohl_accel.recipe import DataSection
 
 DIGITS = "sklearn:digits"
@@ -57,9 +57,8 @@ def open_split(data: DataSection, split: str, path: str | None = None) -> datase
         raise
     except Exception as error:
         # datasets raises whatever its readers raise; the user needs to know which split of what it was
-        raise UserError(
-            f"split {split!r} of {place} cannot be read: {first_line(error)}{first_line(error.__cause__)}"
-        ) from error
+        why = "; ".join(first_line(each) for each in (error, error.__cause__) if each is not None)
+        raise UserError(f"split {split!r} of {place} cannot be read: {why}") from error
 
 
 @dataclass(frozen=True)
@@ -186,13 +185,6 @@ def _is_saved_to_disk(place: str) -> bool:
 def _names_in(split: str) -> list[str]:
     """The plain names in an expression such as `train[:80%]+validation`."""
     return [re.split(r"\[", part)[0].strip() for part in split.split("+")]
-
-
-def first_line(error: BaseException | None) -> str:
-    """The kind of an error and the first line of its message."""
-    if error is None:
-        return ""
-    return f" {type(error).__name__}: {(str(error).strip() or 'no details').splitlines()[0]}".lstrip()
 
 
 def _digits(split: str) -> datasets.Dataset:

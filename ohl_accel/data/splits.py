@@ -12,9 +12,9 @@ from ohl_accel.data.images import Images
 from ohl_accel.data.schema import Schema
 from ohl_accel.data.source import check_split_exists, open_split
 from ohl_accel.data.stream import Shards, open_stream
-from ohl_accel.draws import keyed_generator, keyed_seed
 from ohl_accel.errors import UserError
 from ohl_accel.recipe import DataSection, Recipe
+from ohl_accel.rng import keyed_generator, keyed_seed
 
 _IMAGES_FOR_STATISTICS = 10_000
 _IMAGES_FOR_STATISTICS_OF_A_STREAM = 2_000

@@ -4,8 +4,3 @@
 does at the end of a run. Only safetensors, JSON, text and pictures go up or come down, no pickle. Tokens are
 the client library's business: none is read from a recipe or written anywhere.
 """
-
-from ohl_accel.hub.access import check_access
-from ohl_accel.hub.transfer import publish, pull, push
-
-__all__ = ["check_access", "publish", "pull", "push"]

@@ -7,7 +7,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ohl_accel.errors import UserError
-from ohl_accel.hub.patience import AccessError, persist, reason
+from ohl_accel.hub.retry import AccessError, persist, reason
 from ohl_accel.recipe import HubSection
 
 _PATIENCE_AT_THE_START = 10.0

@@ -6,8 +6,8 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 
 from ohl_accel import __version__
-from ohl_accel.elements import NUM_OPERATIONS
 from ohl_accel.hub.contents import HEATMAP, MARGINALS, REWARDS, Finished
+from ohl_accel.operations.elements import NUM_OPERATIONS
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import DataSection, HubSection
 
@@ -125,7 +125,7 @@ def _use_of_the_policy(section: HubSection) -> str:
 ```python
 import torch
 from ohl_accel import Policy
-from ohl_accel.kernels import apply_operations
+from ohl_accel.operations.kernels import apply_operations
 
 policy = Policy.from_pretrained("{section.repo}")
 generator = torch.Generator().manual_seed(0)

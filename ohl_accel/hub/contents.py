@@ -8,14 +8,20 @@ from typing import Any, Self
 
 from safetensors import SafetensorError, safe_open
 
-from ohl_accel import figures
 from ohl_accel.errors import UserError
-from ohl_accel.hub.patience import secrets
-from ohl_accel.metrics import read_metrics
-from ohl_accel.network import NETWORK_FILES
-from ohl_accel.policy import POLICY_FILE, Policy
+from ohl_accel.hub.retry import secrets
+from ohl_accel.policy import Policy
 from ohl_accel.recipe import HubSection, Recipe
-from ohl_accel.run_folder import HELDOUT_FILE, METRICS_FILE, RECIPE_FILE, RESULT_FILE
+from ohl_accel.report import figures
+from ohl_accel.run_folder.files import (
+    HELDOUT_FILE,
+    METRICS_FILE,
+    NETWORK_FILES,
+    POLICY_FILE,
+    RECIPE_FILE,
+    RESULT_FILE,
+)
+from ohl_accel.run_folder.metrics import read_metrics
 
 CARD_FILE = "README.md"
 HEATMAP, MARGINALS, REWARDS = "figures/policy.png", "figures/marginals.png", "figures/rewards.png"

@@ -9,14 +9,15 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 
-from ohl_accel.display import Display
 from ohl_accel.errors import RunFailedError, UserError
 from ohl_accel.hub.access import check_name
 from ohl_accel.hub.card import model_card
 from ohl_accel.hub.contents import CARD_FILE, PUBLISHED, Files, Finished, files_of
-from ohl_accel.hub.patience import AccessError, persist, reason
-from ohl_accel.policy import POLICY_FILE, Policy
+from ohl_accel.hub.retry import AccessError, persist, reason
+from ohl_accel.observers.display import Display
+from ohl_accel.policy import Policy
 from ohl_accel.recipe import HubSection
+from ohl_accel.run_folder.files import POLICY_FILE
 
 Say = Callable[[str], None]
 PATIENCE_OF_PULL = 5.0

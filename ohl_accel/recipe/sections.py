@@ -257,7 +257,7 @@ class AugmentSection(Section):
     """The policy, and what surrounds it: basic transforms before, Cutout after (section 4.1)."""
 
     policy: Place | None = None
-    """A name of `ohl_accel.policies`, a policy.json, a run folder or a Hub id (`user/name@revision`).
+    """A name of `ohl_accel.policy.baselines`, a policy.json, a run folder or a Hub id (`user/name@revision`).
     `train` applies it; the search starts from it (None: from the uniform policy)."""
     policy_args: dict[str, Any] = {}
     """Arguments of torchvision's policies and of mixup, such as `{magnitude: 5}`."""

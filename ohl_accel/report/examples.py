@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ohl_accel.data import open_data
-from ohl_accel.draws import keyed_generator
 from ohl_accel.errors import UserError
-from ohl_accel.kernels import apply_operations
+from ohl_accel.operations.kernels import apply_operations
 from ohl_accel.recipe import Recipe
 from ohl_accel.report.operations import Operation
 from ohl_accel.report.pictures import data_uri, to_image
+from ohl_accel.rng import keyed_generator
 
 _IMAGES = 5
 _CANDIDATES = 200

@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ohl_accel.draws import keyed_generator
 from ohl_accel.errors import UserError
-from ohl_accel.kernels import apply_operations
+from ohl_accel.operations.kernels import apply_operations
 from ohl_accel.policy import Policy
 from ohl_accel.report.operations import Operation, least_probable, most_probable, operation_in
 from ohl_accel.report.pictures import to_image, to_tensor, upright_rgb
+from ohl_accel.rng import keyed_generator
 
 MAX_DRAWS = 100
 _RANKED = 12

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ohl_accel.elements import NUM_OPERATIONS, operation_name
+from ohl_accel.operations.elements import NUM_OPERATIONS, operation_name
 from ohl_accel.policy import Policy
 
 

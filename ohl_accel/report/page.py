@@ -15,7 +15,7 @@ import torch
 from markupsafe import Markup
 
 from ohl_accel import __version__
-from ohl_accel.elements import ELEMENTS, NUM_ELEMENTS, NUM_OPERATIONS, TABLE_1
+from ohl_accel.operations.elements import ELEMENTS, NUM_ELEMENTS, NUM_OPERATIONS, TABLE_1
 from ohl_accel.policy import Policy
 from ohl_accel.report.charts import entropy_chart, phase_chart, phases_of, reward_chart
 from ohl_accel.report.examples import TrainingExamples, originals, rows_of

@@ -7,13 +7,13 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ohl_accel.elements import NUM_ELEMENTS
 from ohl_accel.errors import UserError
-from ohl_accel.metrics import read_metrics
-from ohl_accel.policy import POLICY_FILE, Policy
+from ohl_accel.operations.elements import NUM_ELEMENTS
+from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe
 from ohl_accel.report.tables import Table, read_tables
-from ohl_accel.run_folder import METRICS_FILE, RECIPE_FILE, RESULT_FILE
+from ohl_accel.run_folder.files import METRICS_FILE, POLICY_FILE, RECIPE_FILE, RESULT_FILE
+from ohl_accel.run_folder.metrics import read_metrics
 
 _Marginal = Annotated[
     list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=NUM_ELEMENTS, max_length=NUM_ELEMENTS)

@@ -10,7 +10,8 @@ from ohl_accel.report.gallery import draw_gallery, load_policy
 from ohl_accel.report.page import gallery_page, run_page
 from ohl_accel.report.pictures import read_image
 from ohl_accel.report.read import Run, read_run
-from ohl_accel.run_folder import REPORT_FILE, write_whole
+from ohl_accel.run_folder.atomic import write_text
+from ohl_accel.run_folder.files import REPORT_FILE
 
 _REFRESH = 30.0
 
@@ -77,7 +78,7 @@ def write_gallery(policy: str, image: Path, output: Path, draws: int, seed: int)
 
 def _save(output: Path, page: str) -> None:
     try:
-        write_whole(output, page)
+        write_text(output, page)
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror}; choose another --output") from None
 

@@ -1,0 +1,109 @@
+"""The runs of a comparison, several side by side, each in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ohl_accel.run_folder.files import RESULT_FILE
+
+
+@dataclass
+class Job:
+    """One contender with one seed."""
+
+    contender: str
+    seed: int
+    folder: Path
+    """Its run folder."""
+    log: Path
+    """What it prints."""
+    command: Callable[[], list[str]]
+    """Called when it starts: it may name files that other jobs write."""
+    after: "Job | None" = None
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """`result.json` of the finished run, else None."""
+        file = self.folder / RESULT_FILE
+        result: dict[str, Any] | None = json.loads(file.read_text()) if file.is_file() else None
+        return result
+
+
+def default_side_by_side(cpu_threads: int) -> int:
+    """One job for each GPU; without a GPU, as many as there are cores for their threads."""
+    known = hasattr(os, "sched_getaffinity")  # not on macOS
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return torch.cuda.device_count() or max(1, cores // cpu_threads)
+
+
+def run_jobs(jobs: Sequence[Job], side_by_side: int, ended: Callable[[Job, float], None]) -> list[Job]:
+    """Run the jobs that have no result yet, in their order as far as they are ready.
+
+    A job that fails does not stop the others, but those that need it do not start. On an interruption
+    the running ones are stopped; they go on from their checkpoints when they are run again.
+
+    Args:
+        jobs: all of them.
+        side_by_side: how many at once; on a machine with GPUs, job k of them gets GPU k.
+        ended: called with each job that has ended and its seconds.
+
+    Returns:
+        The jobs without a result, in their order.
+    """
+    waiting = [job for job in jobs if job.result is None]
+    running: dict[int, tuple[Job, subprocess.Popen[bytes], float]] = {}
+    try:
+        while waiting or running:
+            for slot in set(range(side_by_side)) - set(running):
+                ready = next((job for job in waiting if job.after is None or job.after.result), None)
+                if ready is not None:
+                    waiting.remove(ready)
+                    running[slot] = (ready, _start(ready, slot), time.monotonic())
+            if not running:
+                break  # what waits needs a job that failed
+            time.sleep(0.2)
+            for slot, (job, process, began) in list(running.items()):
+                if process.poll() is not None:
+                    del running[slot]
+                    ended(job, time.monotonic() - began)
+    finally:
+        for _, process, _ in running.values():
+            process.terminate()
+        for _, process, _ in running.values():
+            process.wait()
+    return [job for job in jobs if job.result is None]
+
+
+def last_words(job: Job) -> str:
+    """The error that a failed job printed, or its last line."""
+    if not job.log.is_file():
+        needed = f" needs {job.after.contender}" if job.after else ""
+        return f"was not started:{needed}"
+    lines = [line.strip() for line in job.log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error:")]
+    return (errors or lines or ["it printed nothing"])[-1]
+
+
+def _start(job: Job, slot: int) -> subprocess.Popen[bytes]:
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ)
+    if torch.cuda.device_count():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        devices = visible.split(",") if visible else [str(n) for n in range(torch.cuda.device_count())]
+        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+    with job.log.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", *job.command()],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )

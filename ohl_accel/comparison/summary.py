@@ -1,0 +1,221 @@
+"""What a comparison found: rows of numbers, and the same as Markdown, JSON and a figure."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ohl_accel import __version__
+from ohl_accel.comparison.statistics import Difference, holm, paired_difference
+from ohl_accel.run_folder.atomic import replacing, write_text
+
+JSON_FILE = "comparison.json"
+MARKDOWN_FILE = "comparison.md"
+FIGURE_FILE = "comparison.png"
+_SCHEMA_VERSION = 1
+_SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender: its accuracies in 0..1 by seed, and its difference to the reference."""
+
+    policy: str
+    accuracy: Mapping[int, float]
+    compute: int
+    """Images that its networks were trained on, all trajectories, over those of one plain training."""
+    difference: Difference | None
+    """None for the reference, and where no seed is in common with it."""
+    p_holm: float | None
+    """p of the difference, corrected for the number of contenders."""
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy over the seeds."""
+        return fmean(self.accuracy.values())
+
+    @property
+    def std(self) -> float | None:
+        """Standard deviation over the seeds (n - 1), None for one seed."""
+        return stdev(self.accuracy.values()) if len(self.accuracy) > 1 else None
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse` or `no difference shown`, at a corrected p of 0.05; empty where none is tested."""
+        if self.difference is None or self.p_holm is None:
+            return ""
+        if self.p_holm >= _SIGNIFICANT:
+            return "no difference shown"
+        return "better" if self.difference.mean > 0 else "worse"
+
+
+def rows_of(
+    accuracy: Mapping[str, Mapping[int, float]], compute: Mapping[str, int], reference: str
+) -> list[Row]:
+    """One row for each contender that has a result, in their order.
+
+    Args:
+        accuracy: contender -> seed -> test accuracy in 0..1.
+        compute: contender -> multiple of one plain training.
+        reference: the contender that the others are compared with.
+    """
+    differences: dict[str, Difference] = {}
+    for name, by_seed in accuracy.items():
+        common = sorted(by_seed.keys() & accuracy.get(reference, {}).keys())
+        if name != reference and common:
+            own, other = ([values[seed] for seed in common] for values in (by_seed, accuracy[reference]))
+            differences[name] = paired_difference(own, other)
+    p_holm = holm({name: found.p for name, found in differences.items() if found.p is not None})
+    return [
+        Row(name, dict(sorted(by_seed.items())), compute[name], differences.get(name), p_holm.get(name))
+        for name, by_seed in accuracy.items()
+        if by_seed
+    ]
+
+
+def write(folder: Path, rows: Sequence[Row], reference: str, about: Mapping[str, Any]) -> None:
+    """Write comparison.json, comparison.md and comparison.png, each whole or not at all.
+
+    Args:
+        folder: of the comparison.
+        rows: from `rows_of`.
+        reference: what differences are to.
+        about: how it was made: command, recipe, seeds, missing runs.
+    """
+    about = {**about, **environment()}
+    document = {
+        "format": "ohl_accel.comparison",
+        "schema_version": _SCHEMA_VERSION,
+        "reference": reference,
+        **about,
+        "rows": [_plain(row) for row in rows],
+    }
+    write_text(folder / JSON_FILE, json.dumps(document, indent=2, allow_nan=False) + "\n")
+    write_text(folder / MARKDOWN_FILE, markdown(rows, reference, about))
+    _draw(rows, reference, folder / FIGURE_FILE)
+
+
+def environment() -> dict[str, Any]:
+    """Hardware and versions, for whoever reads the numbers."""
+    on_cuda = torch.cuda.is_available()
+    packages = ("torch", "torchvision", "timm", "accelerate", "datasets")
+    return {
+        "device": torch.cuda.get_device_name(0) if on_cuda else f"{os.cpu_count()} cores of {processor()}",
+        "python": platform.python_version(),
+        "versions": {"ohl_accel": __version__, **{name: version(name) for name in packages}},
+    }
+
+
+def processor() -> str:
+    """The processor's name, as Linux gives it where it does."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text(encoding="utf-8").splitlines() if listing.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def markdown(rows: Sequence[Row], reference: str, about: Mapping[str, Any]) -> str:
+    """The table for people, with what they need to judge it."""
+    lines = [
+        "# Comparison of augmentation policies",
+        "",
+        f"Final test accuracy in %, paired by seed; differences to **{reference}** in points.",
+        "",
+        "| policy | n | mean ± sd | compute | difference | 95 % t interval | 95 % bootstrap | p (Holm) | verdict |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        spread = f" ± {100 * row.std:.2f}" if row.std is not None else ""
+        cells = [row.policy, len(row.accuracy), f"{100 * row.mean:.2f}{spread}", f"{row.compute} x"]
+        found = row.difference
+        if found is None:
+            cells += ["reference" if row.policy == reference else "", "", "", "", ""]
+        else:
+            p = "" if row.p_holm is None else f"{row.p_holm:.3f}"
+            intervals = [_interval(found.t_interval), _interval(found.bootstrap_interval)]
+            cells += [f"{100 * found.mean:+.2f}", *intervals, p, row.verdict]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    seeds = sorted({seed for row in rows for seed in row.accuracy})
+    single = {row.policy: [f"{100 * a:.2f}" for a in row.accuracy.values()] for row in rows}
+    lines += [
+        "",
+        f"![accuracy of every seed, and paired differences]({FIGURE_FILE})",
+        "",
+        "- Accuracy is that of the last step, measured once; no best epoch is chosen.",
+        "- With one seed, every policy has the same first weights, the same training images and the same order.",
+        "- `compute`: images that networks were trained on, over those of one plain training.",
+        "- Student's interval is the one to trust with few seeds; the bootstrap's is then too narrow. `verdict` is "
+        f"`better` or `worse` where p, corrected by Holm for {max(0, len(rows) - 1)} comparisons, is below 0.05.",
+        "",
+        f"Seeds {', '.join(map(str, seeds))}; single values:",
+        "",
+        *(f"- {name}: {', '.join(values)}" for name, values in single.items()),
+        "",
+        *([f"**Missing**: {'; '.join(about['missing'])}", ""] if about.get("missing") else []),
+        f"Command: `{about['command']}`",
+        "",
+        f"{about['device']}, Python {about['python']}, "
+        + ", ".join(f"{name} {number}" for name, number in about["versions"].items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _interval(bounds: tuple[float, float] | None) -> str:
+    return "" if bounds is None else f"{100 * bounds[0]:+.2f} to {100 * bounds[1]:+.2f}"
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    found = row.difference
+    return {
+        "policy": row.policy,
+        "n": len(row.accuracy),
+        "mean": row.mean,
+        "std": row.std,
+        "compute": row.compute,
+        "difference": found and found.mean,
+        "t_interval": found and found.t_interval,
+        "bootstrap_interval": found and found.bootstrap_interval,
+        "p": found and found.p,
+        "p_holm": row.p_holm,
+        "verdict": row.verdict,
+        "accuracy": {str(seed): value for seed, value in row.accuracy.items()},
+    }
+
+
+def _draw(rows: Sequence[Row], reference: str, path: Path) -> None:
+    """Left, every seed and the mean; right, the paired differences with Student's interval."""
+    figure = Figure(figsize=(10, 1.2 + 0.42 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True)
+    places = range(len(rows))
+    for place, row in zip(places, rows, strict=True):
+        values = [100 * value for value in row.accuracy.values()]
+        left.plot(values, [place] * len(values), "o", color="0.6", markersize=4)
+        left.plot(100 * row.mean, place, "|", color="black", markersize=16, markeredgewidth=2)
+        found = row.difference
+        if found is not None:
+            colour = {"better": "#117733", "worse": "#aa3311"}.get(row.verdict, "0.35")
+            low, high = found.t_interval or (found.mean, found.mean)
+            right.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=2)
+            right.plot(100 * found.mean, place, "o", color=colour, markersize=6)
+    left.set_yticks(list(places), [row.policy for row in rows])
+    left.invert_yaxis()
+    left.set_xlabel("final test accuracy (%): seeds, mean")
+    right.set_xlabel(f"difference to {reference} (points), 95 % t interval")
+    right.axvline(0, color="black", linewidth=0.8)
+    for axes in (left, right):
+        axes.grid(axis="x", color="0.9")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    with replacing(path) as aside:
+        figure.savefig(aside, dpi=150, format="png")

@@ -1,0 +1,1 @@
+"""Trajectory groups over processes: launching, exchanging, sharding."""

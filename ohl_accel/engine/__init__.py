@@ -1,0 +1,1 @@
+"""A run: setting it up, training trajectories, scoring, checkpoints."""

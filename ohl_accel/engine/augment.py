@@ -1,0 +1,149 @@
+"""From a uint8 batch to what the network sees: basic transforms, policy, normalization, Cutout.
+
+Section 4.1 of the paper. Every draw belongs to an inner step (counted over the whole run) and is made
+for the whole batch of a group, of which a process takes its own slice. Only the operations differ
+between trajectories (footnote 1): flips, crops, signs and Cutout's places are the same for all.
+
+Shapes: B images of the group's batch, b of this process, C channels, H rows, W columns.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ohl_accel.operations.elements import NUM_OPERATIONS
+from ohl_accel.operations.kernels import apply_operations
+from ohl_accel.policy import Policy
+from ohl_accel.policy.baselines import MixUp, TorchvisionPolicy
+from ohl_accel.recipe import AugmentSection
+from ohl_accel.rng import keyed_generator
+
+
+class Augmentation:
+    """The transforms of one run on one process.
+
+    Args:
+        section: the recipe's augment section.
+        mean, std: of each channel, in 0..1.
+        seed: of the run.
+        batch_size: B.
+        own: the slice of the group's batch that this process trains on.
+        device: where images go.
+        num_classes: of the data.
+    """
+
+    def __init__(
+        self,
+        section: AugmentSection,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        seed: int,
+        batch_size: int,
+        own: slice,
+        device: torch.device,
+        num_classes: int,
+    ) -> None:
+        self.section, self.seed, self.batch_size, self.own, self.device = (
+            section,
+            seed,
+            batch_size,
+            own,
+            device,
+        )
+        self._mean_C11 = 255 * torch.tensor(mean, device=device)[:, None, None]
+        self._std_C11 = 255 * torch.tensor(std, device=device)[:, None, None]
+        self._mixup = MixUp(section.policy_args, num_classes) if section.policy == "mixup" else None
+
+    def basic(self, images_bCHW: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Flip and pad-crop, the same for every trajectory: uint8 [b, C, H, W] and labels, on the device."""
+        images_bCHW = images_bCHW.to(self.device, non_blocking=True)
+        if self.section.flip:
+            b = len(images_bCHW)
+            chosen_b = torch.arange(b) + b * self._draw("flip", step, 2)
+            both = torch.cat(
+                (images_bCHW, images_bCHW.flip(3))
+            )  # on the CPU a tenth of the time of index_copy
+            images_bCHW = both.index_select(0, chosen_b.to(self.device, non_blocking=True))
+        if self.section.pad_crop:
+            margin = 2 * self.section.pad_crop + 1
+            top_b, left_b = self._draw("crop rows", step, margin), self._draw("crop columns", step, margin)
+            images_bCHW = pad_crop(images_bCHW, self.section.pad_crop, top_b, left_b)
+        return images_bCHW, labels_b.to(self.device, non_blocking=True)
+
+    def apply(
+        self, policy: Policy | TorchvisionPolicy | None, images_bCHW: Tensor, step: int, trajectory: int
+    ) -> tuple[Tensor, Tensor]:
+        """Transform each image as the policy says.
+
+        Operations and the signs of their elements are drawn for the group's whole batch on each of its
+        processes, so counts need no exchange.
+
+        Args:
+            policy: None leaves the images as they are.
+            images_bCHW: uint8 on the device, after the basic transforms.
+            step: inner steps done so far in the whole run.
+            trajectory: n.
+
+        Returns:
+            uint8 [b, C, H, W], and int64 [K], how often the group's batch drew each operation.
+        """
+        counts_K = torch.zeros(NUM_OPERATIONS, dtype=torch.int64)
+        if policy is None:
+            return images_bCHW, counts_K
+        if isinstance(policy, TorchvisionPolicy):
+            return policy(images_bCHW, self.seed, step, self.batch_size, self.own), counts_K
+        generator = keyed_generator(self.seed, "operations", step, trajectory)
+        operation_B = policy.sample(self.batch_size, generator)
+        signs = (self._draw("first sign", step, 2), self._draw("second sign", step, 2))
+        images_bCHW = apply_operations(images_bCHW, operation_B[self.own], torch.stack(signs, 1).bool())
+        return images_bCHW, torch.bincount(operation_B, minlength=NUM_OPERATIONS)
+
+    def finish(self, images_bCHW: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Normalize, then blank Cutout's square, then mix: float32 [b, C, H, W] and the targets.
+
+        Targets are the labels, int64 [b], or with mixup float [b, classes].
+        """
+        inputs = self.normalize(images_bCHW)
+        if self.section.cutout:
+            height, width = images_bCHW.shape[2:]
+            row_b, column_b = self._draw("cutout row", step, height), self._draw("cutout column", step, width)
+            inputs = cutout(inputs, self.section.cutout, row_b, column_b)
+        return self._mixup(inputs, labels_b, self.seed, step) if self._mixup else (inputs, labels_b)
+
+    def normalize(self, images_bCHW: Tensor) -> Tensor:
+        """uint8 to float32 of zero mean and unit deviation, on the device."""
+        images_bCHW = images_bCHW.to(self.device, non_blocking=True).float()
+        return images_bCHW.sub_(self._mean_C11).div_(self._std_C11)
+
+    def _draw(self, purpose: str, step: int, below: int) -> Tensor:
+        """This process's part of B whole numbers in 0..below-1."""
+        generator = keyed_generator(self.seed, purpose, step)
+        return torch.randint(below, (self.batch_size,), generator=generator)[self.own]
+
+
+def pad_crop(images_bCHW: Tensor, padding: int, top_b: Tensor, left_b: Tensor) -> Tensor:
+    """Zero-pad every side and cut back to the size, from the given corners (0..2 * padding)."""
+    b, channels, height, width = images_bCHW.shape
+    device = images_bCHW.device
+    padded = F.pad(images_bCHW, (padding,) * 4)
+    row_bH = top_b.to(device, non_blocking=True)[:, None] + torch.arange(height, device=device)
+    column_bW = left_b.to(device, non_blocking=True)[:, None] + torch.arange(width, device=device)
+    image_b = torch.arange(b, device=device)[:, None, None, None]
+    channel_C = torch.arange(channels, device=device)[None, :, None, None]
+    return padded[image_b, channel_C, row_bH[:, None, :, None], column_bW[:, None, None, :]]
+
+
+def cutout(images_bCHW: Tensor, side: int, row_b: Tensor, column_b: Tensor) -> Tensor:
+    """Set a square to 0, the mean of normalized images (DeVries & Taylor, 2017).
+
+    The centres (row, column) are anywhere in the image, so a square may reach over its border.
+    """
+    device = images_bCHW.device
+    top_b1 = row_b.to(device, non_blocking=True)[:, None] - side // 2
+    left_b1 = column_b.to(device, non_blocking=True)[:, None] - side // 2
+    row_H = torch.arange(images_bCHW.shape[2], device=device)
+    column_W = torch.arange(images_bCHW.shape[3], device=device)
+    in_rows_bH = (row_H >= top_b1) & (row_H < top_b1 + side)
+    in_columns_bW = (column_W >= left_b1) & (column_W < left_b1 + side)
+    blank_b1HW = (in_rows_bH[:, :, None] & in_columns_bW[:, None, :])[:, None]
+    return images_bCHW.masked_fill(blank_b1HW, 0.0)

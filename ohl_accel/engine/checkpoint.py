@@ -1,0 +1,232 @@
+"""Save and resume at the outer boundary, where all trajectories are equal.
+
+A checkpoint is one network, one optimizer, theta with its Adam state, and a counter, so it can be gone
+on with on another number of processes. It is a folder `checkpoints/step-000012` with `state.safetensors`
+and `state.json`, written aside, renamed, and then named in `checkpoints/latest`; no pickle.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ohl_accel.distributed.groups import Groups
+from ohl_accel.distributed.sharding import whole_on_cpu
+from ohl_accel.engine.trajectory import Trajectory
+from ohl_accel.errors import UserError
+from ohl_accel.policy.estimators import OuterOptimizer
+from ohl_accel.recipe import HubSection, Recipe
+from ohl_accel.run_folder.atomic import replacing, write_text
+
+SCHEMA_VERSION = 1
+Contents = tuple[dict[str, Any], dict[str, Tensor]]
+"""What a checkpoint holds: plain values and tensors."""
+
+_LATEST = "latest"
+_GROUP = "group"
+_PLAIN = bool | int | float | str | list | tuple | None
+_STATE_JSON, _STATE_TENSORS = "state.json", "state.safetensors"
+_FREE_FIELDS = frozenset(
+    {
+        *(f"run.{name}" for name in ("dir", "resume", "overwrite", "checkpoint_every", "keep_checkpoints")),
+        *(f"run.{name}" for name in ("timeout", "project", "name", "display")),
+        *(f"hub.{name}" for name in HubSection.model_fields),
+        "track",
+        "outer.groups",
+        "model.shard",
+        "data.workers",
+        "data.in_memory",
+        "data.retries",
+    }
+)
+"""Fields that may change when a run is gone on with: the result does not depend on them."""
+
+
+def collect(trajectory: Trajectory, groups: Groups) -> Contents:
+    """A trajectory's whole state on the CPU of the main process: (plain values of the optimizer, tensors).
+
+    Sharded tensors are put together by all processes of the group, one after the other; so every process
+    calls it, and those that are not the main one get no tensors.
+    """
+    scalars, tensors = _split_optimizer(trajectory.optimizer)
+    tensors |= {f"network.{name}": value for name, value in trajectory.network.state_dict().items()}
+    return scalars, _whole_on_main(tensors, groups)
+
+
+def collect_network(trajectory: Trajectory, groups: Groups) -> dict[str, Tensor]:
+    """Of `collect`, the weights and buffers alone, by their names in the network."""
+    return _whole_on_main(trajectory.network.state_dict(), groups)
+
+
+def save(
+    folder: Path, outer_step: int, state: Contents, outer: OuterOptimizer | None, recipe: Recipe
+) -> None:
+    """Write a checkpoint and drop those beyond `run.keep_checkpoints` (main process only).
+
+    Args:
+        folder: `checkpoints` of the run folder.
+        outer_step: outer steps done.
+        state: from `collect`, of any trajectory; all are equal.
+        outer: the policy and its optimizer; None where nothing is learned.
+        recipe: resolved.
+    """
+    scalars, tensors = state
+    if outer is not None:
+        tensors = tensors | {f"policy.{name}": value for name, value in outer.state().items()}
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "outer_step": outer_step,
+        "recipe": recipe.model_dump(mode="json"),
+        "optimizer": scalars,
+    }
+    place = folder / f"step-{outer_step:06d}"
+    folder.mkdir(exist_ok=True)
+    with replacing(place) as aside:
+        aside.mkdir()
+        save_file(tensors, aside / _STATE_TENSORS)
+        (aside / _STATE_JSON).write_text(json.dumps(document), encoding="utf-8")
+    write_text(folder / _LATEST, place.name)
+    older = [other for other in _checkpoints(folder) if other.name < place.name]
+    for old in older[: max(0, len(older) + 1 - recipe.run.keep_checkpoints)]:
+        shutil.rmtree(old)
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint, or None."""
+    try:
+        return folder / (folder / _LATEST).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+
+
+def read(place: Path, recipe: Recipe) -> Contents:
+    """The contents of a checkpoint.
+
+    Raises:
+        UserError: if it is damaged, of another version, or of a run with another recipe.
+    """
+    try:
+        document = json.loads((place / _STATE_JSON).read_text(encoding="utf-8"))
+        tensors = load_file(place / _STATE_TENSORS)
+        version = document["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        others = [other.name for other in _checkpoints(place.parent) if other != place]
+        hint = (
+            f"; to go on from {others[-1]}, write that name into {place.parent / _LATEST}" if others else ""
+        )
+        raise UserError(f"checkpoint {place} is damaged: {error}{hint}") from None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"checkpoint {place} has schema_version {version}; this version reads {SCHEMA_VERSION}"
+        )
+    then, now = _flat(document["recipe"]), _flat(recipe.model_dump(mode="json"))
+    changed = [
+        f"{key} was {then.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted({*then, *now})
+        if then.get(key) != now.get(key) and key not in _FREE_FIELDS
+    ]
+    if changed:
+        raise UserError(
+            f"run.dir={place.parent.parent} holds a run with another recipe ({'; '.join(changed)}): give the same "
+            "values to go on with it, or choose another run.dir"
+        )
+    return document, tensors
+
+
+def restore(
+    contents: Contents | None,
+    hosted: list[Trajectory],
+    outer: OuterOptimizer | None,
+    groups: Groups,
+) -> int:
+    """Bring all trajectories of all processes to a checkpoint.
+
+    Args:
+        contents: what the main process has read; None on the others.
+        hosted, outer: brought to it in place.
+        groups: where this process stands.
+
+    Returns:
+        Outer steps done.
+    """
+    document, tensors = contents or ({}, {})
+    document, names = groups.share_from_main((document, list(tensors)))
+    examples = {f"network.{name}": value for name, value in hosted[0].network.state_dict().items()}
+    parameters = [value for group in hosted[0].optimizer.param_groups for value in group["params"]]
+    for name in names:
+        if name.startswith("optimizer.") and not name.startswith(f"optimizer.{_GROUP}"):
+            examples[name] = parameters[int(name.split(".")[1])]
+    state = dict(groups.hand_out(tensors, examples))
+    for trajectory in hosted:
+        trajectory.network.load_state_dict(under("network.", state))
+        trajectory.optimizer.load_state_dict(
+            _joined_optimizer(trajectory.optimizer, document["optimizer"], under("optimizer.", state))
+        )
+    if outer is not None:
+        outer.load_state({name: value.cpu() for name, value in under("policy.", state).items()})
+    return int(document["outer_step"])
+
+
+def _whole_on_main(tensors: Mapping[str, Tensor], groups: Groups) -> dict[str, Tensor]:
+    if groups.rank >= (groups.group_size if groups.sharded else 1):
+        return {}
+    return whole_on_cpu(tensors, keep=groups.rank == 0)
+
+
+def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """An optimizer's state as plain values for JSON and named tensors; settings of other kinds are left out."""
+    state = optimizer.state_dict()
+    places = {str(index): entries for index, entries in state["state"].items()}
+    groups = {f"{_GROUP}{number}": group for number, group in enumerate(state["param_groups"])}
+    plain: dict[str, dict[str, Any]] = {}
+    tensors: dict[str, Tensor] = {}
+    for place, entries in (places | groups).items():
+        plain[place] = {key: value for key, value in entries.items() if isinstance(value, _PLAIN)}
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{place}.{key}"] = value
+    return {
+        "state": {place: plain[place] for place in places},
+        "param_groups": [plain[group] for group in groups],
+    }, tensors
+
+
+def _joined_optimizer(
+    optimizer: torch.optim.Optimizer, scalars: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """The opposite of `_split_optimizer`; what that left out is the optimizer's own."""
+    places = {index: dict(entries) for index, entries in scalars["state"].items()}
+    own = optimizer.state_dict()["param_groups"]
+    for number, (group, saved) in enumerate(zip(own, scalars["param_groups"], strict=True)):
+        places[f"{_GROUP}{number}"] = {**group, **saved}
+    for name, value in tensors.items():
+        place, key = name.split(".", 1)
+        # step counters belong on the CPU; those that must not be are moved by load_state_dict
+        places[place][key] = value.clone() if value.ndim else value.to("cpu", copy=True)
+    groups = [places.pop(f"{_GROUP}{number}") for number in range(len(own))]
+    return {"state": {int(index): entries for index, entries in places.items()}, "param_groups": groups}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

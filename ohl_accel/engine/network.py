@@ -1,0 +1,132 @@
+"""The network of a recipe: any of timm's by name, made the same on every process, saved timm's way."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import timm
+import torch
+from timm.models import save_for_hf
+from torch import nn
+
+import ohl_accel.models  # noqa: F401  registers our networks with timm
+from ohl_accel.data import Schema
+from ohl_accel.distributed.sharding import check_can_be_cut
+from ohl_accel.errors import UserError, did_you_mean
+from ohl_accel.recipe import ModelSection
+from ohl_accel.rng import keyed_seed
+from ohl_accel.run_folder.atomic import replacing
+from ohl_accel.run_folder.files import NETWORK_FILES
+
+
+def create_network(section: ModelSection, schema: Schema, seed: int) -> nn.Module:
+    """The network with its first weights, keyed by the seed; tried once on a blank image.
+
+    Args:
+        section: the recipe's model section.
+        schema: of the images and classes.
+        seed: of the run.
+
+    Raises:
+        UserError: for an unknown name, arguments that it does not take, or images that it cannot see.
+    """
+    classes, channels, (height, width) = len(schema.class_names), schema.channels, schema.size
+    torch.manual_seed(keyed_seed(seed, "weights"))
+    network = _build(section, schema)
+    try:
+        with torch.no_grad():
+            outputs = network.eval()(torch.zeros(2, channels, height, width))
+    except Exception as error:
+        raise UserError(
+            f"model.name={section.name} cannot take images of {channels} x {height} x {width} "
+            f"(data.image_size resizes them): {error}"
+        ) from error
+    if outputs.shape != (2, classes):
+        raise UserError(
+            f"model.name={section.name} gives outputs of shape {list(outputs.shape[1:])} instead of {classes} "
+            "classes"
+        )
+    if section.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    return network.train()
+
+
+def outline_network(section: ModelSection, schema: Schema) -> nn.Module:
+    """The network as `create_network` makes it, but without values or the memory for them (meta device).
+
+    Args:
+        section, schema: as there; weights are always contiguous.
+
+    Raises:
+        UserError: as there, or if the network cannot be sharded.
+    """
+    # trained weights, too, are for the process that has memory for them
+    with torch.device("meta"):
+        network = _build(section, schema, pretrained=False, checkpoint_path="")
+    check_can_be_cut(network)
+    return network.train()
+
+
+def _build(section: ModelSection, schema: Schema, **instead: Any) -> nn.Module:
+    known = timm.list_models()
+    if section.name not in known and ":" not in section.name and section.name.split(".")[0] not in known:
+        hint = did_you_mean(section.name, known, otherwise="timm.list_models() lists them")
+        raise UserError(f"model.name={section.name}: timm has no such network; {hint}")
+    given = {"num_classes": len(schema.class_names), "in_chans": schema.channels, **section.args, **instead}
+    try:
+        network: nn.Module = timm.create_model(section.name, **given)
+    except Exception as error:
+        raise UserError(f"model.name={section.name}, model.args={section.args}: {error}") from error
+    names: dict[nn.Parameter, str] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        first = names.setdefault(parameter, name)
+        if first != name:
+            raise UserError(
+                f"model.name={section.name}: {first} and {name} are one parameter of this network; safetensors, in "
+                "which it would be saved, cannot hold that"
+            )
+    return network
+
+
+def save_network(
+    network: nn.Module,
+    folder: Path,
+    section: ModelSection,
+    schema: Schema,
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop_pct: float,
+) -> None:
+    """Write `model.safetensors` and timm's `config.json`, each whole or not at all.
+
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` reads them back.
+
+    Args:
+        network: on any device; its memory format becomes contiguous.
+        folder: the run folder.
+        section: the recipe's model section.
+        schema: of the images and classes.
+        mean, std: of each channel in 0..1, by which inputs are to be normalized.
+        crop_pct: share of a resized image's side that its centre crop keeps.
+    """
+    network.pretrained_cfg = {  # type: ignore[assignment]
+        **cast(dict[str, Any], network.pretrained_cfg),
+        "input_size": (schema.channels, *schema.size),
+        "num_classes": len(schema.class_names),
+        "mean": tuple(mean),
+        "std": tuple(std),
+        "crop_pct": crop_pct,
+        "interpolation": "bicubic",
+    }
+    with TemporaryDirectory(dir=folder) as made:
+        save_for_hf(
+            network.to(memory_format=torch.contiguous_format),
+            made,
+            model_config={"label_names": list(schema.class_names)},
+            model_args={"num_classes": len(schema.class_names), "in_chans": schema.channels, **section.args},
+            safe_serialization=True,
+        )
+        for name in NETWORK_FILES:
+            with replacing(folder / name) as partial:
+                (Path(made) / name).replace(partial)

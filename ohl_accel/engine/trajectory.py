@@ -1,0 +1,227 @@
+"""One trajectory: a network in training with operations drawn from the policy (the inner loop, Eq 2)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
+
+from ohl_accel.distributed.groups import Groups
+from ohl_accel.distributed.sharding import own_part
+from ohl_accel.engine.augment import Augmentation
+from ohl_accel.errors import UserError, did_you_mean
+from ohl_accel.operations.elements import NUM_OPERATIONS
+from ohl_accel.policy import Policy
+from ohl_accel.policy.baselines import TorchvisionPolicy
+from ohl_accel.recipe import OptimizerSection, Recipe, ScheduleSection
+from ohl_accel.rng import keyed_seed, seed_device
+
+
+class Trajectory:
+    """A network, its optimizer and schedule, and what it drew and lost since the last outer step.
+
+    Args:
+        number: n in 0..N-1.
+        network: on its device, with Accelerate's precision, not yet wrapped for its group.
+        recipe: of the run.
+        steps_per_epoch, total_steps: inner steps.
+        augmentation: of this process.
+        accelerator: for the backward pass.
+
+    Raises:
+        UserError: if the optimizer or the schedule cannot be had.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        network: nn.Module,
+        recipe: Recipe,
+        steps_per_epoch: int,
+        total_steps: int,
+        augmentation: Augmentation,
+        accelerator: Accelerator,
+    ) -> None:
+        self.number = number
+        self.network = network
+        self._inner, self._steps_per_epoch, self._total_steps = recipe.inner, steps_per_epoch, total_steps
+        self._prepare_steps()
+        self._seed = recipe.run.seed
+        self._augmentation, self._accelerator = augmentation, accelerator
+        self._memory_format = torch.channels_last if recipe.model.channels_last else torch.contiguous_format
+
+    def join(self, groups: Groups) -> None:
+        """Take its place among the processes of a group; all of them must call it."""
+        self._groups = groups
+        self._training_network = groups.wrap(self.network)
+        if groups.sharded:
+            self._prepare_steps()  # the parameters are others now
+
+    def _prepare_steps(self) -> None:
+        self.optimizer = create_optimizer(self._inner.optimizer, self.network)
+        self.schedule = create_schedule(
+            self._inner.schedule, self.optimizer, self._steps_per_epoch, self._total_steps
+        )
+
+    def begin_outer_step(self) -> None:
+        """Forget what the last outer step counted."""
+        self.counts_K = torch.zeros(NUM_OPERATIONS, dtype=torch.int64)
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._augmentation.device)
+        self._steps = 0
+        self.network.train()
+
+    def augment(
+        self,
+        images_bCHW: Tensor,
+        labels_b: Tensor,
+        step: int,
+        policy: Policy | TorchvisionPolicy | None,
+    ) -> tuple[Tensor, Tensor]:
+        """This trajectory's operations on this process's part of a mini-batch, which are counted.
+
+        Args:
+            images_bCHW: uint8 on the device, after the basic transforms.
+            labels_b: int64 on the device.
+            step: inner steps done so far in the whole run.
+            policy: what transforms the images.
+
+        Returns:
+            What the network learns from: float32 [b, C, H, W], and the targets.
+        """
+        images_bCHW, counts_K = self._augmentation.apply(policy, images_bCHW, step, self.number)
+        self.counts_K += counts_K
+        return self._augmentation.finish(images_bCHW, labels_b, step)
+
+    def inner_step(self, inputs: Tensor, targets: Tensor, step: int) -> None:
+        """One SGD step (Eq 2) on what `augment` gave; `step` counts those done so far in the whole run."""
+        inputs = inputs.contiguous(memory_format=self._memory_format)
+        # dropout and the like, too, must not depend on what a process did before
+        network_seed = keyed_seed(self._seed, "network", step, self._groups.data_rank)
+        seed_device(self._augmentation.device, network_seed)
+        self.schedule.step_update(step)
+        loss = F.cross_entropy(self._training_network(inputs), targets)
+        self._accelerator.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._loss_sum += loss.detach()
+        self._steps += 1
+
+    def end_outer_step(self) -> tuple[float, bool]:
+        """(mean training loss of the outer step, whether the loss and all of the state are finite).
+
+        BatchNorm's statistics become those of the group's leader.
+        """
+        self._groups.lead(list(self.network.buffers()))
+        finite = [self._loss_sum.isfinite()]
+        finite += [tensor.isfinite().all() for tensor in self.state_tensors() if tensor.is_floating_point()]
+        failed = 1.0 - torch.stack(finite).all().double()
+        loss, failures = self._groups.sum_in_group(torch.stack([self._loss_sum, failed])).tolist()
+        return loss / (self._steps * self._groups.group_size), failures == 0
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the last inner step, of the first parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @torch.no_grad()
+    def state_tensors(self) -> list[Tensor]:
+        """Weights, buffers and optimizer state on the device, in an order common to all trajectories.
+
+        Of a sharded network, what this process holds.
+
+        Step counters that an optimizer keeps on the CPU are left out: they are equal everywhere.
+        """
+        tensors = list(self.network.state_dict().values())
+        for parameter in self.network.parameters():
+            state = self.optimizer.state.get(parameter, {})
+            tensors += [state[key] for key in sorted(state) if isinstance(state[key], Tensor)]
+        return [own_part(tensor) for tensor in tensors if tensor.device == tensors[0].device]
+
+
+def create_optimizer(section: OptimizerSection, network: nn.Module) -> torch.optim.Optimizer:
+    """The inner optimizer, by timm's name.
+
+    Raises:
+        UserError: for an unknown name, or arguments that it does not take.
+    """
+    known = list_optimizers()
+    if section.name not in known:
+        hint = did_you_mean(section.name, known, otherwise=f"known: {', '.join(known)}")
+        raise UserError(f"inner.optimizer.name={section.name}: timm has no such optimizer; {hint}")
+    nesterov = {"nesterov": section.nesterov} if section.name == "sgd" else {}
+
+    def create(layers: nn.Module) -> torch.optim.Optimizer:
+        made: torch.optim.Optimizer = create_optimizer_v2(
+            layers,
+            opt=section.name,
+            lr=section.lr,
+            weight_decay=section.weight_decay,
+            momentum=section.momentum,
+            filter_bias_and_bn=not section.decay_norm_and_bias,
+            **{**nesterov, **section.args},
+        )
+        return made
+
+    try:
+        optimizer = create(network)
+        _try_out(create, next(network.parameters()).device)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(
+            f"inner.optimizer.name={section.name}, inner.optimizer.args={section.args}: {error}"
+        ) from error
+    return optimizer
+
+
+def _try_out(create: Callable[[nn.Module], torch.optim.Optimizer], device: torch.device) -> None:
+    """One step with a layer of its own; an optimizer must keep nothing that could not be adopted and saved.
+
+    Raises:
+        ValueError: if it keeps more than tensors and numbers.
+    """
+    layer = nn.Linear(2, 2, device="cpu" if device.type == "meta" else device)
+    optimizer = create(layer)
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for entries in optimizer.state_dict()["state"].values():
+        for key, value in entries.items():
+            if not isinstance(value, Tensor | int | float | None):
+                raise ValueError(
+                    f"it keeps a {type(value).__name__} ({key}), which cannot be adopted by others"
+                )
+
+
+def create_schedule(
+    section: ScheduleSection, optimizer: torch.optim.Optimizer, steps_per_epoch: int, total_steps: int
+) -> Scheduler:
+    """The learning rate as a function of the inner step, so that a run can be entered anywhere.
+
+    Raises:
+        UserError: if the warm-up takes the whole run.
+    """
+    warmup_steps = round(section.warmup_epochs * steps_per_epoch)
+    if warmup_steps >= total_steps:
+        raise UserError(
+            f"inner.schedule.warmup_epochs={section.warmup_epochs:g} takes {warmup_steps} inner steps, but "
+            f"the run has {total_steps}"
+        )
+    common: Mapping[str, Any] = {
+        "warmup_t": warmup_steps,
+        "warmup_lr_init": section.warmup_lr,
+        "warmup_prefix": True,
+        "t_in_epochs": False,
+    }
+    schedule: Scheduler
+    if section.name == "cosine":
+        cosine_steps = total_steps - warmup_steps
+        schedule = CosineLRScheduler(optimizer, t_initial=cosine_steps, lr_min=section.min_lr, **common)
+        return schedule
+    # a constant rate is a multistep schedule without milestones; timm applies milestone m at step m - 1
+    milestones = [round(epoch * steps_per_epoch) + 1 for epoch in section.milestones]
+    schedule = MultiStepLRScheduler(optimizer, decay_t=milestones, decay_rate=section.decay_rate, **common)
+    return schedule

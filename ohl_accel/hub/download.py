@@ -1,0 +1,70 @@
+"""Reading from the Hugging Face Hub.
+
+The client library is imported where it is used, so that a policy on the disk needs none.
+"""
+
+from pathlib import Path
+
+from ohl_accel.errors import UserError, first_line
+
+
+def fetch_file(repo_id: str, filename: str, revision: str | None, max_bytes: int) -> Path:
+    """One file of a model repository, from the local cache or downloaded into it.
+
+    A file that was fetched once is found without a network, too (`HF_HUB_OFFLINE=1` asks nothing at all).
+
+    Args:
+        repo_id: `user/name`.
+        filename: path of the file in the repository.
+        revision: branch, tag or commit; None for `main`.
+        max_bytes: what claims to be larger is not downloaded.
+
+    Raises:
+        UserError: for whatever the client raises; it names the repository, the revision and the way out.
+    """
+    import huggingface_hub
+
+    try:
+        cached = huggingface_hub.try_to_load_from_cache(repo_id, filename, revision=revision)
+        size = 0 if isinstance(cached, str) else _size_on_hub(repo_id, filename, revision)
+        if size <= max_bytes:
+            return Path(huggingface_hub.hf_hub_download(repo_id, filename, revision=revision))
+    except Exception as error:  # of its HTTP library's, of the disk's, of its own
+        at = f" at revision {revision}" if revision else ""
+        raise UserError(f"{filename} of {repo_id}{at} cannot be had from the Hub: {reason(error)}") from error
+    raise UserError(f"{filename} of {repo_id} has {size} bytes, more than the {max_bytes} it may have")
+
+
+def _size_on_hub(repo_id: str, filename: str, revision: str | None) -> int:
+    """Bytes of a file as the Hub tells; 0 where it does not."""
+    import huggingface_hub
+
+    try:
+        url = huggingface_hub.hf_hub_url(repo_id, filename, revision=revision)
+        return huggingface_hub.get_hf_file_metadata(url).size or 0
+    except Exception:  # the download meets it again, looks into the cache, and knows more about it
+        return 0
+
+
+def reason(error: Exception) -> str:
+    """What happened and what to do about it, in one line."""
+    from huggingface_hub import errors
+
+    match error:
+        case errors.HFValidationError():
+            return "this is no Hub id, which has the form user/name"
+        case errors.GatedRepoError():
+            return "access to it is granted on its page: ask for it there, then log in by `hf auth login`"
+        case errors.RepositoryNotFoundError():
+            return (
+                "there is no such repository, or it is private: check the name, or log in by `hf auth login`"
+            )
+        case errors.RevisionNotFoundError():
+            return "there is no such revision: give a branch, a tag or a whole commit hash"
+        case errors.LocalEntryNotFoundError():
+            cause = f" ({first_line(error.__cause__)})" if error.__cause__ else ""
+            return f"the Hub cannot be reached{cause}, and the local cache does not hold it"
+        case errors.EntryNotFoundError():
+            return "the repository holds no such file"
+        case _:
+            return first_line(error)

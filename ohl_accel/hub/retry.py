@@ -1,0 +1,111 @@
+"""When to ask the Hub again, and what its errors mean in words."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import huggingface_hub
+from huggingface_hub import errors
+
+from ohl_accel.errors import RunFailedError, UserError, first_line
+from ohl_accel.hub import download
+
+T = TypeVar("T")
+_REPEATS = 6
+_REFUSALS = frozenset({400, 401, 402, 403, 404, 405, 410, 413, 422})
+
+
+class AccessError(Exception):
+    """The Hub answered, and the answer is no: asking again does not help."""
+
+
+def persist(action: Callable[[], T], patience: float, say: Callable[[str], None]) -> T:
+    """Repeat an action on the Hub until it succeeds, is refused, or has failed for too long.
+
+    Args:
+        action: may be done several times.
+        patience: seconds that the six waits, each twice the one before, add up to; 0: try once.
+        say: takes a line for each failure that is followed by another attempt.
+
+    Raises:
+        AccessError: if the Hub refuses it.
+        Exception: the client library's, after the last attempt.
+    """
+    waits = [patience * 2**repeat / (2**_REPEATS - 1) for repeat in range(_REPEATS if patience else 0)]
+    for wait in waits:
+        try:
+            return action()
+        except Exception as error:
+            if _is_refusal(error):
+                raise AccessError(reason(error)) from error
+            pause = max(wait, min(_retry_after(error), patience))
+            say(f"Hub: {reason(error)}; again in {pause:.2g} s")
+            time.sleep(pause)
+    try:
+        return action()
+    except Exception as error:
+        if _is_refusal(error):
+            raise AccessError(reason(error)) from error
+        raise
+
+
+def reason(error: BaseException) -> str:
+    """What happened and what to do about it, in one line, without any secret."""
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, errors.HfHubHTTPError):
+        error = error.__cause__  # the client says no more than that an upload failed
+    status = _status(error)
+    match error:
+        case AccessError() | UserError() | RunFailedError():
+            text = str(error)
+        case errors.LocalTokenNotFoundError():
+            text = "no token: log in by `hf auth login`, or set HF_TOKEN"
+        case errors.OfflineModeIsEnabled():
+            text = "HF_HUB_OFFLINE is set"
+        case errors.GatedRepoError() | errors.RevisionNotFoundError() | errors.RepositoryNotFoundError():
+            text = download.reason(error)
+        case _ if status == 401:
+            text = "the token is not valid (401): log in by `hf auth login`, or set HF_TOKEN"
+        case _ if status == 403:
+            text = "the token may not write there (403): check the name, or use a token with write access"
+        case _ if status == 412:
+            text = "somebody else has committed in the meantime (412)"
+        case _ if status is not None:
+            said = getattr(error, "server_message", None)
+            text = f"it answered {status}" + (f" ({said.splitlines()[0]})" if said else "")
+        case _:
+            text = first_line(error)
+    return _without_secrets(text)
+
+
+def secrets() -> dict[str, str]:
+    """Where a secret of this machine's user comes from -> its value."""
+    named = {name: os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")}
+    found = {**named, "the token of `hf auth login`": huggingface_hub.get_token()}
+    return {name: value.strip() for name, value in found.items() if value and value.strip()}
+
+
+def _without_secrets(text: str) -> str:
+    for name, value in secrets().items():
+        for written in (value, value.encode("unicode_escape").decode()):
+            text = text.replace(written, f"({name})")
+    return text
+
+
+def _status(error: BaseException) -> int | None:
+    return error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+
+
+def _is_refusal(error: Exception) -> bool:
+    known = (AccessError, ValueError, errors.LocalTokenNotFoundError, errors.OfflineModeIsEnabled)
+    return _status(error) in _REFUSALS or isinstance(error, known)
+
+
+def _retry_after(error: Exception) -> float:
+    """Seconds that the Hub asks to wait; 0 if it says nothing."""
+    if not isinstance(error, errors.HfHubHTTPError):
+        return 0.0
+    try:
+        return float(error.response.headers.get("Retry-After", 0))
+    except ValueError:  # a date
+        return 0.0

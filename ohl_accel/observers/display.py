@@ -1,0 +1,171 @@
+"""What the user sees while a run goes on: bars on a terminal, lines elsewhere, JSON for other programs.
+
+Only the main process shows anything.
+"""
+
+import math
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ohl_accel.operations.elements import NUM_OPERATIONS
+from ohl_accel.policy import Policy
+from ohl_accel.run_folder.metrics import json_line
+
+_SPEED_SECONDS = 1800.0
+"""Of the past, from which the remaining time is estimated: a long outer step must fit in."""
+
+
+class Display:
+    """Progress and messages of one run.
+
+    Args:
+        shown: False on all processes but the main one.
+        mode: auto: bars on a terminal, else as plain; plain: a line for each outer step; quiet: warnings
+            and the end; json: objects with an `event`, one in a line.
+    """
+
+    def __init__(self, shown: bool, mode: Literal["auto", "plain", "quiet", "json"] = "auto") -> None:
+        self.console = Console(quiet=not shown, highlight=False, soft_wrap=True)
+        self.mode = mode
+        self._progress = Progress(
+            TextColumn("{task.description} {task.fields[done]}/{task.fields[all]}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            speed_estimate_period=_SPEED_SECONDS,
+            disable=not (shown and self.console.is_terminal and mode == "auto"),
+        )
+        self._outer = self._progress.add_task("outer step", start=False, done=0, all=0)
+        self._inner = self._progress.add_task("inner step", start=False, done=0, all=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._progress.disable:
+            self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """Something worth knowing."""
+        if self.mode == "json":
+            self._event("message", text=text)
+        elif self.mode != "quiet":
+            self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Something that the user may want to act on: shown in every mode."""
+        if self.mode == "json":
+            self._event("warning", text=text)
+        else:
+            self.console.print(f"warning: {text}", markup=False)
+
+    def start(self, first_outer_step: int, outer_steps: int, inner_steps: int) -> None:
+        """Set the lengths of the bars."""
+        self._outer_steps, self._inner_steps, self._steps_done = outer_steps, inner_steps, 0
+        if self.mode == "json":
+            self._event(
+                "start", first_outer_step=first_outer_step, outer_steps=outer_steps, inner_steps=inner_steps
+            )
+        # the outer bar, too, moves with each inner step, or it would stand still for hours
+        self._progress.reset(
+            self._outer,
+            total=outer_steps * inner_steps,
+            completed=first_outer_step * inner_steps,
+            done=first_outer_step,
+            all=outer_steps,
+        )
+        self._progress.reset(self._inner, total=inner_steps, done=0, all=inner_steps)
+        if not self._progress.disable:
+            self._progress.start()
+
+    def inner_step(self) -> None:
+        """All hosted trajectories have done one more inner step."""
+        self._steps_done += 1
+        self._progress.advance(self._outer)
+        self._progress.update(self._inner, advance=1, done=self._steps_done)
+
+    def outer_step(self, metrics: Mapping[str, Any]) -> None:
+        """Show what came of an outer step, in one line."""
+        done = metrics["outer_step"] + 1
+        self._steps_done = 0
+        self._progress.update(self._outer, done=done)
+        if done < self._outer_steps:
+            self._progress.reset(self._inner, done=0, all=self._inner_steps)
+        if self.mode == "json":
+            self._event("outer_step", **metrics)
+        if metrics.get("diverged"):
+            numbers = ", ".join(map(str, metrics["diverged"]))
+            self.warn(f"outer step {done}: trajectories {numbers} diverged; they cannot win")
+        if self.mode in ("auto", "plain"):
+            self.say(f"outer step {done}/{self._outer_steps}: {_in_words(metrics)}")
+
+    def summary(
+        self,
+        learned: Policy | None,
+        result: Mapping[str, Any],
+        files: Mapping[str, str],
+        commands: Mapping[str, str],
+    ) -> None:
+        """The end of a run: test accuracy, operations gained and lost, files written, what to do next.
+
+        Args:
+            learned: the policy, if it was learned in this run.
+            result: of the test.
+            files: path -> what it is.
+            commands: command -> what it does.
+        """
+        if not self._progress.disable:
+            self._progress.stop()
+        if self.mode == "json":
+            self._event("end", result=dict(result), files=dict(files), commands=dict(commands))
+            return
+        title = "Training finished" if learned is None else "Search finished"
+        table = Table(title=title, show_header=False, title_justify="left")
+        if "test_accuracy" not in result:
+            table.add_row("test accuracy", "no test split (data.test_split=null)")
+        else:
+            images = result["test_images"]
+            table.add_row("test accuracy", f"{100 * result['test_accuracy']:.2f} % of {images} images")
+        if result["heldout_accuracy"] is not None:
+            note = "" if learned is None else " (chose the winner: optimistic)"
+            table.add_row("held-out accuracy", f"{100 * result['heldout_accuracy']:.2f} %{note}")
+        if learned is not None:
+            table.add_row("entropy", f"{learned.entropy:.4f} nats, uniform {Policy().entropy:.4f}")
+            for what, ranked in (("gained", learned.top(3)), ("lost", learned.bottom(3))):
+                lines = [f"{name}: {p * NUM_OPERATIONS:.2f} x uniform" for name, p in ranked]
+                table.add_row(f"operations {what}", "\n".join(lines))
+        self.console.print(table)
+        width = max(map(len, files))
+        for path, what in files.items():
+            self.console.print(f"{path:{width}}  {what}", markup=False)
+        for command, what in commands.items():
+            self.console.print(f"\n{what}:\n  {command}", markup=False)
+
+    def _event(self, event: str, **values: Any) -> None:
+        if not self.console.quiet:
+            print(json_line({"event": event, **values}), end="", file=self.console.file, flush=True)
+
+
+def _in_words(metrics: Mapping[str, Any]) -> str:
+    """`best reward 0.9125, entropy 7.1650, winner 2, loss 0.3312, 4.25 s`, as far as it is known."""
+    parts = []
+    best = max(metrics["reward"])
+    if "winner" in metrics:
+        parts += [
+            f"best reward {best:.4f}",
+            f"entropy {metrics['entropy']:.4f}",
+            f"winner {metrics['winner']}",
+        ]
+    elif not math.isnan(best):
+        parts.append(f"held-out accuracy {best:.4f}")
+    loss = metrics["train_loss"][metrics.get("winner", 0)]
+    return ", ".join([*parts, f"loss {loss:.4f}", f"{sum(metrics['seconds'].values()):.2f} s"])

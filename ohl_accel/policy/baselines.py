@@ -1,0 +1,167 @@
+"""What `augment.policy` may name: no policy, the paper's baselines, torchvision's policies, and our own.
+
+| name | what is applied after the basic transforms |
+|---|---|
+| none | nothing |
+| cutout | Cutout (DeVries & Taylor, 2017): `augment.cutout`, or half the shorter side if that is 0 |
+| mixup | torchvision's MixUp (Zhang et al., 2018) |
+| uniform | an operation drawn from all 36^2 with equal probability, then Cutout if the recipe has it |
+| autoaugment | torchvision's AutoAugment: CIFAR-10's policy up to 64 pixels, ImageNet's above; then Cutout |
+| randaugment | torchvision's RandAugment, then Cutout |
+| trivialaugment | torchvision's TrivialAugmentWide, then Cutout |
+| a policy.json, a run folder or a Hub id | an operation drawn from a learned policy, then Cutout |
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from ohl_accel.errors import UserError, did_you_mean
+from ohl_accel.policy import Policy
+from ohl_accel.recipe import AugmentSection
+from ohl_accel.rng import keyed_generator, keyed_seed
+
+_SMALL_SIDE = 64
+_TORCHVISION = {
+    "autoaugment": v2.AutoAugment,
+    "randaugment": v2.RandAugment,
+    "trivialaugment": v2.TrivialAugmentWide,
+}
+FIXED_POLICIES = ("none", "cutout", "mixup", "uniform", *_TORCHVISION)
+"""The names; everything else is a learned policy."""
+
+
+class TorchvisionPolicy:
+    """One of torchvision's policies, applied image by image to PIL images (its reference semantics).
+
+    Args:
+        name: autoaugment, randaugment or trivialaugment.
+        args: of its constructor.
+        side: the shorter side of the images, in pixels.
+
+    Raises:
+        UserError: for arguments that it does not take.
+    """
+
+    def __init__(self, name: str, args: Mapping[str, Any], side: int) -> None:
+        args = dict(args)
+        if name == "autoaugment":
+            default = "cifar10" if side <= _SMALL_SIDE else "imagenet"
+            args["policy"] = _member(v2.AutoAugmentPolicy, args.get("policy", default))
+        self._transform = _construct(name, _TORCHVISION[name], args)
+        try:
+            self(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 0, 0, 1, slice(0, 1))
+        except Exception as error:
+            raise UserError(f"augment.policy_args={args}: {name} cannot work with them: {error}") from error
+
+    def __call__(self, images_bCHW: Tensor, seed: int, step: int, batch_size: int, own: slice) -> Tensor:
+        """Apply the policy: uint8 [b, C, H, W] to the same, on the device that it comes from.
+
+        torchvision draws from torch's global generator, which is seeded for each image by its place in
+        the group's batch.
+
+        Args:
+            images_bCHW: this process's part of the batch.
+            seed: of the run.
+            step: inner steps done so far in the whole run.
+            batch_size: of the whole group.
+            own: the slice of the group's batch that the images are.
+        """
+        generator = keyed_generator(seed, "torchvision", step)
+        seeds = torch.randint(2**62, (batch_size,), generator=generator)[own].tolist()
+        result = torch.empty_like(images_bCHW, device="cpu")
+        for place, (image, image_seed) in enumerate(zip(images_bCHW.cpu(), seeds, strict=True)):
+            torch.default_generator.manual_seed(image_seed)
+            result[place] = F.pil_to_tensor(self._transform(F.to_pil_image(image)))
+        return result.to(images_bCHW.device, non_blocking=True)
+
+
+class MixUp:
+    """torchvision's MixUp: pairs of images, and of labels, in one proportion for the whole batch.
+
+    Args:
+        args: of its constructor; alpha is 1 unless given.
+        num_classes: of the data.
+
+    Raises:
+        UserError: for arguments that it does not take.
+    """
+
+    def __init__(self, args: Mapping[str, Any], num_classes: int) -> None:
+        self._transform = _construct("mixup", v2.MixUp, {"num_classes": num_classes, **args})
+
+    def __call__(self, inputs_bCHW: Tensor, labels_b: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        """Mix normalized images, float [b, C, H, W]; labels become float [b, classes]."""
+        torch.default_generator.manual_seed(keyed_seed(seed, "mixup", step))
+        mixed: tuple[Tensor, Tensor] = self._transform(inputs_bCHW, labels_b)
+        return mixed
+
+
+def settle(section: AugmentSection, side: int) -> AugmentSection:
+    """The section with the Cutout that its policy means: off, the recipe's, or half the shorter side."""
+    if section.policy in ("none", "mixup"):
+        return section.model_copy(update={"cutout": 0})
+    if section.policy == "cutout" and not section.cutout:
+        return section.model_copy(update={"cutout": side // 2})
+    return section
+
+
+def open_policy(section: AugmentSection, side: int) -> Policy | TorchvisionPolicy | None:
+    """What transforms each image after the basic transforms; None for none, cutout and mixup.
+
+    Args:
+        section: the recipe's augment section; no policy means the uniform one.
+        side: the shorter side of the images, in pixels.
+
+    Raises:
+        UserError: for a name that is none of the known ones, no file, no folder and no Hub id, for a
+            policy that cannot be read, and for arguments that the policy does not take.
+    """
+    name, args = section.policy or "uniform", section.policy_args
+    if name in _TORCHVISION:
+        return TorchvisionPolicy(name, args, side)
+    if args and name != "mixup":
+        raise UserError(f"augment.policy_args={args}: augment.policy={name} takes no arguments")
+    if name == "uniform":
+        return Policy()
+    if name in FIXED_POLICIES:
+        return None
+    return open_learned_policy(name)
+
+
+def open_learned_policy(name: str) -> Policy:
+    """The policy of a policy.json, a run folder or a Hub id, with `@revision` or without.
+
+    Raises:
+        UserError: if there is none, with the names that are known.
+    """
+    if "/" not in name and not Path(name).exists():
+        known = f"known: {', '.join(FIXED_POLICIES)}, or a policy.json, a run folder or a Hub id (user/name)"
+        hint = did_you_mean(name.lower(), FIXED_POLICIES, 1)
+        raise UserError(f"augment.policy={name}: no such policy; {f'{hint} ' if hint else ''}{known}")
+    place, revision = name, None
+    if not Path(name).exists():
+        place, _, revision = name.partition("@")
+    try:
+        return Policy.from_pretrained(place, revision or None)
+    except ValueError as error:
+        raise UserError(f"augment.policy={name}: {error}") from None
+
+
+def _construct(name: str, kind: type[v2.Transform], args: Mapping[str, Any]) -> v2.Transform:
+    try:
+        return kind(**args)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"augment.policy_args={dict(args)}: {name} does not take them: {error}") from error
+
+
+def _member(policies: type[v2.AutoAugmentPolicy], value: str) -> v2.AutoAugmentPolicy:
+    known = [policy.value for policy in policies]
+    if value not in known:
+        raise UserError(f"augment.policy_args: policy={value!r} is none of autoaugment's: {', '.join(known)}")
+    return policies(value)

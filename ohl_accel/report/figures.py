@@ -1,0 +1,110 @@
+"""Figures of a run as PNG: the policy's heatmap, its marginals (Figure 4), rewards over the outer steps.
+
+The only module that imports matplotlib; it draws without a display.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from torch import Tensor
+
+from ohl_accel.operations.elements import ELEMENTS, NUM_ELEMENTS, NUM_OPERATIONS
+from ohl_accel.policy import Policy
+
+_NAMES = [element.name for element in ELEMENTS]
+
+
+def policy_heatmap(policy: Policy) -> bytes:
+    """The probability of each operation over that of the uniform policy, 36 x 36."""
+    ratio = NUM_OPERATIONS * policy.probabilities.view(NUM_ELEMENTS, NUM_ELEMENTS).numpy()
+    figure = _figure(9, 8)
+    axes = figure.subplots()
+    reach = max(float(np.abs(ratio - 1).max()), 1e-3)
+    norm = TwoSlopeNorm(1, max(0.0, 1 - reach) if reach < 1 else 0.0, 1 + reach)
+    picture = axes.imshow(ratio, cmap="RdBu_r", norm=norm)
+    axes.set_xticks(range(NUM_ELEMENTS), _NAMES, rotation=90, fontsize=7)
+    axes.set_yticks(range(NUM_ELEMENTS), _NAMES, fontsize=7)
+    axes.set(xlabel="second element", ylabel="first element", title="probability of an operation / uniform")
+    figure.colorbar(picture, ax=axes, shrink=0.8)
+    return _png(figure)
+
+
+def policy_marginals(policy: Policy) -> bytes:
+    """The probability of each element at the first and the second place over 1/36 (Figure 4 of the paper)."""
+    figure = _figure(9, 5)
+    axes = figure.subplots()
+    position = np.arange(NUM_ELEMENTS)
+    ratio = NUM_ELEMENTS * policy.element_probabilities.numpy()
+    for shift, name, values in zip((-0.2, 0.2), ("first", "second"), ratio, strict=True):
+        axes.bar(position + shift, values - 1, 0.4, bottom=1, label=f"as the {name} element")
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xticks(position, _NAMES, rotation=90, fontsize=7)
+    axes.set(ylabel="probability / uniform", title="probability of an element")
+    axes.margins(x=0.01)
+    figure.legend(loc="outside lower center", ncols=2)
+    return _png(figure)
+
+
+def reward_curves(lines: Sequence[Mapping[str, Any]]) -> bytes:
+    """Held-out accuracy of every trajectory, and the policy's entropy, over the outer steps.
+
+    Args:
+        lines: of `metrics.jsonl`; a reward of None was not measured.
+    """
+    figure = _figure(9, 4.5)
+    axes = figure.subplots()
+    steps = [line["outer_step"] + 1 for line in lines]
+    reward = np.array([line["reward"] for line in lines], dtype=float)
+    axes.plot(steps, reward, ".", color="tab:blue", alpha=0.35, markersize=4)
+    axes.plot(steps, reward.max(1), color="tab:blue", label="best held-out accuracy")
+    axes.set(xlabel="outer step", ylabel="held-out accuracy")
+    if all("entropy" in line for line in lines):
+        entropy_axes = axes.twinx()
+        entropy_axes.plot(steps, [line["entropy"] for line in lines], color="tab:orange", label="entropy")
+        entropy_axes.ticklabel_format(useOffset=False)
+        entropy_axes.set_ylabel("entropy of the policy (nats)", color="tab:orange")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="upper left")
+    return _png(figure)
+
+
+def pixels_of(png: bytes) -> np.ndarray:
+    """The pixels of a PNG: uint8 [height, width, 3]."""
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def image_grid(images_nCHW: Tensor, columns: int) -> np.ndarray:
+    """Images side by side, with a grey line between them: uint8 [height, width, 3].
+
+    Args:
+        images_nCHW: uint8, 1 or 3 channels.
+        columns: images in a row.
+    """
+    images = images_nCHW.cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    n, height, width, _ = images.shape
+    rows = -(-n // columns)
+    grid = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, 3), 128, dtype=np.uint8)
+    for number, image in enumerate(images):
+        top, left = number // columns * (height + 1), number % columns * (width + 1)
+        grid[top : top + height, left : left + width] = image
+    return grid
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure((width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    target = io.BytesIO()
+    figure.savefig(target, format="png", metadata={"Software": None})
+    return target.getvalue()

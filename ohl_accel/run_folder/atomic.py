@@ -1,0 +1,70 @@
+"""Files and folders that appear whole or not at all."""
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file or a folder aside; it takes the place of `path` once the block has succeeded.
+
+    What was written is flushed to the disk before it is renamed, and the rename itself afterwards. If the block
+    fails, what stood at `path` is unchanged.
+
+    Args:
+        path: of the file or folder. A folder that stands there is replaced.
+
+    Yields:
+        The path to write to, in the same folder; of one process and thread at a time.
+    """
+    # a name of this machine's own: not every shared file system has locks between machines
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}.partial")
+    _remove(aside)
+    try:
+        yield aside
+        for written in [*aside.rglob("*"), aside]:
+            if written.is_file():  # safetensors makes files that only their owner may read
+                written.chmod(0o666 & ~_umask())
+            _flush(written)
+        if path.is_dir():
+            shutil.rmtree(path)
+        aside.replace(path)
+        _flush(path.parent)
+    except BaseException:
+        _remove(aside)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8), whole or not at all."""
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@cache
+def _umask() -> int:
+    """What the user denies to others in new files; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _flush(path: Path) -> None:
+    """Ask the disk to keep a file, or the entries of a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

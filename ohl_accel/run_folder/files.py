@@ -1,0 +1,31 @@
+"""The names of all files in a run folder."""
+
+RECIPE_FILE = "recipe.yaml"
+HELDOUT_FILE = "heldout.json"
+METRICS_FILE = "metrics.jsonl"
+RESULT_FILE = "result.json"
+REPLACED_FILE = "replaced.jsonl"
+REPORT_FILE = "report.html"
+POLICY_FILE = "policy.json"
+WEIGHTS_FILE = "model.safetensors"
+NETWORK_FILES = (WEIGHTS_FILE, "config.json")
+"""The network, as timm reads it."""
+CHECKPOINTS = "checkpoints"
+TRACKERS_FILE = "trackers.json"
+TENSORBOARD, WANDB = "tensorboard", "wandb"
+LOCK_FILE = ".lock"
+RUN_FILES = (
+    RECIPE_FILE,
+    HELDOUT_FILE,
+    METRICS_FILE,
+    RESULT_FILE,
+    REPORT_FILE,
+    REPLACED_FILE,
+    TRACKERS_FILE,
+    CHECKPOINTS,
+    TENSORBOARD,
+    WANDB,
+    POLICY_FILE,
+    *NETWORK_FILES,
+)
+"""Everything that a run writes: what `run.overwrite` removes."""

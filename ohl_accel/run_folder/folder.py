@@ -1,0 +1,112 @@
+"""The run folder: which files it holds, who may write it, and how they are written whole or not at all.
+
+Only the main process touches it.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ohl_accel.errors import UserError
+from ohl_accel.run_folder.atomic import write_text
+from ohl_accel.run_folder.files import (
+    CHECKPOINTS,
+    HELDOUT_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    NETWORK_FILES,
+    POLICY_FILE,
+    RECIPE_FILE,
+    REPLACED_FILE,
+    REPORT_FILE,
+    RESULT_FILE,
+    RUN_FILES,
+    TENSORBOARD,
+    WANDB,
+)
+
+
+class RunFolder:
+    """A folder claimed by one run.
+
+    Args:
+        path: the folder, made if missing.
+        resume: whether an earlier run in it may be gone on with.
+        overwrite: whether an earlier run in it may be replaced.
+
+    Raises:
+        UserError: if it holds anything and neither is allowed, another run writes to it, or it cannot
+            be written.
+    """
+
+    def __init__(self, path: str, resume: bool, overwrite: bool) -> None:
+        self.path = Path(path)
+        self._overwrite = overwrite
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / LOCK_FILE)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"run.dir={path} is in use by another run; choose another folder") from None
+        except OSError as error:
+            raise UserError(f"run.dir={path} cannot be written: {error.strerror}") from None
+        held = sorted(entry.name for entry in self.path.iterdir() if entry.name != LOCK_FILE)
+        if held and not (resume or overwrite):
+            self._lock.release()
+            raise UserError(
+                f"run.dir={path} is not empty (it holds {', '.join(held[:4])}{', ...' if held[4:] else ''}): "
+                "go on with run.resume=auto, replace the run in it with run.overwrite=true, or choose another "
+                "folder"
+            )
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def clear(self) -> None:
+        """Remove the files of an earlier run, and no other file, if that was asked for."""
+        if self._overwrite:
+            for name in RUN_FILES:
+                entry = self.path / name
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink(missing_ok=True)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file of the run folder, whole or not at all."""
+        write_text(self.path / name, text)
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON file of the run folder, whole or not at all."""
+        self.write_text(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+    def contents(self) -> dict[str, str]:
+        """Path of each file for people -> what it is, as far as there are."""
+        known = {
+            REPORT_FILE: "all about the run, for a browser",
+            POLICY_FILE: "the policy",
+            NETWORK_FILES[0]: "the network's weights",
+            NETWORK_FILES[1]: "the network for timm.create_model",
+            METRICS_FILE: "one line for each outer step",
+            RESULT_FILE: "the test result",
+            RECIPE_FILE: "reproduces the run",
+            REPLACED_FILE: "images that could not be decoded, and what took their places",
+            HELDOUT_FILE: "which images scored the trajectories, and hashes of those of a stream",
+            CHECKPOINTS: "where run.resume=auto goes on from",
+            TENSORBOARD: "for tensorboard --logdir",
+            WANDB: "for wandb sync",
+        }
+        return {str(self.path / name): what for name, what in known.items() if (self.path / name).exists()}
+
+    def results(self) -> list[Path]:
+        """The files that a finished run is about: network, policy, recipe, metrics, result."""
+        names = (POLICY_FILE, *NETWORK_FILES, RECIPE_FILE, METRICS_FILE, RESULT_FILE)
+        return [self.path / name for name in names if (self.path / name).exists()]
+
+    def release(self) -> None:
+        """Let other runs write to the folder."""
+        self._lock.release()
