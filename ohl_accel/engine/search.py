@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ohl_accel.cli import recipe_arguments, run_command
 from ohl_accel.engine.run import Run
 from ohl_accel.engine.setup import execute, join_launch
 from ohl_accel.observers.display import Display
@@ -84,10 +83,3 @@ def search(path: str, overrides: Sequence[str] = ()) -> None:
     """
     recipe, accelerator = join_launch(path, overrides)
     execute(recipe, accelerator, learn, learn_policy=True)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    purpose = "Learn an augmentation policy while training the network."
-    path, overrides = recipe_arguments("search", purpose, argv)
-    return run_command(lambda: search(path, overrides))

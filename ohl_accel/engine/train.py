@@ -9,7 +9,6 @@ seed; all processes train one network.
 
 from collections.abc import Sequence
 
-from ohl_accel.cli import recipe_arguments, run_command
 from ohl_accel.engine.run import Run
 from ohl_accel.engine.setup import execute, join_launch
 from ohl_accel.errors import UserError
@@ -74,10 +73,3 @@ def train(path: str, overrides: Sequence[str] = ()) -> None:
     """
     recipe, accelerator = join_launch(path, overrides)
     execute(fixed(recipe), accelerator, descend, learn_policy=False)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    purpose = "Train a network with a fixed augmentation policy (augment.policy=NAME)."
-    path, overrides = recipe_arguments("train", purpose, argv)
-    return run_command(lambda: train(path, overrides))
