@@ -36,6 +36,7 @@ def _weighted(numbers: Tensor) -> Tensor:
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, those that are not saved included."""
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
