@@ -19,7 +19,7 @@ from torch import nn
 
 from ohl_accel.cli import run_command
 from ohl_accel.distributed.groups import Groups
-from ohl_accel.distributed.launch import agree
+from ohl_accel.distributed.launch import run_on_all_ranks
 from ohl_accel.engine.setup import start_accelerator
 from ohl_accel.recipe import RunSection
 
@@ -62,8 +62,8 @@ def in_column(exchange: Callable[[Groups], object]) -> Callable[[], Callable[[],
 
 KINDS: dict[str, Callable[[], Callable[[], object]]] = {
     "barrier": lambda: dist.barrier,
-    "agree": lambda: partial(agree, list),
-    "preparing": lambda: partial(agree, prepare_long, long=True),
+    "all_ranks": lambda: partial(run_on_all_ranks, list),
+    "preparing": lambda: partial(run_on_all_ranks, prepare_long, long=True),
     "building": lambda: partial(built, one_group=False),
     "gradients": lambda: training(built(one_group=True)),
     "shards": lambda: training(built(one_group=True, sharded=True)),
