@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ohl_accel.errors import missing_extra
 
 if TYPE_CHECKING:
-    from ohl_accel.comparison import compare
+    from ohl_accel.comparison import compare  # type: ignore[no-redef]  # the command has a module of this name
     from ohl_accel.engine.evaluate import evaluate
     from ohl_accel.engine.search import search
     from ohl_accel.engine.train import train
