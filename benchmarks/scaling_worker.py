@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
+from benchmarks.hosts import TwoHosts
 from ohl_accel.distributed import collectives
 from ohl_accel.distributed.groups import Groups
 from ohl_accel.distributed.launch import choose_interface, leave
@@ -31,15 +31,6 @@ from ohl_accel.policy import Policy
 from ohl_accel.policy.estimators import OuterOptimizer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-
-
-class Hosts(Protocol):
-    """Two hosts with a cable between them, see tests/hosts.py."""
-
-    addresses: tuple[str, str]
-
-    def on(self, host: int) -> list[str]:
-        """What to put before a command so that it runs on a host."""
 
 
 def exchange(folder: Path, groups: int, rounds: int) -> None:
@@ -112,7 +103,7 @@ def exchange(folder: Path, groups: int, rounds: int) -> None:
 def launch(
     processes: int,
     *arguments: str,
-    hosts: Hosts | None = None,
+    hosts: TwoHosts | None = None,
     forks: bool = False,
     module: str = "benchmarks.scaling_worker",
 ) -> None:
