@@ -14,8 +14,9 @@ from conftest import REPOSITORY, SMALL
 from hub_server import HubServer
 
 from ohl_accel.data.source import open_split
-from ohl_accel.engine.evaluate import evaluate, main
+from ohl_accel.engine.evaluate import evaluate
 from ohl_accel.engine.train import train
+from ohl_accel.evaluate import main
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import DataSection
 
@@ -127,7 +128,8 @@ def test_a_damaged_network(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
 FROM_THE_HUB = """
 import sys
-from ohl_accel.engine.evaluate import evaluate, main
+from ohl_accel.engine.evaluate import evaluate
+from ohl_accel.evaluate import main
 from ohl_accel.policy.baselines import open_learned_policy
 
 print(evaluate("user/net", sys.argv[1], None, None, [])[0].document()["top1"])

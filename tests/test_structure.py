@@ -18,13 +18,14 @@ LAYERS = [
     {"data"},
     {"engine.augment", "engine.network", "engine.phases"},
     {"engine.scoring", "engine.trajectory"},
-    {"engine.checkpoint", "cli"},
+    {"engine.checkpoint"},
     {"observers.display"},
     {"report"},
     {"observers", "hub"},
     {"engine"},
     {"comparison"},
-    {"search", "train", "evaluate", "compare"},
+    {"cli"},
+    {"search", "train", "evaluate", "compare", "report.__main__", "hub.__main__", "__main__"},
 ]
 """Packages and modules; each imports from layers above its own in this list, or from its own entry. A module that is
 not listed by itself belongs to its package."""

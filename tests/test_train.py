@@ -10,11 +10,12 @@ from conftest import REPOSITORY, SMALL, final_state, launch
 from safetensors.torch import load_file
 
 from ohl_accel.engine.search import search
-from ohl_accel.engine.train import fixed, main, train
+from ohl_accel.engine.train import fixed, train
 from ohl_accel.errors import RunFailedError, UserError
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe
 from ohl_accel.run_folder.metrics import read_metrics
+from ohl_accel.train import main
 
 DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
 

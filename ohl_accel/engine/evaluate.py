@@ -6,9 +6,7 @@ RUN is a run folder of the search or of training; a Hub id is that of a network 
 split and precision are those of its recipe.yaml; a network without one needs --data.
 """
 
-import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,6 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import ohl_accel.models  # noqa: F401  registers our networks with timm
-from ohl_accel.cli import run_command
 from ohl_accel.data import Images, evaluation_batches, open_images
 from ohl_accel.engine.augment import Augmentation
 from ohl_accel.engine.scoring import outcomes_of
@@ -31,7 +28,6 @@ from ohl_accel.errors import UserError
 from ohl_accel.hub.download import fetch_file
 from ohl_accel.recipe import AugmentSection, DataSection, Recipe, RunSection
 from ohl_accel.recipe.reading import override
-from ohl_accel.run_folder.atomic import write_text
 from ohl_accel.run_folder.files import NETWORK_FILES, RECIPE_FILE
 
 _MAX_RECIPE_BYTES = 2**20
@@ -219,7 +215,9 @@ def _sections(
     return recipe.data, recipe.run
 
 
-def _show(evaluation: Evaluation, title: str, console: Console) -> None:
+def show(evaluation: Evaluation, title: str) -> None:
+    """Print the numbers, and a table by class (of many classes those with the lowest top-1)."""
+    console = Console(highlight=False, soft_wrap=True)
     document = evaluation.document()
     classes = document["classes"]
     note = ""
@@ -245,30 +243,3 @@ def _show(evaluation: Evaluation, title: str, console: Console) -> None:
             f"{row['most_often_taken_for']} ({row['mistaken']})" if row["mistaken"] else "",
         )
     console.print(table)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ohl_accel.evaluate", description="Score a trained network on a split."
-    )
-    parser.add_argument("network", help="a run folder, or the Hub id of a network in timm's format")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="data.key=value", help="values of the recipe's data section"
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
-    parser.add_argument("--data", help="other data than the recipe's: a Hub dataset, a folder or a file")
-    parser.add_argument("--split", help="another split than the recipe's test split")
-    parser.add_argument("--json", type=Path, help="write the numbers to this file, too")
-    asked = parser.parse_intermixed_args(argv)
-
-    def command() -> None:
-        evaluation, what = evaluate(asked.network, asked.revision, asked.data, asked.split, asked.overrides)
-        _show(evaluation, f"{asked.network} on {what}", Console(highlight=False, soft_wrap=True))
-        if asked.json is not None:
-            try:
-                write_text(asked.json, json.dumps(evaluation.document(), indent=2) + "\n")
-            except OSError as error:
-                raise UserError(f"--json {asked.json} cannot be written: {error.strerror}") from None
-
-    return run_command(command)
