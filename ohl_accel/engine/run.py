@@ -32,10 +32,9 @@ from ohl_accel.engine.trajectory import Trajectory
 from ohl_accel.errors import RunFailedError, UserError
 from ohl_accel.observers.dashboards import Dashboards, Table
 from ohl_accel.observers.display import Display
-from ohl_accel.operations.elements import ELEMENTS, NUM_OPERATIONS, elements_of
 from ohl_accel.policy import Policy
-from ohl_accel.policy.baselines import TorchvisionPolicy
 from ohl_accel.policy.estimators import OuterOptimizer
+from ohl_accel.policy.protocol import AugmentationPolicy
 from ohl_accel.recipe import Recipe
 from ohl_accel.report import figures
 from ohl_accel.report.write import write_at_end
@@ -68,7 +67,7 @@ class Run:
     data: Data
     augmentation: Augmentation
     hosted: list[Trajectory]
-    policy: Policy | TorchvisionPolicy | None
+    policy: AugmentationPolicy
     outer_optimizer: OuterOptimizer | None
     """None where the policy is fixed."""
     inner_steps: int
@@ -106,8 +105,9 @@ class Run:
             RunFailedError: as soon as more images were replaced than the whole outer step may have.
         """
         planned = self.inner_steps * self.recipe.inner.batch_size
+        num_operations = self.policy.space.num_operations if isinstance(self.policy, Policy) else 0
         for trajectory in self.hosted:
-            trajectory.begin_outer_step()
+            trajectory.begin_outer_step(num_operations)
         for step in range(outer_step * self.inner_steps, (outer_step + 1) * self.inner_steps):
             with self.phases("load", within="train"):
                 images, labels = next(batches)
@@ -341,15 +341,16 @@ def pictures_of(run: Run, outer_step: int) -> dict[str, np.ndarray]:
 
 
 def tables_of(policy: Policy) -> dict[str, Table]:
-    """A policy as numbers: each element's probability at both places, and each operation's."""
-    names = [element.name for element in ELEMENTS]
+    """A policy as numbers: each element's probability at each position, and each operation's."""
+    space = policy.space
+    names = [element.name for element in space.elements]
+    positions = ("first", "second", "third")[: space.arity]
     elements = list(zip(names, *policy.element_probabilities.tolist(), strict=True))
-    pairs = map(elements_of, range(NUM_OPERATIONS))
     operations = [
-        (names[first], names[second], probability)
-        for (first, second), probability in zip(pairs, policy.probabilities.tolist(), strict=True)
+        (*(names[element] for element in space.elements_of(operation)), probability)
+        for operation, probability in enumerate(policy.probabilities.tolist())
     ]
     return {
-        "policy/elements": Table(("element", "first", "second"), elements),
-        "policy/operations": Table(("first", "second", "probability"), operations),
+        "policy/elements": Table(("element", *positions), elements),
+        "policy/operations": Table((*positions, "probability"), operations),
     }

@@ -29,8 +29,9 @@ from ohl_accel.hub.transfer import publish
 from ohl_accel.observers.dashboards import Dashboards, check_installed
 from ohl_accel.observers.display import Display
 from ohl_accel.policy import Policy
-from ohl_accel.policy.baselines import TorchvisionPolicy, open_policy, settle
+from ohl_accel.policy.baselines import open_policy, settle
 from ohl_accel.policy.estimators import OuterOptimizer
+from ohl_accel.policy.protocol import AugmentationPolicy
 from ohl_accel.recipe import ModelSection, Recipe, RunSection
 from ohl_accel.run_folder import folder as run_folder
 from ohl_accel.run_folder.folder import RunFolder
@@ -178,7 +179,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display, learn_po
     hosted = _begin_trajectories(trajectory_of, recipe, data, accelerator, groups)
     outer_optimizer = None
     if learn_policy and isinstance(policy, Policy):
-        policy = Policy(policy.theta, _provenance(recipe, data))
+        policy = Policy(policy.theta, _provenance(recipe, data), space=policy.space)
         outer_optimizer = OuterOptimizer(policy, recipe.outer.lr, recipe.outer.betas)
     phases = Phases(groups.device)
     run = Run(
@@ -189,9 +190,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display, learn_po
     return run
 
 
-def _open_policy(
-    recipe: Recipe, data: Data, side: int, learn_policy: bool
-) -> Policy | TorchvisionPolicy | None:
+def _open_policy(recipe: Recipe, data: Data, side: int, learn_policy: bool) -> AugmentationPolicy:
     policy = open_policy(recipe.augment, side)
     if not learn_policy:
         return policy

@@ -15,9 +15,7 @@ from ohl_accel.distributed.groups import Groups
 from ohl_accel.distributed.sharding import own_part
 from ohl_accel.engine.augment import Augmentation
 from ohl_accel.errors import UserError, did_you_mean
-from ohl_accel.operations.elements import NUM_OPERATIONS
-from ohl_accel.policy import Policy
-from ohl_accel.policy.baselines import TorchvisionPolicy
+from ohl_accel.policy.protocol import AugmentationPolicy
 from ohl_accel.recipe import OptimizerSection, Recipe, ScheduleSection
 from ohl_accel.rng import keyed_seed, seed_device
 
@@ -68,9 +66,9 @@ class Trajectory:
             self._inner.schedule, self.optimizer, self._steps_per_epoch, self._total_steps
         )
 
-    def begin_outer_step(self) -> None:
-        """Forget what the last outer step counted."""
-        self.counts_K = torch.zeros(NUM_OPERATIONS, dtype=torch.int64)
+    def begin_outer_step(self, num_operations: int) -> None:
+        """Forget what the last outer step counted; K operations are counted in this one."""
+        self.counts_K = torch.zeros(num_operations, dtype=torch.int64)
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._augmentation.device)
         self._steps = 0
         self.network.train()
@@ -80,7 +78,7 @@ class Trajectory:
         images_bCHW: Tensor,
         labels_b: Tensor,
         step: int,
-        policy: Policy | TorchvisionPolicy | None,
+        policy: AugmentationPolicy,
     ) -> tuple[Tensor, Tensor]:
         """This trajectory's operations on this process's part of a mini-batch, which are counted.
 
@@ -93,8 +91,9 @@ class Trajectory:
         Returns:
             What the network learns from: float32 [b, C, H, W], and the targets.
         """
-        images_bCHW, counts_K = self._augmentation.apply(policy, images_bCHW, step, self.number)
-        self.counts_K += counts_K
+        images_bCHW, operation_B = self._augmentation.apply(policy, images_bCHW, step, self.number)
+        if operation_B is not None:
+            self.counts_K += torch.bincount(operation_B, minlength=len(self.counts_K))
         return self._augmentation.finish(images_bCHW, labels_b, step)
 
     def inner_step(self, inputs: Tensor, targets: Tensor, step: int) -> None:

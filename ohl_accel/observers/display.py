@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ohl_accel.operations.elements import NUM_OPERATIONS
 from ohl_accel.policy import Policy
 from ohl_accel.run_folder.metrics import json_line
 
@@ -139,9 +138,9 @@ class Display:
             note = "" if learned is None else " (chose the winner: optimistic)"
             table.add_row("held-out accuracy", f"{100 * result['heldout_accuracy']:.2f} %{note}")
         if learned is not None:
-            table.add_row("entropy", f"{learned.entropy:.4f} nats, uniform {Policy().entropy:.4f}")
+            table.add_row("entropy", f"{learned.entropy:.4f} nats, uniform {learned.space.max_entropy:.4f}")
             for what, ranked in (("gained", learned.top(3)), ("lost", learned.bottom(3))):
-                lines = [f"{name}: {p * NUM_OPERATIONS:.2f} x uniform" for name, p in ranked]
+                lines = [f"{name}: {p * learned.space.num_operations:.2f} x uniform" for name, p in ranked]
                 table.add_row(f"operations {what}", "\n".join(lines))
         self.console.print(table)
         width = max(map(len, files))

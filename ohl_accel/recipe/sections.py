@@ -259,6 +259,10 @@ class AugmentSection(Section):
     policy: Place | None = None
     """A name of `ohl_accel.policy.baselines`, a policy.json, a run folder or a Hub id (`user/name@revision`).
     `train` applies it; the search starts from it (None: from the uniform policy)."""
+    space: Annotated[Place | dict[str, Any] | None, Field(union_mode="left_to_right")] = None
+    """Operations that the policy is one over: `paper`, `paper-identity`, or a YAML file of your own (see
+    `ohl_accel.operations.space_file`); run folders hold the file's contents instead of its name. None: a learned
+    policy's own; otherwise `paper`."""
     policy_args: dict[str, Any] = {}
     """Arguments of torchvision's policies and of mixup, such as `{magnitude: 5}`."""
     random_resized_crop: RandomResizedCropSection | None = None
