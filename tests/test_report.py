@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from ohl_accel.operations.elements import NUM_ELEMENTS, NUM_OPERATIONS
 from PIL import Image
 
 from ohl_accel.errors import UserError
-from ohl_accel.operations.elements import NUM_ELEMENTS, NUM_OPERATIONS
 from ohl_accel.operations.kernels import apply_operations
 from ohl_accel.policy import Policy
 from ohl_accel.report.__main__ import main

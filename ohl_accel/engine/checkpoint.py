@@ -64,9 +64,7 @@ def collect_network(trajectory: Trajectory, groups: Groups) -> dict[str, Tensor]
     return _whole_on_main(trajectory.network.state_dict(), groups)
 
 
-def save(
-    folder: Path, outer_step: int, state: Contents, estimator: Estimator | None, recipe: Recipe
-) -> None:
+def save(folder: Path, outer_step: int, state: Contents, estimator: Estimator | None, recipe: Recipe) -> None:
     """Write a checkpoint and drop those beyond `run.keep_checkpoints` (main process only).
 
     Args:

@@ -51,8 +51,7 @@ def create_network(
         ) from error
     if outputs.shape != (2, classes):
         raise UserError(
-            f"{what} gives outputs of shape {list(outputs.shape[1:])} instead of {classes} "
-            "classes"
+            f"{what} gives outputs of shape {list(outputs.shape[1:])} instead of {classes} classes"
         )
     if section.channels_last:
         network = network.to(memory_format=torch.channels_last)

@@ -21,9 +21,7 @@ class Replacements:
         first_outer_step: 0, or where a resumed run begins.
     """
 
-    def __init__(
-        self, *, groups: Groups, allowed: float, log: Path | None, first_outer_step: int
-    ) -> None:
+    def __init__(self, *, groups: Groups, allowed: float, log: Path | None, first_outer_step: int) -> None:
         self._groups, self._allowed, self._log = groups, allowed, log
         if log is not None:
             keep_lines_before(log, first_outer_step)
@@ -61,9 +59,7 @@ class Replacements:
         """
         self._log_and_judge(outer_step, images, planned, everywhere=False)
 
-    def _log_and_judge(
-        self, outer_step: int, images: Images, planned: int | None, everywhere: bool
-    ) -> int:
+    def _log_and_judge(self, outer_step: int, images: Images, planned: int | None, everywhere: bool) -> int:
         groups, allowed, tally = self._groups, self._allowed, images.tally
         add = groups.sum_in_world if everywhere else groups.sum_in_group
         decoded, bad = add(torch.tensor([tally.decoded, len(tally.replaced)], dtype=torch.float64)).tolist()

@@ -154,7 +154,10 @@ class Run:
             self.replacements.count(outer_step, heldout)
             outcomes = groups.sum_in_group(own)
             scores = [self.objective.scores(outcomes_nM, heldout.labels) for outcomes_nM in outcomes]
-            rewards, losses = [self.objective.reward(each) for each in scores], [each["loss"] for each in scores]
+            rewards, losses = (
+                [self.objective.reward(each) for each in scores],
+                [each["loss"] for each in scores],
+            )
         rows = [[*row[:2], *row[2]] for row in zip(rewards, losses, ends, strict=True)]
         with self.phases("gather", within="validate"):
             reward, heldout_loss, train_loss, finite = groups.gather(

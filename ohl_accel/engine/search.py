@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ohl_accel.engine.run import Run
-from ohl_accel.engine.session import Result, RecipeSource, execute
+from ohl_accel.engine.session import RecipeSource, Result, execute
 from ohl_accel.observers.observer import Observer
 
 

@@ -175,7 +175,9 @@ def set_up(
     first_outer_step = _resume_or_begin(recipe, folder, data, hosted, estimator, policy, groups)
     rewards_before = None
     if folder is not None:
-        before = [line for line in read_metrics(folder / METRICS_FILE) if line["outer_step"] < first_outer_step]
+        before = [
+            line for line in read_metrics(folder / METRICS_FILE) if line["outer_step"] < first_outer_step
+        ]
         rewards_before = before[-1]["reward"] if before else None
     info = None
     if folder is not None:
@@ -220,13 +222,17 @@ def set_up(
 def _open_objective(recipe: Recipe, data: Data) -> Objective:
     objective = open_objective(recipe.objective, len(data.schema.class_names))
     if objective.multi_label != data.schema.multi_label:
-        have, fit = ("several labels", "multilabel") if data.schema.multi_label else ("one label", "classification")
+        have, fit = (
+            ("several labels", "multilabel") if data.schema.multi_label else ("one label", "classification")
+        )
         raise UserError(
             f"objective={recipe.objective}: the images of {data.train.description} have {have} each; "
             f"use objective={fit}, or one of your own"
         )
     if objective.multi_label and recipe.augment.policy == "mixup":
-        raise UserError("augment.policy=mixup: mixes single labels; it does not work with several labels for an image")
+        raise UserError(
+            "augment.policy=mixup: mixes single labels; it does not work with several labels for an image"
+        )
     return objective
 
 

@@ -23,8 +23,8 @@ from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 from ohl_accel.errors import UserError, first_line
 from ohl_accel.observers.observer import Observer, RunInfo
 from ohl_accel.policy import Policy
-from ohl_accel.report import figures
 from ohl_accel.recipe import Recipe
+from ohl_accel.report import figures
 from ohl_accel.run_folder.files import TENSORBOARD, TRACKERS_FILE
 
 PICTURES = 20
@@ -66,7 +66,7 @@ class Dashboard(Protocol):
 
 
 class Dashboards(Observer):
-    """All dashboards of one run: what is in a line of metrics, pictures from time to time, tables and files at the end."""
+    """All dashboards of one run: lines of metrics, pictures from time to time, tables and files at the end."""
 
     def __init__(self) -> None:
         self._begun: list[Dashboard] = []

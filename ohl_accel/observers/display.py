@@ -118,7 +118,9 @@ class Display(Observer):
             note = "" if learned is None else " (chose the winner: optimistic)"
             table.add_row(f"held-out {metric}", f"{100 * result[f'heldout_{metric}']:.2f} %{note}")
         if learned is not None:
-            table.add_row("entropy", f"{learned.entropy:.4f} nats, uniform {math.log(len(learned.theta)):.4f}")
+            table.add_row(
+                "entropy", f"{learned.entropy:.4f} nats, uniform {math.log(len(learned.theta)):.4f}"
+            )
             for what, ranked in (("gained", learned.top(3)), ("lost", learned.bottom(3))):
                 lines = [f"{name}: {p * len(learned.theta):.2f} x uniform" for name, p in ranked]
                 table.add_row(f"operations {what}", "\n".join(lines))

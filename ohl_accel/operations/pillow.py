@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageEnhance, ImageOps
 
-from ohl_accel.operations.kernels.geometry import FILL, Matrix
+from ohl_accel.operations.kernels.geometry import Matrix
 from ohl_accel.operations.transforms import PillowFunction
 
 

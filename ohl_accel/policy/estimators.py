@@ -117,9 +117,7 @@ class Reinforce(Estimator):
     def step(self, finished: FinishedStep) -> dict[str, Any]:
         """theta + eta_theta * Adam(Eq 6)."""
         advantage_N = advantage_of(finished.reward_N)
-        self.policy.theta.grad = outer_gradient(
-            self.policy.theta, finished.recorded["counts"], advantage_N
-        )
+        self.policy.theta.grad = outer_gradient(self.policy.theta, finished.recorded["counts"], advantage_N)
         self._adam.step()
         return {"advantage": advantage_N.tolist(), "theta_learning_rate": self.lr}
 
@@ -155,7 +153,9 @@ def open_estimator(name: str, policy: Policy, options: Mapping[str, Any], **sett
     kind = find_class("outer.estimator", name, ESTIMATORS, Estimator)
     unknown = sorted(kind.records - RECORDS.keys())
     if unknown:
-        raise UserError(f"outer.estimator={name}: {', '.join(unknown)} is not recorded; known: {', '.join(RECORDS)}")
+        raise UserError(
+            f"outer.estimator={name}: {', '.join(unknown)} is not recorded; known: {', '.join(RECORDS)}"
+        )
     try:
         return kind(policy, **settings, **options)
     except (TypeError, ValueError) as error:

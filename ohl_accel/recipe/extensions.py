@@ -31,11 +31,15 @@ def find_class(field: str, name: str, built_in: Mapping[str, type[T]], kind: typ
     if not colon:
         known = f"known: {', '.join(built_in)}, or your own as package.module:Name or path/to/file.py:Name"
         hint = did_you_mean(name, built_in)
-        raise UserError(f"{field}={name}: there is no such {kind.__name__.lower()}; {hint} {known}".replace(";  ", "; "))
+        raise UserError(
+            f"{field}={name}: there is no such {kind.__name__.lower()}; {hint} {known}".replace(";  ", "; ")
+        )
     module = import_extension(field, where)
     found = getattr(module, attribute, None)
     if not (isinstance(found, type) and issubclass(found, kind)):
-        own = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, kind)]
+        own = [
+            key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, kind)
+        ]
         others = ", ".join(key for key in own if key != kind.__name__) or "none"
         raise UserError(
             f"{field}={name}: {where} has no class {attribute} derived from ohl_accel's {kind.__name__}; "
