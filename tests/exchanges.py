@@ -34,7 +34,15 @@ def training(groups: Groups) -> Callable[[], object]:
 
 
 def built(one_group: bool, sharded: bool = False) -> Groups:
-    return Groups.build(2, 2, dist.get_rank(), 1 if one_group else 2, torch.device("cpu"), TIMEOUT, sharded)
+    return Groups.build(
+        trajectories=2,
+        processes=2,
+        rank=dist.get_rank(),
+        device=torch.device("cpu"),
+        timeout=TIMEOUT,
+        groups=1 if one_group else 2,
+        sharded=sharded,
+    )
 
 
 def prepare_long() -> None:
@@ -59,8 +67,8 @@ KINDS: dict[str, Callable[[], Callable[[], object]]] = {
     "building": lambda: partial(built, one_group=False),
     "gradients": lambda: training(built(one_group=True)),
     "shards": lambda: training(built(one_group=True, sharded=True)),
-    "values": in_group(lambda groups: groups.collect([1])),
-    "from_main": in_column(lambda groups: groups.share_from_main(1)),
+    "values": in_group(lambda groups: groups.gather_objects([1])),
+    "from_main": in_column(lambda groups: groups.broadcast_object(1)),
     "sum": in_column(lambda groups: groups.sum_in_world(torch.ones(2))),
     "rewards": in_column(lambda groups: groups.gather(torch.ones(1))),
     "winner": in_column(lambda groups: groups.adopt(0, [[torch.ones(9)]])),

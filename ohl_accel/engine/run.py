@@ -213,7 +213,7 @@ class Run:
         too_many = bad > allowed * whole
         if planned is not None and not too_many:
             return 0
-        replaced = groups.collect(tally.replaced, everywhere)
+        replaced = groups.gather_objects(tally.replaced, everywhere)
         different = list(dict.fromkeys(replaced))
         if self.folder is not None and different:
             logged = {line["image"] for line in read_metrics(self.folder / REPLACED_FILE)}

@@ -136,13 +136,13 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display, learn_po
     datasets.disable_progress_bars()
     configure_torch(recipe.run, accelerator.device)
     groups = Groups.build(
-        recipe.outer.trajectories,
-        accelerator.num_processes,
-        accelerator.process_index,
-        recipe.outer.groups,
-        accelerator.device,
-        timedelta(seconds=recipe.run.timeout),
-        recipe.model.shard,
+        trajectories=recipe.outer.trajectories,
+        processes=accelerator.num_processes,
+        rank=accelerator.process_index,
+        device=accelerator.device,
+        timeout=timedelta(seconds=recipe.run.timeout),
+        groups=recipe.outer.groups,
+        sharded=recipe.model.shard,
     )
     _check_batch_size(recipe, groups)
     run_on_all_ranks(lambda: check_installed(recipe.track))
@@ -252,7 +252,7 @@ def _begin_trajectories(
     for trajectory in hosted:
         trajectory.join(groups)
     if groups.sharded:
-        groups.fill([trajectory.network for trajectory in hosted], first)
+        groups.broadcast_parameters([trajectory.network for trajectory in hosted], first)
     return hosted
 
 
@@ -302,7 +302,7 @@ def _resume_or_begin(run: Run) -> None:
         return contents
 
     contents = run_on_all_ranks(read)
-    if run.groups.share_from_main(contents is not None):
+    if run.groups.broadcast_object(contents is not None):
         run.first_outer_step = checkpoint.restore(contents, run.hosted, run.outer_optimizer, run.groups)
     else:
         state = checkpoint.collect(run.hosted[0], run.groups)
