@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 
 from ohl_accel import __version__
+from ohl_accel.data.source import IN_MEMORY
 from ohl_accel.hub.contents import HEATMAP, MARGINALS, REWARDS, Finished
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import DataSection, HubSection
@@ -34,7 +35,11 @@ def model_card(run: Finished, section: HubSection) -> str:
 
 def hub_dataset(data: DataSection) -> str | None:
     """The data set's id on the Hub, if that is where it came from."""
-    on_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data.path) and not Path(data.path).exists()
+    on_hub = (
+        re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data.path)
+        and data.path != IN_MEMORY
+        and not Path(data.path).exists()
+    )
     return data.path if on_hub else None
 
 
