@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
@@ -26,7 +27,7 @@ from ohl_accel.distributed import collectives
 from ohl_accel.distributed.groups import Groups
 from ohl_accel.distributed.launch import choose_interface, leave
 from ohl_accel.engine.phases import Phases
-from ohl_accel.operations.table_1 import PAPER
+from ohl_accel.operations.space import PAPER
 from ohl_accel.policy import Policy
 from ohl_accel.policy.estimators import FinishedStep, Reinforce
 
@@ -69,7 +70,14 @@ def exchange(folder: Path, groups: int, rounds: int) -> None:
 
     def synchronize(turn: int) -> None:
         reward_N = layout.gather(torch.rand(1, 4, dtype=torch.float64))[:, 0]
-        outer.step(layout.gather(counts_K), reward_N - reward_N.mean())
+        estimator.step(
+            FinishedStep(
+                outer_step=turn,
+                reward_N=reward_N,
+                finite_N=torch.ones(groups, dtype=torch.bool),
+                recorded={"counts": layout.gather(counts_K)},
+            )
+        )
         layout.adopt(turn % groups, [tensors])
 
     def synchronize_and_check(turn: int) -> None:

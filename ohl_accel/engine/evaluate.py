@@ -113,7 +113,9 @@ def evaluate(
     images, _ = open_images(section, split, path, schema)
     if len(images) == 0:
         raise UserError(f"{what} is empty")
-    objective = open_objective(objective_name or ("multilabel" if schema.multi_label else "classification"), len(names))
+    objective = open_objective(
+        objective_name or ("multilabel" if schema.multi_label else "classification"), len(names)
+    )
     batch = section.eval_batch_size
     augmentation = Augmentation(
         AugmentSection(),
@@ -193,8 +195,8 @@ def _sections(
     problems = [problem for text in overrides for problem in override(values, text)]
     recipe = Recipe.check(values, "data", problems)
     # a recipe that was downloaded must not name code to run
-    own = recipe_file is not None and (Path(name).exists() or recipe.objective in OBJECTIVES)
-    return recipe.data, recipe.run, recipe.objective if own else None
+    trusted = recipe_file is not None and (Path(name).exists() or recipe.objective in OBJECTIVES)
+    return recipe.data, recipe.run, recipe.objective if trusted else None
 
 
 def show(evaluation: Evaluation, network: str) -> None:
@@ -209,9 +211,7 @@ def show(evaluation: Evaluation, network: str) -> None:
             f"; the {_MAX_CLASSES_SHOWN} classes with the lowest {_HEADINGS.get(key, key)} (--json has all)"
         )
     scores = ", ".join(_in_words(name, score) for name, score in evaluation.scores.items())
-    console.print(
-        f"{network} on {evaluation.what}: {evaluation.images} images\n{scores}{note}", markup=False
-    )
+    console.print(f"{network} on {evaluation.what}: {evaluation.images} images\n{scores}{note}", markup=False)
     table = Table()
     columns = [name for name in classes[0] if name != "mistaken"]
     for name in columns:

@@ -174,4 +174,4 @@ def open_objective(name: str, num_classes: int) -> Objective:
     Raises:
         UserError: if there is none.
     """
-    return find_class("objective", name, OBJECTIVES, Objective)(num_classes)
+    return find_class("objective", name, OBJECTIVES, Objective)(num_classes)  # type: ignore[type-abstract]

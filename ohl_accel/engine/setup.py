@@ -143,7 +143,10 @@ def set_up(
     )
     steps_per_epoch = len(data.train) // recipe.inner.batch_size
     inner_steps = steps_per_epoch if recipe.outer.inner_steps == "epoch" else recipe.outer.inner_steps
-    new_network = partial(create_network, recipe.model, data.schema, recipe.run.seed, model)
+
+    def new_network() -> nn.Module:
+        return create_network(recipe.model, data.schema, recipe.run.seed, model)
+
     first, pattern = run_on_all_ranks(
         lambda: _first_network(recipe, data, groups, new_network, model is None), one_first=True
     )

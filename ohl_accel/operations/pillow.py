@@ -75,3 +75,7 @@ def identity(image: Image.Image, magnitude: float) -> Image.Image:
 color, contrast, sharpness, brightness = map(
     enhance, (ImageEnhance.Color, ImageEnhance.Contrast, ImageEnhance.Sharpness, ImageEnhance.Brightness)
 )
+
+
+def _grey(image: Image.Image) -> int | tuple[int, int, int]:
+    return 128 if image.mode == "L" else (128, 128, 128)

@@ -150,7 +150,7 @@ def open_estimator(name: str, policy: Policy, options: Mapping[str, Any], **sett
     Raises:
         UserError: if there is none, it does not take the options, or it asks for what is not recorded.
     """
-    kind = find_class("outer.estimator", name, ESTIMATORS, Estimator)
+    kind = find_class("outer.estimator", name, ESTIMATORS, Estimator)  # type: ignore[type-abstract]
     unknown = sorted(kind.records - RECORDS.keys())
     if unknown:
         raise UserError(
