@@ -26,7 +26,7 @@ from ohl_accel.distributed import collectives
 from ohl_accel.distributed.groups import Groups
 from ohl_accel.distributed.launch import choose_interface, leave
 from ohl_accel.engine.phases import Phases
-from ohl_accel.operations.elements import NUM_OPERATIONS
+from ohl_accel.operations.space import PAPER
 from ohl_accel.policy import Policy
 from ohl_accel.policy.estimators import OuterOptimizer
 
@@ -59,9 +59,9 @@ def exchange(folder: Path, groups: int, rounds: int) -> None:
     )
     shapes = json.loads((folder / "state.json").read_text())
     tensors = [torch.full(shape, float(rank)) for shape in shapes]
-    counts_K = torch.ones(1, NUM_OPERATIONS, dtype=torch.int64)
+    counts_K = torch.ones(1, PAPER.num_operations, dtype=torch.int64)
 
-    outer = OuterOptimizer(Policy(torch.zeros(NUM_OPERATIONS, dtype=torch.float64)), 0.05, (0.5, 0.999))
+    outer = OuterOptimizer(Policy(), 0.05, (0.5, 0.999))
 
     def gather(turn: int) -> None:
         layout.gather(torch.rand(1, 4, dtype=torch.float64))

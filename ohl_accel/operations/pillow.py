@@ -75,3 +75,7 @@ def identity(image: Image.Image, magnitude: float) -> Image.Image:
 color, contrast, sharpness, brightness = map(
     enhance, (ImageEnhance.Color, ImageEnhance.Contrast, ImageEnhance.Sharpness, ImageEnhance.Brightness)
 )
+
+
+def _grey(image: Image.Image) -> int | tuple[int, int, int]:
+    return FILL if image.mode == "L" else (FILL, FILL, FILL)

@@ -107,9 +107,7 @@ class Space:
         Returns:
             A indices of elements; or int64 [n, A].
         """
-        return (
-            self._elements_KA[operation] if isinstance(operation, Tensor) else self._operations[operation]
-        )
+        return self._elements_KA[operation] if isinstance(operation, Tensor) else self._operations[operation]
 
     def operation_name(self, operation: int) -> str:
         """Such as `Rotate 10 > Invert`."""
@@ -135,7 +133,9 @@ class Space:
         """What `marginals` gives for the uniform policy: float64 [A, E], 1 / E wherever all sequences are allowed."""
         if self.combine == "ordered":
             return torch.full((self.arity, self.num_elements), 1 / self.num_elements, dtype=torch.float64)
-        return self.marginals(torch.full((self.num_operations,), 1 / self.num_operations, dtype=torch.float64))
+        return self.marginals(
+            torch.full((self.num_operations,), 1 / self.num_operations, dtype=torch.float64)
+        )
 
     def apply(self, images_BCHW: Tensor, operation_B: Tensor, negative_BA: Tensor) -> Tensor:
         """Apply to each image the elements of its operation, one after the other (section 3.3).
@@ -293,7 +293,9 @@ def _operations(elements: Sequence[Element], arity: int, combine: str) -> tuple[
             operation for operation in operations if len({transforms[i] for i in operation}) == arity
         )
     if not operations:
-        raise ValueError(f"combine=distinct with arity {arity} needs elements of {arity} different transforms")
+        raise ValueError(
+            f"combine=distinct with arity {arity} needs elements of {arity} different transforms"
+        )
     return operations
 
 
@@ -307,7 +309,7 @@ def _element_of(row: object) -> Element:
     if magnitude is not None:
         if isinstance(magnitude, bool) or not isinstance(magnitude, int | float):
             raise ValueError(f"magnitude must be a number, or null for none, got {_short(magnitude)}")
-        if isinstance(magnitude, int) and abs(magnitude) > 2**53 or not math.isfinite(magnitude):
+        if (isinstance(magnitude, int) and abs(magnitude) > 2**53) or not math.isfinite(magnitude):
             raise ValueError(f"magnitude must be a finite number, got {_short(magnitude)}")
         magnitude = float(magnitude)
     return Element(transform_named(name), magnitude)

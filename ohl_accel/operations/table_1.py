@@ -63,9 +63,7 @@ _ROWS: tuple[tuple[Transform, tuple[float | None, ...]], ...] = (
         (10.0, 20.0, 30.0),
     ),
     (
-        Transform(
-            "ColorAdjust", kernel=EachImage(blend.adjust_color), pillow=pillow.color, magnitude=FACTOR
-        ),
+        Transform("ColorAdjust", kernel=EachImage(blend.adjust_color), pillow=pillow.color, magnitude=FACTOR),
         (0.3, 0.6, 0.9),
     ),
     (
@@ -87,21 +85,15 @@ _ROWS: tuple[tuple[Transform, tuple[float | None, ...]], ...] = (
         (26.0, 102.0, 179.0),
     ),
     (
-        Transform(
-            "Contrast", kernel=ImageCurve(tone.contrast), pillow=pillow.contrast, magnitude=FACTOR
-        ),
+        Transform("Contrast", kernel=ImageCurve(tone.contrast), pillow=pillow.contrast, magnitude=FACTOR),
         (1.3, 1.6, 1.9),
     ),
     (
-        Transform(
-            "Sharpness", kernel=EachImage(blend.sharpen), pillow=pillow.sharpness, magnitude=FACTOR
-        ),
+        Transform("Sharpness", kernel=EachImage(blend.sharpen), pillow=pillow.sharpness, magnitude=FACTOR),
         (1.3, 1.6, 1.9),
     ),
     (
-        Transform(
-            "Brightness", kernel=Curve(tone.brighten), pillow=pillow.brightness, magnitude=FACTOR
-        ),
+        Transform("Brightness", kernel=Curve(tone.brighten), pillow=pillow.brightness, magnitude=FACTOR),
         (1.3, 1.6, 1.9),
     ),
     (

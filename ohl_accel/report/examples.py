@@ -62,9 +62,7 @@ def originals(examples: TrainingExamples) -> list[str]:
     return [data_uri(to_image(image_CHW), _SIDE) for image_CHW in examples.images_nCHW]
 
 
-def rows_of(
-    examples: TrainingExamples | None, space: Space, operations: Sequence[Operation]
-) -> list[Row]:
+def rows_of(examples: TrainingExamples | None, space: Space, operations: Sequence[Operation]) -> list[Row]:
     """What each operation makes of the images, alone: no crop, flip or Cutout around it.
 
     Signs differ between the images and are the same for every operation. Without examples, rows

@@ -56,7 +56,9 @@ def _policy_bars(policy: Policy) -> bytes:
     axes.set_yticks(position, [operation.name for operation in shown], fontsize=7)
     axes.invert_yaxis()
     title = "probability of an operation / uniform"
-    axes.set_title(title if len(shown) == number else f"{title}: the {_BARS} most and least probable of {number}")
+    axes.set_title(
+        title if len(shown) == number else f"{title}: the {_BARS} most and least probable of {number}"
+    )
     return _png(figure)
 
 

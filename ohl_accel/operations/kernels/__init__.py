@@ -45,9 +45,7 @@ class BatchedElements:
         """
         _check_images(images_BCHW)
         if not bool(((element_B >= 0) & (element_B < len(self._family_E))).all()):
-            raise ValueError(
-                f"elements must lie in 0..{len(self._family_E) - 1}, got {element_B.tolist()}"
-            )
+            raise ValueError(f"elements must lie in 0..{len(self._family_E) - 1}, got {element_B.tolist()}")
         if len(images_BCHW) == 0:
             return images_BCHW.clone()
         family_B = self._family_E[element_B]
@@ -58,9 +56,7 @@ class BatchedElements:
             chosen_n = order_B[begin : begin + n]
             begin += n
             if n:
-                images_nCHW = images_BCHW.index_select(
-                    0, chosen_n.to(images_BCHW.device, non_blocking=True)
-                )
+                images_nCHW = images_BCHW.index_select(0, chosen_n.to(images_BCHW.device, non_blocking=True))
                 results.append(family(images_nCHW, element_B[chosen_n], negative_B[chosen_n]))
         # on the CPU gathering is several times as fast as assigning by index
         index_B = order_B.argsort().to(images_BCHW.device, non_blocking=True)

@@ -64,9 +64,7 @@ class _Moves:
         """Raises ValueError for images with a side above `MAX_SIDE`."""
         n, channels, height, width = images_nCHW.shape
         if max(height, width) > MAX_SIDE:
-            raise ValueError(
-                f"images of {height} x {width} are too large: at most {MAX_SIDE} pixels a side"
-            )
+            raise ValueError(f"images of {height} x {width} are too large: at most {MAX_SIDE} pixels a side")
         device = images_nCHW.device
         matrix_n6 = self._matrices_of_size(height, width)[element_n, negative_n.long()]
         a0, a1, a2, a3, a4, a5 = matrix_n6.to(device, non_blocking=True).T[:, :, None, None]
