@@ -62,7 +62,9 @@ def test_multilabel_scores() -> None:
     scores = objective.scores(outcomes, labels)
     expected = np.mean([average_precision_score(labels[:, c], logits[:, c]) for c in range(3)])
     assert scores["mAP"] == pytest.approx(expected)
-    assert scores["loss"] == pytest.approx(float(F.binary_cross_entropy_with_logits(logits, labels)), abs=1e-6)
+    assert scores["loss"] == pytest.approx(
+        float(F.binary_cross_entropy_with_logits(logits, labels)), abs=1e-6
+    )
     assert float(objective.loss(logits, labels)) == pytest.approx(scores["loss"], abs=1e-6)
     rows = objective.table(outcomes, labels, list("abcd"))
     assert rows[3] == {"class": "d", "images": 0, "average_precision": None}
@@ -82,7 +84,9 @@ def pairs_of_digits() -> datasets.DatasetDict:
     def part(first: int, images: int) -> datasets.Dataset:
         left, right = np.random.default_rng(first).integers(first, first + images, size=(2, images))
         rows = {
-            "image": [Image.fromarray(np.hstack([levels[a], levels[b]])) for a, b in zip(left, right, strict=True)],
+            "image": [
+                Image.fromarray(np.hstack([levels[a], levels[b]])) for a, b in zip(left, right, strict=True)
+            ],
             "label": [sorted({int(targets[a]), int(targets[b])}) for a, b in zip(left, right, strict=True)],
         }
         return datasets.Dataset.from_dict(rows, features=features)
@@ -93,7 +97,13 @@ def pairs_of_digits() -> datasets.DatasetDict:
 def test_a_search_whose_images_have_several_labels(tmp_path: Path) -> None:
     result = search(
         DIGITS,
-        [*SMALL, f"run.dir={tmp_path / 'run'}", "objective=multilabel", "data.heldout=100", "outer.inner_steps=20"],
+        [
+            *SMALL,
+            f"run.dir={tmp_path / 'run'}",
+            "objective=multilabel",
+            "data.heldout=100",
+            "outer.inner_steps=20",
+        ],
         dataset=pairs_of_digits(),
     )
     assert result.test is not None
@@ -104,9 +114,13 @@ def test_a_search_whose_images_have_several_labels(tmp_path: Path) -> None:
 
 
 def test_labels_and_objective_must_fit(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="objective=classification: .* several labels each; use objective=multilabel"):
+    with pytest.raises(
+        UserError, match="objective=classification: .* several labels each; use objective=multilabel"
+    ):
         search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'a'}", "data.heldout=100"], dataset=pairs_of_digits())
-    with pytest.raises(UserError, match="objective=multilabel: .* one label each; use objective=classification"):
+    with pytest.raises(
+        UserError, match="objective=multilabel: .* one label each; use objective=classification"
+    ):
         search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'b'}", "objective=multilabel"])
 
 

@@ -190,8 +190,14 @@ def test_an_estimator_of_ones_own_explores_and_resumes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["outer.estimator=reinforced"], "there is no such estimator; did you mean reinforce\\? known: reinforce"),
-        (["outer.estimator_args={depth: 3}"], "outer.estimator=reinforce, outer.estimator_args={'depth': 3}: .*depth"),
+        (
+            ["outer.estimator=reinforced"],
+            "there is no such estimator; did you mean reinforce\\? known: reinforce",
+        ),
+        (
+            ["outer.estimator_args={depth: 3}"],
+            "outer.estimator=reinforce, outer.estimator_args={'depth': 3}: .*depth",
+        ),
     ],
 )
 def test_estimators_that_do_not_work(overrides: list[str], message: str, tmp_path: Path) -> None:
@@ -204,7 +210,9 @@ def test_what_is_not_recorded_is_refused(tmp_path: Path) -> None:
         "from ohl_accel.policy.estimators import Reinforce\n\n\nclass Greedy(Reinforce):\n"
         "    records = frozenset({'gradients'})\n"
     )
-    with pytest.raises(UserError, match="gradients is not recorded; known: counts, operations, heldout_outcomes"):
+    with pytest.raises(
+        UserError, match="gradients is not recorded; known: counts, operations, heldout_outcomes"
+    ):
         open_estimator(
             f"{tmp_path / 'greedy.py'}:Greedy", Policy(), {}, lr=0.1, betas=(0.5, 0.9), trajectories=2, seed=0
         )

@@ -233,11 +233,11 @@ def test_if_all_diverge_the_last_good_state_stays(tmp_path: Path, diverging: set
 
 
 def test_rewards_and_winner() -> None:
-    accuracy, finite = torch.tensor([0.1, 0.7, 0.9, 0.7]), torch.tensor([0.0, 1.0, 0.0, 1.0])
+    accuracy, finite = torch.tensor([0.1, 0.7, 0.9, 0.7]), torch.tensor([False, True, False, True])
     reward = finite_rewards(accuracy, finite)
     assert reward.tolist() == pytest.approx([0.7, 0.7, 0.7, 0.7])
     assert winner_of(reward, finite) == 1
-    assert winner_of(accuracy, torch.ones(4)) == 2
+    assert winner_of(accuracy, torch.ones(4, dtype=torch.bool)) == 2
 
 
 def test_a_folder_that_is_not_empty_is_refused(finished: Path, tmp_path: Path) -> None:

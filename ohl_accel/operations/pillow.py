@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageEnhance, ImageOps
 
-from ohl_accel.operations.kernels.geometry import Matrix
+from ohl_accel.operations.kernels.geometry import FILL, Matrix
 from ohl_accel.operations.transforms import PillowFunction
 
 
@@ -78,4 +78,4 @@ color, contrast, sharpness, brightness = map(
 
 
 def _grey(image: Image.Image) -> int | tuple[int, int, int]:
-    return 128 if image.mode == "L" else (128, 128, 128)
+    return FILL if image.mode == "L" else (FILL, FILL, FILL)

@@ -159,9 +159,9 @@ def open_learned_policy(name: str) -> Policy:
         UserError: if there is none, with the names that are known.
     """
     if "/" not in name and not Path(name).exists():
-        known = f"known: {', '.join(FIXED_POLICIES)}, or a policy.json, a run folder or a Hub id (user/name)"
+        known = f"nown: {', '.join(FIXED_POLICIES)}, or a policy.json, a run folder or a Hub id (user/name)"
         hint = did_you_mean(name.lower(), FIXED_POLICIES, 1)
-        raise UserError(f"augment.policy={name}: no such policy; {f'{hint} ' if hint else ''}{known}")
+        raise UserError(f"augment.policy={name}: no such policy; {f'{hint} K' if hint else 'k'}{known}")
     place, revision = name, None
     if not Path(name).exists():
         place, _, revision = name.partition("@")
