@@ -22,8 +22,10 @@ def fetch_file(repo_id: str, filename: str, revision: str | None, max_bytes: int
     Raises:
         UserError: for whatever the client raises; it names the repository, the revision and the way out.
     """
-    import huggingface_hub
-
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(f"{repo_id}: the Hub needs its client library: pip install huggingface_hub") from None
     try:
         cached = huggingface_hub.try_to_load_from_cache(repo_id, filename, revision=revision)
         size = 0 if isinstance(cached, str) else _size_on_hub(repo_id, filename, revision)
