@@ -77,7 +77,7 @@ def test_a_search_publishes_its_end_in_one_commit(hub: HubServer, client: Client
     ]
     assert f"{100 * measured:.2f} %" in text
     assert 'timm.create_model("hf-hub:user/digits", pretrained=True)' in text
-    assert 'Policy.from_pretrained("user/digits")' in text
+    assert 'PolicyTransform("user/digits")' in text
     assert "](figures/policy.png)" in text
 
     published = tmp_path / "recipe.yaml"  # runs again as it is, and publishes nothing
