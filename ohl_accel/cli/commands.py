@@ -139,8 +139,8 @@ def evaluate(
     def command() -> None:
         from ohl_accel.engine.evaluate import evaluate, show
 
-        evaluation, what = evaluate(network, revision, data, split, overrides or ())
-        show(evaluation, f"{network} on {what}")
+        evaluation = evaluate(network, revision=revision, data=data, split=split, overrides=overrides or ())
+        show(evaluation, network)
         if json_file is not None:
             try:
                 write_text(json_file, json.dumps(evaluation.document(), indent=2) + "\n")

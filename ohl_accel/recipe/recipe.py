@@ -8,7 +8,7 @@ from os import PathLike
 from typing import Any, Self, TypeAlias, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ohl_accel.errors import UserError, did_you_mean
 from ohl_accel.recipe.reading import override, read_yaml
@@ -39,6 +39,10 @@ class Recipe(Section):
     model: ModelSection
     inner: InnerSection
     outer: OuterSection
+    objective: str = Field(default="classification", min_length=1)
+    """What the network learns and how it is scored: `classification` (cross-entropy, accuracy), `multilabel` (binary
+    cross-entropy, mean average precision), or a class of your own, `package.module:Name` or `path/to/file.py:Name`,
+    derived from `ohl_accel.engine.objective.Objective`."""
     augment: AugmentSection = AugmentSection()
     train: TrainSection = TrainSection()
     hub: HubSection = HubSection()
