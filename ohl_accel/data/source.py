@@ -5,7 +5,7 @@ somebody asks for it.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ def files_of_split(data: DataSection, split: str, path: str | None = None) -> Sp
             f"split {split!r} of {place} cannot be streamed: a stream is a whole split that is made of files"
         )
     files = builder.config.data_files[split]
-    origins = files.origin_metadata
+    origins = getattr(files, "origin_metadata", [])  # a list of patterns was resolved to files
     stamps = [_stamp(url, *origin) for url, origin in zip(files, origins, strict=True)]
     return SplitFiles([str(url) for url in files], stamps, builder.info.features)
 
@@ -157,7 +157,7 @@ def _files_of_splits(data: DataSection, place: str) -> dict[str, Sequence[str]] 
     )
     if looks_local and not Path(place).exists():
         raise UserError(f"data.path={place}: there is no such file or folder")
-    files: dict[str, Sequence[str]] | None = _builder(data, place).config.data_files
+    files: Mapping[Any, Sequence[str]] | None = _builder(data, place).config.data_files
     return {str(name): paths for name, paths in files.items()} if files else None
 
 
@@ -203,7 +203,7 @@ def _digits(split: str) -> datasets.Dataset:
     digits: Any = load_digits()
     levels = np.round(digits.images * (255 / 16)).astype(np.uint8)
     features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(digit) for digit in range(10)])}
+        image=datasets.Image(), label=datasets.ClassLabel(names=[str(digit) for digit in range(10)])
     )
     parts = {"train": slice(0, -DIGITS_TEST_IMAGES), "test": slice(-DIGITS_TEST_IMAGES, None)}
     part = parts[split]
