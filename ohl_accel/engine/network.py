@@ -115,7 +115,7 @@ def save_network(
         section: the recipe's model section.
         schema: of the images and classes.
         mean, std: of each channel in 0..1, by which inputs are to be normalized.
-        crop_pct: share of a resized image's side that its centre crop keeps.
+        crop_pct: fraction of a resized image's side that its centre crop keeps.
     """
     classes = len(schema.class_names)
     evaluated_with = {
