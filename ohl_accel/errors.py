@@ -13,7 +13,7 @@ class RunFailedError(RuntimeError):
 
 
 class ProcessFailedError(RunFailedError):
-    """One process cannot continue, and the others do not know yet: it prints the message itself, and the launcher ends them."""
+    """One process cannot continue and the others do not know yet: it prints the message; the launcher ends them."""
 
 
 def first_line(error: BaseException | None) -> str:
