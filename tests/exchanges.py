@@ -1,6 +1,6 @@
 """One end of a cable: every kind of exchange over and over, each in a process of its own, until it is cut.
 
-python tests/exchanges.py HOST FOLDER, on both hosts. FOLDER/KIND-HOST.going tells that an exchange has worked
+python -m tests.exchanges HOST FOLDER, on both hosts. FOLDER/KIND-HOST.going tells that an exchange has worked
 and FOLDER/KIND-HOST.out what the process said; the program prints `KIND EXIT-CODE` as they end.
 """
 
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from hosts import TwoHosts
 from torch import nn
 
+from benchmarks.hosts import TwoHosts
 from ohl_accel.cli import run_command
 from ohl_accel.distributed.groups import Groups
 from ohl_accel.distributed.launch import run_on_all_ranks
