@@ -86,7 +86,7 @@ def execute(
             raise
         if folder is not None:
             if recipe.hub.repo is not None:
-                publish(folder.path, recipe.hub, display)
+                publish(folder.path, recipe.hub, display.say, display.warn)
             folder.release()
 
 
