@@ -68,7 +68,7 @@ def test_a_cut_cable_and_after(hosts: TwoHosts, undisturbed: Path, tmp_path: Pat
     for process, output in zip(launches, outputs, strict=True):
         assert process.returncode == 1, output
         assert f"lost the others: Timed out waiting {1000 * TIMEOUT:.0f}ms" in output
-        assert "run.resume=auto goes on from the last checkpoint" in output
+        assert "run.resume=auto resumes from the last checkpoint" in output
         assert "[rank" not in output  # torch's prefix of a worker's traceback
     assert hosts.processes() == []
 
@@ -106,7 +106,7 @@ def test_every_exchange_over_a_cut_cable(hosts: TwoHosts, tmp_path: Path) -> Non
     for kind, host in pairs:
         said = (tmp_path / f"{kind}-{host}.out").read_text()
         assert said.count(f"error: process {host} of 2 on ") == said.count(" lost the others: ") == 1, said
-        assert "run.resume=auto goes on from the last checkpoint" in said
+        assert "run.resume=auto resumes from the last checkpoint" in said
         assert "Traceback" not in said
     assert "1/2 clients joined. " in (tmp_path / "joining-0.out").read_text()
 
