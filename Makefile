@@ -6,9 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types docs clean
 
-demo: $(INSTALLED)  ## learn a policy on handwritten digits, in some two minutes
+demo: $(INSTALLED)  ## learn a policy on handwritten digits: about a minute on two cores
 	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml -m ohl_accel.search recipes/digits.yaml \
 		run.overwrite=true
 
@@ -22,6 +22,9 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
+docs: $(INSTALLED)  ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 $(INSTALLED): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 to 3.13 with venv found: install one, or name it: make PYTHON=..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
@@ -29,4 +32,4 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
