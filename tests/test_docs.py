@@ -1,0 +1,171 @@
+"""The README and docs/: every code block is run, the files and names that they mention exist, and the site builds.
+
+Commands are run on a small scale, in a folder of their own. Those that need a cluster, an account or hours are parsed
+by their own parser, and their recipe is checked. The blocks of docs/use_a_policy.md are run by test_transform.py.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from accelerate.commands.launch import launch_command_parser
+from conftest import REPOSITORY
+from packaging.requirements import Requirement
+from PIL import Image
+from pkgutil import resolve_name
+from sklearn.datasets import load_digits
+from sybil import Example, Sybil
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+
+from ohl_accel import cli
+from ohl_accel.comparison import contenders
+from ohl_accel.recipe import Recipe, sections
+
+DOCS = REPOSITORY / "docs"
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+RUN_ELSEWHERE = ("use_a_policy.md",)
+SMALL = ("model.args.width=8", "outer.steps=2", "outer.inner_steps=2", "inner.batch_size=8", "outer.trajectories=2")
+"""Overrides that make a search on the digits, or on the images below, a matter of a second."""
+
+
+@pytest.fixture(scope="module")
+def workplace(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pages assume: the files of a checkout, a finished runs/digits, and images of one's own."""
+    folder = tmp_path_factory.mktemp("docs")
+    for name in ("recipes", "accelerate_configs", "docs", "Makefile", "pyproject.toml"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    shutil.copytree(small_run, folder / "runs" / "digits")
+    digits = load_digits()
+    for place in range(100):
+        image = Image.fromarray((255 / 16 * digits.images[place]).astype("uint8"))
+        for data, split in (("images", ("train", "test")[place % 2]), ("other", "test")):
+            of_class = folder / "path" / "to" / data / split / str(digits.target[place])
+            of_class.mkdir(parents=True, exist_ok=True)
+            image.save(of_class / f"{place}.png")
+    image.resize((64, 64)).save(folder / "my.jpg")
+    return folder
+
+
+def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a command, or check it as far as it can be without a cluster, an account or hours."""
+    match shlex.split(line, comments=True):
+        case []:
+            pass
+        case ["ohl-accel", *words]:
+            run_ohl_accel(words, monkeypatch)
+        case ["accelerate", "launch", *words]:
+            launched = launch_command_parser().parse_args([os.path.expandvars(word) for word in words])
+            assert Path(launched.config_file).is_file()
+            assert launched.module
+            assert launched.training_script in ("ohl_accel.search", "ohl_accel.train")
+            Recipe.load(launched.training_script_args[0], launched.training_script_args[1:])
+        case ["make", *targets]:
+            subprocess.run(["make", "--dry-run", *targets], check=True, capture_output=True)
+        case ["pip", "install", *names]:
+            for name in map(Requirement, names):
+                project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+                assert name.extras <= set(project["optional-dependencies"])
+                if name.name != "ohl-accel":
+                    assert name.name in str(project["optional-dependencies"])
+        case ["python", script, *_]:
+            compile(Path(script).read_text(), script, "exec")
+        case _:
+            raise AssertionError(f"no way to try this command: {line}")
+
+
+def run_ohl_accel(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    match words:
+        case ["search" | "train", recipe, *overrides] if recipe != "digits" or "hub.repo=user/name" in overrides:
+            Recipe.load(recipe, overrides)
+            return
+        case ["search" | "train", *_]:
+            words += [*SMALL, *(() if "run.resume=auto" in words else ("run.overwrite=true",))]
+        case ["compare", recipe, *rest]:
+            (policies,) = [rest[place + 1] for place, word in enumerate(rest) if word == "--policies"]
+            overrides = [word for word in rest if "=" in word]
+            contenders.check([contenders.contender(name) for name in policies.split(",")], recipe, overrides)
+            monkeypatch.setattr("ohl_accel.cli.commands.run_command", lambda *_: 0)
+        case ["hub", *_]:
+            monkeypatch.setattr("ohl_accel.cli.commands.run_command", lambda *_: 0)
+    assert cli.main(None, words) == 0, words
+
+
+def evaluate_commands(example: Example) -> None:
+    workplace, monkeypatch = example.namespace["workplace"], example.namespace["monkeypatch"]
+    monkeypatch.chdir(workplace)
+    for line in example.parsed.replace("\\\n", " ").splitlines():
+        run_line(line, monkeypatch)
+
+
+def examples() -> list[Example]:
+    """Every block of code of the pages, in order."""
+    parsers = [PythonCodeBlockParser(), CodeBlockParser("bash", evaluate_commands)]
+    blocks = Sybil(parsers, path=str(REPOSITORY))
+    return [
+        example for page in PAGES if page.name not in RUN_ELSEWHERE for example in blocks.parse(page).examples()
+    ]
+
+
+@pytest.mark.parametrize(
+    "example", examples(), ids=lambda example: f"{Path(example.path).stem}-{example.line}"
+)
+def test_a_block_runs(example: Example, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    example.namespace.update(workplace=workplace, monkeypatch=monkeypatch)
+    example.evaluate()
+
+
+def test_no_block_is_overlooked() -> None:
+    """A fence of another language, or of none, would not be run."""
+    opening = re.compile(r"^ *```+(.*)$", re.MULTILINE)
+    for page in PAGES:
+        languages = opening.findall(page.read_text())[::2]
+        assert set(languages) <= {"python", "bash", "text"}, page
+
+
+def test_files_and_names_exist() -> None:
+    mentioned = re.compile(r"`((?:ohl_accel|recipes|accelerate_configs|cluster|benchmarks|spaces|tests|docs)[/.][\w./]*)`")
+    for page in PAGES:
+        for name in mentioned.findall(page.read_text()):
+            if "/" in name:
+                assert (REPOSITORY / name).exists(), (page, name)
+            elif name.startswith("ohl_accel."):
+                resolve_name(name)
+
+
+def test_every_section_of_a_recipe_is_on_its_page() -> None:
+    page = (DOCS / "api" / "recipe.md").read_text()
+    known = {
+        name
+        for name, value in vars(sections).items()
+        if isinstance(value, type) and issubclass(value, sections.Section) and value is not sections.Section
+    }
+    assert set(re.findall(r"^::: ohl_accel\.recipe\.sections\.(\w+)$", page, re.MULTILINE)) == known
+
+
+def test_the_readme_is_short() -> None:
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_site_builds(tmp_path: Path) -> None:
+    """Strictly: a link that leads nowhere, or a name without a docstring page, is an error. Nothing is fetched."""
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
+        cwd=REPOSITORY,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "https_proxy": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    assert built.stderr == ""
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        outside = re.findall(r'(?:src|href)="(?:https?:)?//[^"]*"', page.read_text())
+        assert not outside, (page, outside)
