@@ -12,13 +12,14 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from pkgutil import resolve_name
 
+import griffe
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from conftest import REPOSITORY
 from packaging.requirements import Requirement
 from PIL import Image
-from pkgutil import resolve_name
 from sklearn.datasets import load_digits
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
@@ -30,8 +31,16 @@ from ohl_accel.recipe import Recipe, sections
 DOCS = REPOSITORY / "docs"
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 RUN_ELSEWHERE = ("use_a_policy.md",)
-SMALL = ("model.args.width=8", "outer.steps=2", "outer.inner_steps=2", "inner.batch_size=8", "outer.trajectories=2")
+SMALL = (
+    "model.args.width=8",
+    "outer.steps=2",
+    "outer.inner_steps=2",
+    "inner.batch_size=8",
+    "outer.trajectories=2",
+)
 """Overrides that make a search on the digits, or on the images below, a matter of a second."""
+
+VARIABLES = {"$RANK": "0", "$ADDRESS": "127.0.0.1"}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +69,7 @@ def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         case ["ohl-accel", *words]:
             run_ohl_accel(words, monkeypatch)
         case ["accelerate", "launch", *words]:
-            launched = launch_command_parser().parse_args([os.path.expandvars(word) for word in words])
+            launched = launch_command_parser().parse_args([VARIABLES.get(word, word) for word in words])
             assert Path(launched.config_file).is_file()
             assert launched.module
             assert launched.training_script in ("ohl_accel.search", "ohl_accel.train")
@@ -81,7 +90,9 @@ def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_ohl_accel(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     match words:
-        case ["search" | "train", recipe, *overrides] if recipe != "digits" or "hub.repo=user/name" in overrides:
+        case ["search" | "train", recipe, *overrides] if (
+            recipe != "digits" or "hub.repo=user/name" in overrides
+        ):
             Recipe.load(recipe, overrides)
             return
         case ["search" | "train", *_]:
@@ -89,7 +100,8 @@ def run_ohl_accel(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         case ["compare", recipe, *rest]:
             (policies,) = [rest[place + 1] for place, word in enumerate(rest) if word == "--policies"]
             overrides = [word for word in rest if "=" in word]
-            contenders.check([contenders.contender(name) for name in policies.split(",")], recipe, overrides)
+            named = [contenders.contender(name) for name in policies.split(",")]
+            contenders.check(named, Recipe.load(recipe, overrides))
             monkeypatch.setattr("ohl_accel.cli.commands.run_command", lambda *_: 0)
         case ["hub", *_]:
             monkeypatch.setattr("ohl_accel.cli.commands.run_command", lambda *_: 0)
@@ -108,7 +120,10 @@ def examples() -> list[Example]:
     parsers = [PythonCodeBlockParser(), CodeBlockParser("bash", evaluate_commands)]
     blocks = Sybil(parsers, path=str(REPOSITORY))
     return [
-        example for page in PAGES if page.name not in RUN_ELSEWHERE for example in blocks.parse(page).examples()
+        example
+        for page in PAGES
+        if page.name not in RUN_ELSEWHERE
+        for example in blocks.parse(page).examples()
     ]
 
 
@@ -130,7 +145,9 @@ def test_no_block_is_overlooked() -> None:
 
 
 def test_files_and_names_exist() -> None:
-    mentioned = re.compile(r"`((?:ohl_accel|recipes|accelerate_configs|cluster|benchmarks|spaces|tests|docs)[/.][\w./]*)`")
+    mentioned = re.compile(
+        r"`((?:ohl_accel|recipes|accelerate_configs|cluster|benchmarks|spaces|tests|docs)[/.][\w./]*)`"
+    )
     for page in PAGES:
         for name in mentioned.findall(page.read_text()):
             if "/" in name:
@@ -149,6 +166,18 @@ def test_every_section_of_a_recipe_is_on_its_page() -> None:
     assert set(re.findall(r"^::: ohl_accel\.recipe\.sections\.(\w+)$", page, re.MULTILINE)) == known
 
 
+def test_every_field_of_a_recipe_has_a_docstring() -> None:
+    module = griffe.load("ohl_accel.recipe.sections", search_paths=[str(REPOSITORY)])
+    fields = [
+        field
+        for section in module.classes.values()
+        for field in section.attributes.values()
+        if field.name != "model_config"
+    ]
+    assert len(fields) > 80
+    assert [field.path for field in fields if field.docstring is None] == []
+
+
 def test_the_readme_is_short() -> None:
     assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 150
 
@@ -156,7 +185,16 @@ def test_the_readme_is_short() -> None:
 def test_the_site_builds(tmp_path: Path) -> None:
     """Strictly: a link that leads nowhere, or a name without a docstring page, is an error. Nothing is fetched."""
     built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
+        [
+            sys.executable,
+            "-m",
+            "mkdocs",
+            "build",
+            "--strict",
+            "--quiet",
+            "--site-dir",
+            str(tmp_path / "site"),
+        ],
         cwd=REPOSITORY,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "https_proxy": "http://127.0.0.1:9"},
         capture_output=True,
