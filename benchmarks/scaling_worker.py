@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-from ohl_accel.distributed import groups as groups_module
+from ohl_accel.distributed import collectives
 from ohl_accel.distributed.groups import Groups
 from ohl_accel.distributed.launch import choose_interface, leave
 from ohl_accel.engine.phases import Phases
@@ -49,7 +49,14 @@ def exchange(folder: Path, groups: int, rounds: int) -> None:
     timeout = timedelta(seconds=600)
     dist.init_process_group("gloo", timeout=timeout)
     rank, processes = dist.get_rank(), dist.get_world_size()
-    layout = Groups.build(groups, processes, rank, groups, torch.device("cpu"), timeout)
+    layout = Groups.build(
+        trajectories=groups,
+        processes=processes,
+        rank=rank,
+        device=torch.device("cpu"),
+        timeout=timeout,
+        groups=groups,
+    )
     shapes = json.loads((folder / "state.json").read_text())
     tensors = [torch.full(shape, float(rank)) for shape in shapes]
     counts_K = torch.ones(1, NUM_OPERATIONS, dtype=torch.int64)
@@ -70,8 +77,8 @@ def exchange(folder: Path, groups: int, rounds: int) -> None:
         layout.assert_equal([tensors], "the states adopted")
 
     contenders: dict[str, Callable[[int], None]] = {
-        "broadcast": lambda turn: groups_module._broadcast(tensors, turn % processes, None),
-        "columns_whole": lambda turn: groups_module._broadcast(tensors, turn % groups, layout.column),
+        "broadcast": lambda turn: collectives.broadcast(tensors, turn % processes, None),
+        "columns_whole": lambda turn: collectives.broadcast(tensors, turn % groups, layout.replica_group),
         "adopt": lambda turn: layout.adopt(turn % groups, [tensors]),
         "gather": gather,
         "check": lambda turn: layout.assert_equal([tensors], "the states adopted"),

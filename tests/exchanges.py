@@ -19,7 +19,7 @@ from torch import nn
 
 from ohl_accel.cli import run_command
 from ohl_accel.distributed.groups import Groups
-from ohl_accel.distributed.launch import agree
+from ohl_accel.distributed.launch import run_on_all_ranks
 from ohl_accel.engine.setup import start_accelerator
 from ohl_accel.recipe import RunSection
 
@@ -34,7 +34,15 @@ def training(groups: Groups) -> Callable[[], object]:
 
 
 def built(one_group: bool, sharded: bool = False) -> Groups:
-    return Groups.build(2, 2, dist.get_rank(), 1 if one_group else 2, torch.device("cpu"), TIMEOUT, sharded)
+    return Groups.build(
+        trajectories=2,
+        processes=2,
+        rank=dist.get_rank(),
+        device=torch.device("cpu"),
+        timeout=TIMEOUT,
+        groups=1 if one_group else 2,
+        sharded=sharded,
+    )
 
 
 def prepare_long() -> None:
@@ -54,13 +62,13 @@ def in_column(exchange: Callable[[Groups], object]) -> Callable[[], Callable[[],
 
 KINDS: dict[str, Callable[[], Callable[[], object]]] = {
     "barrier": lambda: dist.barrier,
-    "agree": lambda: partial(agree, list),
-    "preparing": lambda: partial(agree, prepare_long, long=True),
+    "all_ranks": lambda: partial(run_on_all_ranks, list),
+    "preparing": lambda: partial(run_on_all_ranks, prepare_long, long=True),
     "building": lambda: partial(built, one_group=False),
     "gradients": lambda: training(built(one_group=True)),
     "shards": lambda: training(built(one_group=True, sharded=True)),
-    "values": in_group(lambda groups: groups.collect([1])),
-    "from_main": in_column(lambda groups: groups.share_from_main(1)),
+    "values": in_group(lambda groups: groups.gather_objects([1])),
+    "from_main": in_column(lambda groups: groups.broadcast_object(1)),
     "sum": in_column(lambda groups: groups.sum_in_world(torch.ones(2))),
     "rewards": in_column(lambda groups: groups.gather(torch.ones(1))),
     "winner": in_column(lambda groups: groups.adopt(0, [[torch.ones(9)]])),

@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import final_state, launch, start, wait_for_checkpoint
 
-from ohl_accel.distributed.groups import _buckets, checksum, choose_groups
+from ohl_accel.distributed.collectives import buckets, checksum
 from ohl_accel.distributed.launch import check_launch
+from ohl_accel.distributed.layout import choose_groups
 from ohl_accel.errors import UserError
 
 
@@ -153,8 +154,8 @@ def test_checksum_sees_any_single_change() -> None:
 
 def test_buckets_keep_order_and_bound() -> None:
     tensors = [torch.zeros(n, dtype=t) for n in (3, 10**7, 5) for t in (torch.float32, torch.int64)]
-    buckets = _buckets(tensors)
-    assert sorted(id(t) for bucket in buckets for t in bucket) == sorted(map(id, tensors))
-    for bucket in buckets:
+    cut = buckets(tensors)
+    assert sorted(id(t) for bucket in cut for t in bucket) == sorted(map(id, tensors))
+    for bucket in cut:
         assert len({tensor.dtype for tensor in bucket}) == 1
         assert len(bucket) == 1 or sum(tensor.nbytes for tensor in bucket) <= 25 * 2**20

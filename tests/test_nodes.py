@@ -16,7 +16,7 @@ import yaml
 from conftest import REPOSITORY, SMALL, final_state, start, wait_for_checkpoint
 from hosts import TwoHosts
 
-from ohl_accel.distributed.groups import choose_groups
+from ohl_accel.distributed.layout import choose_groups
 from ohl_accel.recipe import Recipe
 
 PORT = "29511"

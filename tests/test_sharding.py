@@ -56,7 +56,14 @@ def equal_whole_networks() -> None:
     """On each of three processes: some steps by every optimizer, in float64, with a third of each batch."""
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo")
-    groups = Groups.build(1, 3, rank, None, torch.device("cpu"), timedelta(seconds=60), sharded=True)
+    groups = Groups.build(
+        trajectories=1,
+        processes=3,
+        rank=rank,
+        device=torch.device("cpu"),
+        timeout=timedelta(seconds=60),
+        sharded=True,
+    )
     for name in SHARDED_OPTIMIZERS:
         torch.manual_seed(0)
         whole = build().to(memory_format=torch.channels_last)  # FSDP2 takes contiguous weights only
@@ -64,7 +71,7 @@ def equal_whole_networks() -> None:
         with torch.device("meta"):
             cut = build()
         groups.wrap(cut)
-        groups.fill([cut], whole if rank == 0 else None)
+        groups.broadcast_parameters([cut], whole if rank == 0 else None)
         section = OptimizerSection(name=name, lr=0.01, weight_decay=0.1)
         own = slice(2 * rank, 2 * rank + 2)
         for network, images, classes in ((whole, inputs, labels), (cut, inputs[own], labels[own])):

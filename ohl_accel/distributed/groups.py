@@ -1,16 +1,16 @@
-"""Trajectory groups over processes: who trains what, how results are shared, how the winner is adopted.
+"""Trajectory groups over processes: how results are shared and how the winner is adopted (Algorithm 1).
 
-W processes are cut into groups of G = W / groups; each group hosts R = N / groups trajectories. The
-process with data rank r of every group forms, with its like in the other groups, a column: what groups
-exchange travels along columns, all columns at once. Only `launch` and `sharding` import torch.distributed, too.
+The process with data rank r of every group forms, with its peers in the other groups, a replica group: what groups
+exchange travels inside replica groups, all of them at once.
+
+Shapes: R hosted trajectories, N trajectories, W processes.
 """
 
 import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from math import gcd
 from typing import Any, TypeVar
 
 import torch
@@ -19,132 +19,89 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ohl_accel.distributed.collectives import broadcast, buckets, checksum, scatter, tensors_of
 from ohl_accel.distributed.launch import ending_in_time
+from ohl_accel.distributed.layout import Layout, choose_groups
 from ohl_accel.distributed.sharding import own_part, part_like, shard
-from ohl_accel.errors import UserError
 
-_BUCKET_BYTES = 25 * 2**20
-_CHECKSUM_ROW = 512
-_CHECKSUM_BYTES = 4 * 2**20
 T = TypeVar("T")
 
 
-def choose_groups(trajectories: int, processes: int, asked: int | None) -> int:
-    """The number of groups: as asked for, or as many as both numbers allow.
+@dataclass(frozen=True, kw_only=True)
+class Groups(Layout):
+    """The position of this process, and the exchanges of an outer step."""
 
-    Raises:
-        UserError: if the numbers do not fit; names those that do.
-    """
-    if asked is not None:
-        if trajectories % asked or processes % asked:
-            common = _divisors(gcd(trajectories, processes))
-            raise UserError(
-                f"outer.groups={asked} must divide both the {trajectories} trajectories and the {processes} "
-                f"processes: use one of {common}, or null"
-            )
-        return asked
-    if trajectories % processes and processes % trajectories:
-        fitting = _divisors(trajectories)  # two at least: one trajectory fits any number of processes
-        common = _divisors(gcd(trajectories, processes))
-        raise UserError(
-            f"world size {processes} does not fit {trajectories} trajectories: use "
-            f"{', '.join(map(str, fitting[:-1]))} or {fitting[-1]} processes, or a multiple of "
-            f"{trajectories}; or set outer.groups to {' or '.join(map(str, common))}, so that several "
-            "processes share the batches of each trajectory"
-        )
-    return min(trajectories, processes)
-
-
-def _divisors(number: int) -> list[int]:
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Where this process stands in the layout, and the exchanges of an outer step.
-
-    `rank` in 0..W-1; `group` in 0..groups-1; `data_rank` in 0..G-1 inside the group.
-    """
-
-    trajectories: int
-    processes: int
-    rank: int
-    groups: int
     device: torch.device
     sharded: bool = False
     """Whether each process of a group holds only its part of the weights and of the optimizer's state."""
-    machine_size: int = 1
-    """Processes of a machine, P; 1 where machines differ in it."""
-    data_group: Any = None
-    column: Any = None
-    machine: Any = None
-    """The processes of one machine, and `rail`: those of one place on all machines. Only where the whole state
-    goes from machine to machine."""
-    rail: Any = None
+    processes_per_node: int = 1
+    """P; 1 where nodes differ in it."""
+    data_group: dist.ProcessGroup | None = None
+    """The processes that share the batches of a trajectory; None if there is one process."""
+    replica_group: dist.ProcessGroup | None = None
+    """The processes with this data rank in all groups; None if there is one process."""
+    node_group: dist.ProcessGroup | None = None
+    """The processes of this node; only where the whole state goes from node to node."""
+    inter_node_group: dist.ProcessGroup | None = None
+    """The processes with this local rank on all nodes; only where `node_group` is."""
 
     @classmethod
     def build(
         cls,
+        *,
         trajectories: int,
         processes: int,
         rank: int,
-        asked: int | None,
         device: torch.device,
         timeout: timedelta,
+        groups: int | None = None,
         sharded: bool = False,
     ) -> "Groups":
         """Make the process groups; every process must call it.
 
         Args:
-            trajectories, processes, rank, asked, device: as above; `asked` is `outer.groups`.
+            trajectories: N.
+            processes: W.
+            rank: of this process.
+            device: of this process.
             timeout: of an exchange.
+            groups: `outer.groups`; None: as many as both numbers allow.
             sharded: cut networks over the processes of a group, where that has several.
 
         Raises:
             UserError: if the numbers do not fit.
         """
-        groups = choose_groups(trajectories, processes, asked)
+        number = choose_groups(trajectories, processes, groups)
+        alone = cls(trajectories=trajectories, processes=processes, rank=rank, groups=number, device=device)
         if processes == 1:
-            return cls(trajectories, processes, rank, groups, device)
-        sharded = sharded and groups < processes
-        by_group = torch.arange(processes).view(groups, -1)
-        tables = {"data_group": by_group, "column": by_group.T}
+            return alone
+
+        def cut(ranks: Tensor) -> dist.ProcessGroup:
+            """A process group for each row; returns the one of this process."""
+            own, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
+            assert isinstance(own, dist.ProcessGroup)
+            return own
+
+        sharded = sharded and number < processes
+        by_group = torch.arange(processes).view(number, -1)
         with ending_in_time(timeout):
-            machine_size = _processes_per_machine(processes, device)
-            if machine_size < processes and not sharded:
-                by_machine = torch.arange(processes).view(-1, machine_size)
-                tables |= {"machine": by_machine, "rail": by_machine.T}
-            made = {
-                name: dist.new_subgroups_by_enumeration(table.tolist(), timeout=timeout)[0]
-                for name, table in tables.items()
-            }
-        return cls(trajectories, processes, rank, groups, device, sharded, machine_size, **made)
-
-    @property
-    def group_size(self) -> int:
-        """G, processes of a group."""
-        return self.processes // self.groups
-
-    @property
-    def group(self) -> int:
-        """The group of this process."""
-        return self.rank // self.group_size
-
-    @property
-    def data_rank(self) -> int:
-        """The place of this process in its group; 0 is the leader."""
-        return self.rank % self.group_size
-
-    @property
-    def hosted(self) -> range:
-        """The R trajectories of this process's group."""
-        per_group = self.trajectories // self.groups
-        return range(self.group * per_group, (self.group + 1) * per_group)
+            per_node = _processes_per_node(processes, device)
+            by_node = torch.arange(processes).view(-1, per_node)
+            whole_state_between_nodes = per_node < processes and not sharded
+            return replace(
+                alone,
+                sharded=sharded,
+                processes_per_node=per_node,
+                data_group=cut(by_group),
+                replica_group=cut(by_group.T),
+                node_group=cut(by_node) if whole_state_between_nodes else None,
+                inter_node_group=cut(by_node.T) if whole_state_between_nodes else None,
+            )
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The network for training: with DistributedDataParallel inside the group, or cut over it, if G > 1.
 
-        Buffers are not broadcast at each step; `lead` does it once, before validation.
+        Buffers are not broadcast at each step; `broadcast_buffers` does it once, before validation.
         """
         if self.group_size == 1:
             return model
@@ -162,10 +119,10 @@ class Groups:
             **options,
         )
 
-    def lead(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast_buffers(self, tensors: Sequence[Tensor]) -> None:
         """Give the leader's tensors (buffers such as BatchNorm's) to the whole group, in place."""
         if self.group_size > 1:
-            _broadcast(tensors, 0, self.data_group)
+            broadcast(tensors, 0, self.data_group)
 
     def sum_in_group(self, tensor: Tensor) -> Tensor:
         """The sum of a small tensor over the processes of a group."""
@@ -181,32 +138,32 @@ class Groups:
             return tensor_R
         local = tensor_R.to(self.device).contiguous()
         gathered = local.new_empty(self.trajectories, *local.shape[1:])
-        dist.all_gather_into_tensor(gathered, local, group=self.column)
+        dist.all_gather_into_tensor(gathered, local, group=self.replica_group)
         return gathered.to(tensor_R.device)
 
     @torch.no_grad()
     def adopt(self, winner: int, hosted_tensors: Sequence[Sequence[Tensor]]) -> None:
         """Make every trajectory equal to the winner, in place (Algorithm 1, "Broadcast w_T").
 
-        On one machine each column carries the whole state; of sharded networks what its processes hold.
-        Otherwise the state goes from machine to machine, so that each receives it once: of P processes on a
-        machine each carries 1 / P of it to those of its place, and a machine then puts the pieces together.
+        On one node each replica group carries the whole state; of sharded networks what its processes hold.
+        Otherwise the state goes from node to node, so that each receives it once: of the P processes of a node
+        each carries 1 / P of it to those with its local rank, and a node then puts the pieces together.
 
         Args:
             winner: a trajectory in 0..N-1.
             hosted_tensors: for each of the R hosted trajectories, its state in one common order.
         """
         per_group = self.trajectories // self.groups
-        source_group, place = divmod(winner, per_group)
-        source = hosted_tensors[place if source_group == self.group else 0]
+        source_group, index = divmod(winner, per_group)
+        source = hosted_tensors[index if source_group == self.group else 0]
         if self.groups > 1:
-            for bucket in _buckets(source):
+            for bucket in buckets(source):
                 self._adopt_bucket(source_group, bucket)
         for tensors in hosted_tensors:
             if tensors is not source:
                 torch._foreach_copy_(list(tensors), list(source))
 
-    def collect(self, values: Sequence[T], everywhere: bool = False) -> list[T]:
+    def gather_objects(self, values: Sequence[T], everywhere: bool = False) -> list[T]:
         """Plain values of all processes of the group, or of all there are, in their order, on each of them."""
         size = self.processes if everywhere else self.group_size
         if size == 1:
@@ -216,7 +173,7 @@ class Groups:
         return [value for part in gathered for value in part]
 
     @torch.no_grad()
-    def hand_out(
+    def distribute_tensors(
         self, tensors: Mapping[str, Tensor], examples: Mapping[str, Tensor]
     ) -> Iterator[tuple[str, Tensor]]:
         """The main process's tensors on the device of every process, one after the other: they may not fit at once.
@@ -226,7 +183,7 @@ class Groups:
             examples: tensors of the same names: where one is sharded, each process gets its part alone.
         """
         described = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
-        for name, shape, dtype in self.share_from_main(described):
+        for name, shape, dtype in self.broadcast_object(described):
             if self.rank == 0:
                 whole = tensors[name].to(self.device).contiguous()
             else:
@@ -238,19 +195,19 @@ class Groups:
             yield name, part
 
     @torch.no_grad()
-    def fill(self, networks: Sequence[nn.Module], first: nn.Module | None) -> None:
+    def broadcast_parameters(self, networks: Sequence[nn.Module], first: nn.Module | None) -> None:
         """Give sharded networks their first values, those of buffers that are not saved, too.
 
         Args:
             networks: of the hosted trajectories.
             first: the whole network, on the main process only.
         """
-        hosted = [_tensors_of(network) for network in networks]
-        for name, part in self.hand_out(_tensors_of(first) if first is not None else {}, hosted[0]):
+        hosted = [tensors_of(network) for network in networks]
+        for name, part in self.distribute_tensors(tensors_of(first) if first is not None else {}, hosted[0]):
             for tensors in hosted:
                 own_part(tensors[name]).copy_(own_part(part))
 
-    def share_from_main(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """Give the main process's plain value (numbers, text, lists) to all."""
         if self.processes == 1:
             return value
@@ -261,7 +218,7 @@ class Groups:
     def assert_equal(self, hosted_tensors: Sequence[Sequence[Tensor]], what: str) -> None:
         """Assert, by checksum, that the hosted trajectories' tensors are the same on every process.
 
-        Of sharded networks, that they are the same along every column.
+        Of sharded networks, that they are the same inside every replica group.
 
         Raises:
             AssertionError: naming the processes that differ; a defect of this program or of the machine.
@@ -271,103 +228,44 @@ class Groups:
         if self.processes > 1:
             all_WR = own_R.new_empty(self.processes * len(own_R))
             dist.all_gather_into_tensor(all_WR, own_R)
-        kinds = self.group_size if self.sharded else 1  # what is held differs along a group
+        kinds = self.group_size if self.sharded else 1  # what is held differs inside a group
         all_WR = all_WR.view(self.processes // kinds, kinds, -1)
         different = (all_WR != all_WR[:1, :, :1]).any(2).flatten().nonzero().flatten().tolist()
         assert not different, f"{what} differ on processes {different}"
 
     def _adopt_bucket(self, source: int, bucket: Sequence[Tensor]) -> None:
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-        if self.rail is None:
-            dist.broadcast(flat, group_src=source, group=self.column)
+        if self.inter_node_group is None:
+            dist.broadcast(flat, group_src=source, group=self.replica_group)
         else:
-            flat = self._between_machines(flat, source)
+            flat = self._between_nodes(flat, source)
         if self.group != source:
-            _scatter(flat, bucket)
+            scatter(flat, bucket)
 
-    def _between_machines(self, flat: Tensor, source: int) -> Tensor:
+    def _between_nodes(self, flat: Tensor, source: int) -> Tensor:
         """What the leader of the group `source` holds, on every process."""
-        size = self.machine_size
-        source_machine, leader = divmod(source * self.group_size, size)
-        machine, place = divmod(self.rank, size)
-        if machine == source_machine and (leader or self.group_size < size):  # some of its processes lack it
-            dist.broadcast(flat, group_src=leader, group=self.machine)
+        size = self.processes_per_node
+        source_node, leader = divmod(source * self.group_size, size)
+        node, local_rank = divmod(self.rank, size)
+        if node == source_node and (leader or self.group_size < size):  # some of its processes lack it
+            dist.broadcast(flat, group_src=leader, group=self.node_group)
         padded = F.pad(flat, (0, -len(flat) % size))
-        own = padded.view(size, -1)[place].clone()
-        dist.broadcast(own, group_src=source_machine, group=self.rail)
-        if machine != source_machine:
-            dist.all_gather_into_tensor(padded, own, group=self.machine)
+        own = padded.view(size, -1)[local_rank].clone()
+        dist.broadcast(own, group_src=source_node, group=self.inter_node_group)
+        if node != source_node:
+            dist.all_gather_into_tensor(padded, own, group=self.node_group)
         return padded[: len(flat)]
 
-    def _sum(self, tensor: Tensor, group: Any) -> Tensor:
+    def _sum(self, tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         total = tensor.to(self.device, copy=True)
         dist.all_reduce(total, group=group)
         return total.to(tensor.device)
 
 
-def _processes_per_machine(processes: int, device: torch.device) -> int:
-    """As the launcher says; 1 where it is not the same on all machines."""
+def _processes_per_node(processes: int, device: torch.device) -> int:
+    """As the launcher says; 1 where it is not the same on all nodes."""
     own = torch.tensor([int(os.environ.get("LOCAL_WORLD_SIZE") or processes)], device=device)
     all_W = own.new_empty(processes)
     dist.all_gather_into_tensor(all_W, own)
     size = int(own) if bool((all_W == own).all()) else 1
     return size if processes % size == 0 else 1
-
-
-@torch.no_grad()
-def checksum(tensors: Sequence[Tensor]) -> Tensor:
-    """int64 [] on the device of the first tensor: changes with any single change of the tensors' bytes.
-
-    Sums of rows of 4 KB, each times an odd number of its own, modulo 2^64: many times as fast as SHA-256 on
-    a CPU, and nothing but the sum leaves the device. Blind only to changes that cancel out, such as two
-    words exchanged within a row.
-    """
-    total = torch.zeros((), dtype=torch.int64, device=tensors[0].device)
-    for bucket in _buckets(tensors, _CHECKSUM_BYTES):
-        parts = [tensor.detach().reshape(-1) for tensor in bucket]
-        flat = parts[0] if len(parts) == 1 and not parts[0].storage_offset() else torch.cat(parts)
-        whole = flat.nbytes - flat.nbytes % (8 * _CHECKSUM_ROW)
-        words, rest = flat.view(torch.uint8).split([whole, flat.nbytes - whole])
-        rows = words.view(torch.int64).view(-1, _CHECKSUM_ROW).sum(1)
-        total = 3 * total + (_weighted(rows) + _weighted(rest.long())).to(total.device)
-    return total
-
-
-def _weighted(numbers: Tensor) -> Tensor:
-    """Sum of int64 numbers, each times an odd number of its own, modulo 2^64: int64 []."""
-    return (numbers * (2 * torch.arange(len(numbers), device=numbers.device) + 1)).sum()
-
-
-def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
-
-
-@torch.no_grad()
-def _broadcast(tensors: Sequence[Tensor], source: int, group: Any) -> None:
-    """Broadcast in place, in flat buckets of one dtype: `source` is the rank inside `group`."""
-    for bucket in _buckets(tensors):
-        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-        dist.broadcast(flat, group_src=source, group=group)
-        _scatter(flat, bucket)
-
-
-def _scatter(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    """The parts of a flat tensor into tensors, in place."""
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    torch._foreach_copy_(
-        list(tensors), [part.view(tensor.shape) for tensor, part in zip(tensors, parts, strict=True)]
-    )
-
-
-def _buckets(tensors: Sequence[Tensor], bound: int = _BUCKET_BYTES) -> list[list[Tensor]]:
-    """Tensors in lists of one dtype and up to `bound` bytes (a larger one has a list of its own)."""
-    buckets: list[list[Tensor]] = []
-    open_bucket: dict[torch.dtype, tuple[list[Tensor], int]] = {}
-    for tensor in tensors:
-        bucket, size = open_bucket.get(tensor.dtype, ([], 0))
-        if not bucket or size + tensor.nbytes > bound:
-            bucket, size = [], 0
-            buckets.append(bucket)
-        bucket.append(tensor)
-        open_bucket[tensor.dtype] = (bucket, size + tensor.nbytes)
-    return buckets

@@ -1,6 +1,6 @@
-"""The launch that this process belongs to: whether processes see each other, agree, and what to say when they do not.
+"""The launch that this process belongs to: whether its processes see each other, and what to say when they do not.
 
-Nobody waits for ever: what torch does not bound by `run.timeout` is bound here.
+No process waits forever: what torch does not bound by `run.timeout` is bound here.
 """
 
 import os
@@ -29,7 +29,7 @@ def check_launch(processes: int) -> None:
         UserError: if the launcher's environment speaks of another number of processes.
     """
     if processes > 1 and os.environ.get("WORLD_SIZE") == str(processes):
-        return  # Slurm, too, may have started something: a launcher on each machine
+        return  # Slurm may also have started something: a launcher on each machine
     for variable in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
         started = int(os.environ.get(variable) or 1)
         if started != processes and (started > 1 or variable == "WORLD_SIZE"):
@@ -110,23 +110,23 @@ def ending_in_time(timeout: timedelta) -> Iterator[None]:
         watch.cancel()
 
 
-def agree(action: Callable[[], T], one_first: bool = False, long: bool = False) -> T:
-    """Run on every process an action that may fail on some; then it fails on all, with the first message.
+def run_on_all_ranks(action: Callable[[], T], one_first: bool = False, long: bool = False) -> T:
+    """Run an action on every rank; if it fails on any of them it fails on all, with the message of the lowest.
 
     Args:
         action: what to run; it must not communicate.
         one_first: one process of each machine runs it before the others (to fill a cache once).
-        long: it may take longer than `run.timeout`.
+        long: it may take longer than `run.timeout`; meanwhile the ranks exchange a heartbeat.
 
     Raises:
-        UserError: if the action raised it on any process.
+        UserError: if the action raised it on any rank.
     """
     if not dist.is_initialized():
         return action()
     result, problem = None, None
     own_turn = 1 if one_first and int(os.environ.get("LOCAL_RANK") or 0) else 0
     for turn in range(2 if one_first else 1):
-        with _pulse() if long else nullcontext():
+        with _heartbeat() if long else nullcontext():
             if turn == own_turn:
                 try:
                     result = action()
@@ -142,32 +142,32 @@ def agree(action: Callable[[], T], one_first: bool = False, long: bool = False) 
 
 
 @contextmanager
-def _pulse() -> Iterator[None]:
-    """Until all processes are through: they tell each other every second that they live, or end if one does not.
+def _heartbeat() -> Iterator[None]:
+    """Until every rank has left the block, all ranks exchange a sign of life each second; if one is gone, they end.
 
     Nothing else may be exchanged meanwhile.
     """
     nccl = dist.get_backend() == "nccl"
-    through = torch.zeros(1, device=torch.device("cuda", torch.cuda.current_device()) if nccl else "cpu")
+    all_done = torch.zeros(1, device=torch.device("cuda", torch.cuda.current_device()) if nccl else "cpu")
     done = threading.Event()
 
-    def beat() -> None:
+    def exchange_heartbeats() -> None:
         try:
-            while not through.item():
+            while not all_done.item():
                 done.wait(1)
-                through.fill_(done.is_set())
-                dist.all_reduce(through, op=dist.ReduceOp.MIN)
+                all_done.fill_(done.is_set())
+                dist.all_reduce(all_done, op=dist.ReduceOp.MIN)
         except RuntimeError as error:
             _end(explain_lost(error) or str(error))
 
-    heart = threading.Thread(target=beat, daemon=True)
-    heart.start()
+    thread = threading.Thread(target=exchange_heartbeats, daemon=True)
+    thread.start()
     yield
     done.set()
-    heart.join()
+    thread.join()
 
 
 def leave() -> None:
-    """Say good-bye to the other processes, if there are any."""
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()

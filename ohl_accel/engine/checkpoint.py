@@ -156,13 +156,13 @@ def restore(
         Outer steps done.
     """
     document, tensors = contents or ({}, {})
-    document, names = groups.share_from_main((document, list(tensors)))
+    document, names = groups.broadcast_object((document, list(tensors)))
     examples = {f"network.{name}": value for name, value in hosted[0].network.state_dict().items()}
     parameters = [value for group in hosted[0].optimizer.param_groups for value in group["params"]]
     for name in names:
         if name.startswith("optimizer.") and not name.startswith(f"optimizer.{_GROUP}"):
             examples[name] = parameters[int(name.split(".")[1])]
-    state = dict(groups.hand_out(tensors, examples))
+    state = dict(groups.distribute_tensors(tensors, examples))
     for trajectory in hosted:
         trajectory.network.load_state_dict(under("network.", state))
         trajectory.optimizer.load_state_dict(

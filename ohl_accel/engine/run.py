@@ -22,7 +22,7 @@ from ohl_accel.data import (
     training_batches,
 )
 from ohl_accel.distributed.groups import Groups
-from ohl_accel.distributed.launch import agree
+from ohl_accel.distributed.launch import run_on_all_ranks
 from ohl_accel.engine import checkpoint
 from ohl_accel.engine.augment import Augmentation
 from ohl_accel.engine.network import create_network, save_network
@@ -213,7 +213,7 @@ class Run:
         too_many = bad > allowed * whole
         if planned is not None and not too_many:
             return 0
-        replaced = groups.collect(tally.replaced, everywhere)
+        replaced = groups.gather_objects(tally.replaced, everywhere)
         different = list(dict.fromkeys(replaced))
         if self.folder is not None and different:
             logged = {line["image"] for line in read_metrics(self.folder / REPLACED_FILE)}
@@ -269,7 +269,7 @@ class Run:
         images = groups.trajectories * recipe.outer.steps * self.inner_steps * recipe.inner.batch_size
         result: dict[str, Any] = {"outer_steps": recipe.outer.steps, "images_trained_on": images}
         try:
-            test = agree(data.open_test, one_first=True, long=True)
+            test = run_on_all_ranks(data.open_test, one_first=True, long=True)
         except UserError as error:
             raise UserError(
                 f"the run is finished and saved in {recipe.run.dir}, but the test split cannot be used: {error}. "

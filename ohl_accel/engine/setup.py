@@ -16,7 +16,7 @@ from torch import nn
 from ohl_accel import __version__
 from ohl_accel.data import Data, open_data
 from ohl_accel.distributed.groups import Groups
-from ohl_accel.distributed.launch import agree, check_launch, choose_interface, ending_in_time
+from ohl_accel.distributed.launch import check_launch, choose_interface, ending_in_time, run_on_all_ranks
 from ohl_accel.engine import checkpoint
 from ohl_accel.engine.augment import Augmentation
 from ohl_accel.engine.network import create_network, outline_network
@@ -47,10 +47,10 @@ def join_launch(path: str, overrides: Sequence[str]) -> tuple[Recipe, Accelerato
         recipe = Recipe.load(path, overrides)
     except UserError:
         start_accelerator(None)  # so that processes agree on what to say, and one says it
-        agree(lambda: Recipe.load(path, overrides))
+        run_on_all_ranks(lambda: Recipe.load(path, overrides))
         raise
     accelerator = start_accelerator(recipe.run)
-    agree(lambda: recipe)
+    run_on_all_ranks(lambda: recipe)
     return recipe, accelerator
 
 
@@ -136,21 +136,21 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display, learn_po
     datasets.disable_progress_bars()
     configure_torch(recipe.run, accelerator.device)
     groups = Groups.build(
-        recipe.outer.trajectories,
-        accelerator.num_processes,
-        accelerator.process_index,
-        recipe.outer.groups,
-        accelerator.device,
-        timedelta(seconds=recipe.run.timeout),
-        recipe.model.shard,
+        trajectories=recipe.outer.trajectories,
+        processes=accelerator.num_processes,
+        rank=accelerator.process_index,
+        device=accelerator.device,
+        timeout=timedelta(seconds=recipe.run.timeout),
+        groups=recipe.outer.groups,
+        sharded=recipe.model.shard,
     )
     _check_batch_size(recipe, groups)
-    agree(lambda: check_installed(recipe.track))
-    agree(lambda: _check_hub(recipe, accelerator, display))
-    folder = agree(lambda: _open_folder(recipe, accelerator))
-    data = agree(lambda: open_data(recipe), one_first=True, long=True)
+    run_on_all_ranks(lambda: check_installed(recipe.track))
+    run_on_all_ranks(lambda: _check_hub(recipe, accelerator, display))
+    folder = run_on_all_ranks(lambda: _open_folder(recipe, accelerator))
+    data = run_on_all_ranks(lambda: open_data(recipe), one_first=True, long=True)
     side = min(data.schema.size)
-    policy = agree(lambda: _open_policy(recipe, data, side, learn_policy), one_first=True)
+    policy = run_on_all_ranks(lambda: _open_policy(recipe, data, side, learn_policy), one_first=True)
     recipe = data.resolve(recipe).with_values(
         run={"mixed_precision": accelerator.mixed_precision},
         augment=settle(recipe.augment, side).model_dump(),
@@ -158,7 +158,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display, learn_po
     steps_per_epoch = len(data.train) // recipe.inner.batch_size
     inner_steps = steps_per_epoch if recipe.outer.inner_steps == "epoch" else recipe.outer.inner_steps
     own_size = recipe.inner.batch_size // groups.group_size
-    augmentation = agree(
+    augmentation = run_on_all_ranks(
         lambda: Augmentation(
             recipe.augment,
             data.mean,
@@ -242,8 +242,8 @@ def _begin_trajectories(
         outline = outline_network(model, schema)
         return create_network(model, schema, seed) if groups.rank == 0 else None, outline
 
-    first, pattern = agree(build, one_first=True)
-    hosted = agree(
+    first, pattern = run_on_all_ranks(build, one_first=True)
+    hosted = run_on_all_ranks(
         lambda: [
             make(number, _placed(copy.deepcopy(pattern), model, accelerator, groups))
             for number in groups.hosted
@@ -252,7 +252,7 @@ def _begin_trajectories(
     for trajectory in hosted:
         trajectory.join(groups)
     if groups.sharded:
-        groups.fill([trajectory.network for trajectory in hosted], first)
+        groups.broadcast_parameters([trajectory.network for trajectory in hosted], first)
     return hosted
 
 
@@ -301,8 +301,8 @@ def _resume_or_begin(run: Run) -> None:
         _check_same_images(folder / run_folder.HELDOUT_FILE, run.data)
         return contents
 
-    contents = agree(read)
-    if run.groups.share_from_main(contents is not None):
+    contents = run_on_all_ranks(read)
+    if run.groups.broadcast_object(contents is not None):
         run.first_outer_step = checkpoint.restore(contents, run.hosted, run.outer_optimizer, run.groups)
     else:
         state = checkpoint.collect(run.hosted[0], run.groups)

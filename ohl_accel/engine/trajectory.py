@@ -116,7 +116,7 @@ class Trajectory:
 
         BatchNorm's statistics become those of the group's leader.
         """
-        self._groups.lead(list(self.network.buffers()))
+        self._groups.broadcast_buffers(list(self.network.buffers()))
         finite = [self._loss_sum.isfinite()]
         finite += [tensor.isfinite().all() for tensor in self.state_tensors() if tensor.is_floating_point()]
         failed = 1.0 - torch.stack(finite).all().double()
