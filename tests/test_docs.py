@@ -23,6 +23,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+from sybil.typing import Parser
 
 from ohl_accel import cli
 from ohl_accel.comparison import contenders
@@ -30,7 +31,7 @@ from ohl_accel.recipe import Recipe, sections
 
 DOCS = REPOSITORY / "docs"
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
-RUN_ELSEWHERE = ("use_a_policy.md",)
+TESTED_BLOCKS = [page for page in PAGES if page.name != "use_a_policy.md"]
 SMALL = (
     "model.args.width=8",
     "outer.steps=2",
@@ -43,20 +44,20 @@ SMALL = (
 VARIABLES = {"$RANK": "0", "$ADDRESS": "127.0.0.1"}
 
 
-@pytest.fixture(scope="module")
-def workplace(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def workplace(small_run: Path, tmp_path: Path) -> Path:
     """What the pages assume: the files of a checkout, a finished runs/digits, and images of one's own."""
-    folder = tmp_path_factory.mktemp("docs")
+    folder = tmp_path
     for name in ("recipes", "accelerate_configs", "docs", "Makefile", "pyproject.toml"):
         (folder / name).symlink_to(REPOSITORY / name)
     shutil.copytree(small_run, folder / "runs" / "digits")
     digits = load_digits()
-    for place in range(100):
-        image = Image.fromarray((255 / 16 * digits.images[place]).astype("uint8"))
-        for data, split in (("images", ("train", "test")[place % 2]), ("other", "test")):
-            of_class = folder / "path" / "to" / data / split / str(digits.target[place])
+    for number in range(100):
+        image = Image.fromarray((255 / 16 * digits.images[number]).astype("uint8"))
+        for data, split in (("images", ("train", "test")[number % 2]), ("other", "test")):
+            of_class = folder / "path" / "to" / data / split / str(digits.target[number])
             of_class.mkdir(parents=True, exist_ok=True)
-            image.save(of_class / f"{place}.png")
+            image.save(of_class / f"{number}.png")
     image.resize((64, 64)).save(folder / "my.jpg")
     return folder
 
@@ -98,7 +99,7 @@ def run_ohl_accel(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         case ["search" | "train", *_]:
             words += [*SMALL, *(() if "run.resume=auto" in words else ("run.overwrite=true",))]
         case ["compare", recipe, *rest]:
-            (policies,) = [rest[place + 1] for place, word in enumerate(rest) if word == "--policies"]
+            policies = rest[rest.index("--policies") + 1]
             overrides = [word for word in rest if "=" in word]
             named = [contenders.contender(name) for name in policies.split(",")]
             contenders.check(named, Recipe.load(recipe, overrides))
@@ -109,31 +110,20 @@ def run_ohl_accel(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def evaluate_commands(example: Example) -> None:
-    workplace, monkeypatch = example.namespace["workplace"], example.namespace["monkeypatch"]
-    monkeypatch.chdir(workplace)
     for line in example.parsed.replace("\\\n", " ").splitlines():
-        run_line(line, monkeypatch)
+        run_line(line, example.namespace["monkeypatch"])
 
 
-def examples() -> list[Example]:
-    """Every block of code of the pages, in order."""
-    parsers = [PythonCodeBlockParser(), CodeBlockParser("bash", evaluate_commands)]
-    blocks = Sybil(parsers, path=str(REPOSITORY))
-    return [
-        example
-        for page in PAGES
-        if page.name not in RUN_ELSEWHERE
-        for example in blocks.parse(page).examples()
-    ]
+PARSERS: list[Parser] = [PythonCodeBlockParser(), CodeBlockParser("bash", evaluate_commands)]
 
 
-@pytest.mark.parametrize(
-    "example", examples(), ids=lambda example: f"{Path(example.path).stem}-{example.line}"
-)
-def test_a_block_runs(example: Example, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", TESTED_BLOCKS, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_the_blocks_of_a_page_run(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, in one folder: a block may use what those before it made."""
     monkeypatch.chdir(workplace)
-    example.namespace.update(workplace=workplace, monkeypatch=monkeypatch)
-    example.evaluate()
+    for example in Sybil(PARSERS, path=str(REPOSITORY)).parse(page).examples():
+        example.namespace["monkeypatch"] = monkeypatch
+        example.evaluate()
 
 
 def test_no_block_is_overlooked() -> None:
