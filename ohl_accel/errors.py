@@ -34,3 +34,38 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 3, otherwise: str 
     """
     close = difflib.get_close_matches(name, list(known), most)
     return f"did you mean {' or '.join(close)}?" if close else otherwise
+
+
+_EXTRAS = {
+    "train": (
+        "accelerate",
+        "datasets",
+        "filelock",
+        "fsspec",
+        "huggingface_hub",
+        "jinja2",
+        "markupsafe",
+        "matplotlib",
+        "numpy",
+        "psutil",
+        "pyarrow",
+        "pydantic",
+        "rich",
+        "safetensors",
+        "scipy",
+        "timm",
+        "typer",
+        "yaml",
+    ),
+    "demo": ("sklearn",),
+}
+"""Which extra of the package brings a module that it imports."""
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """What to install for a module that is missing; None if it is not one that an extra brings."""
+    module = (error.name or "").split(".")[0]
+    for extra, modules in _EXTRAS.items():
+        if module in modules:
+            return f"this needs {module}, which is not installed: pip install 'ohl-accel[{extra}]'"
+    return None

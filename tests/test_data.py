@@ -15,7 +15,7 @@ from hub_server import HubServer
 from PIL import Image
 
 from ohl_accel.data import Images, TrainingOrder, evaluation_batches, num_chunks, open_data, training_batches
-from ohl_accel.data.splits import choose_stratified
+from ohl_accel.data.stratification import choose_stratified
 from ohl_accel.errors import UserError
 from ohl_accel.recipe import Recipe
 

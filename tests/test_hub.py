@@ -12,9 +12,10 @@ from hub_server import READER, WRITER, Fault, HubServer
 from PIL import Image
 from processes import Client, check, classify, command, draw, run_search, upload_all
 
-from ohl_accel.engine.search import main, search
+from ohl_accel.engine.search import search
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe
+from ohl_accel.search import main
 
 DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
 PUBLISHED = {

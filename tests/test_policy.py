@@ -5,13 +5,14 @@ import math
 import subprocess
 import sys
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ohl_accel.operations.elements import ELEMENTS, TABLE_1, elements_of, operation_name, operation_of
+from ohl_accel.operations.space import PAPER
 from ohl_accel.policy import Policy
 from ohl_accel.policy.estimators import OuterOptimizer, advantage_of, outer_gradient
 from ohl_accel.policy.policy import probabilities_of
@@ -19,11 +20,16 @@ from ohl_accel.rng import keyed_generator
 
 
 def test_table_1() -> None:
-    assert len(ELEMENTS) == 36
-    assert [len(magnitudes) for _, magnitudes in TABLE_1] == [3] * 11 + [1] * 3
-    assert ELEMENTS[35].name == "Invert"  # section 4.3: "the 36th operation, which is the 'Color Invert'"
-    assert all(operation_of(*elements_of(operation)) == operation for operation in range(1296))
-    assert operation_name(operation_of(12, 35)) == "Rotate 10 > Invert"
+    assert PAPER.num_elements == 36
+    transforms = Counter(element.transform.name for element in PAPER.elements)
+    assert list(transforms.values()) == [3] * 11 + [1] * 3
+    assert (
+        PAPER.elements[35].name == "Invert"
+    )  # section 4.3: "the 36th operation, which is the 'Color Invert'"
+    for operation in range(1296):
+        assert PAPER.elements_of(operation) == divmod(operation, 36)
+        assert PAPER.operation_of(*divmod(operation, 36)) == operation
+    assert PAPER.operation_name(PAPER.operation_of(12, 35)) == "Rotate 10 > Invert"
 
 
 def test_uniform_policy() -> None:
@@ -134,13 +140,35 @@ def test_policy_file_round_trip(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["policy.json"]
 
 
+def schema_1() -> dict[str, Any]:
+    """What version 0.1.0 wrote."""
+    return {
+        "format": "ohl_accel.policy",
+        "schema_version": 1,
+        "elements": PAPER.document()["elements"],
+        "operation": "36 * first + second",
+        "theta": [0.0] * 1296,
+        "provenance": {"seed": 3},
+    }
+
+
 def broken_files() -> dict[str, tuple[str, str]]:
     """Kind of damage -> (file content, what the message must say)."""
 
     def changed(**changes: Any) -> str:
         return json.dumps({**Policy()._document(), **changes})
 
-    elements = Policy()._document()["elements"]
+    def older(**changes: Any) -> str:
+        return json.dumps({**schema_1(), **changes})
+
+    def other(**changes: Any) -> str:
+        space = {**PAPER.document(), "name": "other", **changes}
+        return changed(space={key: value for key, value in space.items() if value != "missing"})
+
+    def with_element(**changes: Any) -> str:
+        return other(elements=[*elements[:35], {"transform": "Invert", "magnitude": None, **changes}])
+
+    elements = PAPER.document()["elements"]
     return {
         "truncated": (changed()[:-40], "malformed JSON"),
         "not an object": ("[1, 2]", "expected a JSON object, got list"),
@@ -164,7 +192,7 @@ def broken_files() -> dict[str, tuple[str, str]]:
         "no theta": (changed(theta=None), '"theta" must list 1296 numbers, got None'),
         "theta in lists": (changed(theta=[[0.0]] * 1296), r"theta\[0\] must be a finite number, got \[0.0\]"),
         "foreign": (json.dumps({"policy": []}), '"format" must be'),
-        "newer": (changed(schema_version=2), "schema_version 2 is unknown; this version reads 1"),
+        "newer": (changed(schema_version=3), "schema_version 3 is unknown; this version reads 1 and 2"),
         "short theta": (changed(theta=[0.0] * 1295), '"theta" must list 1296 numbers, got 1295'),
         "NaN": (changed(theta=[math.nan] * 1296), "contains NaN"),
         "infinite": (changed(theta=[math.inf] * 1296), "contains Infinity"),
@@ -172,18 +200,65 @@ def broken_files() -> dict[str, tuple[str, str]]:
         "text in theta": (changed(theta=["0"] * 1296), r"theta\[0\] must be a finite number, got '0'"),
         "bool in theta": (changed(theta=[True] * 1296), r"theta\[0\] must be a finite number, got True"),
         "unknown element": (
-            changed(elements=[*elements[:35], {"transform": "Mixup", "magnitude": None}]),
+            older(elements=[*elements[:35], {"transform": "Mixup", "magnitude": None}]),
             "element 35 must be Invert, got .*Mixup",
         ),
         "order of elements": (
-            changed(elements=elements[::-1]),
+            older(elements=elements[::-1]),
             "element 0 must be HorizontalShear 0.1, got .*Invert",
         ),
         "more in an element": (
-            changed(elements=[{**elements[0], "code": "print()"}, *elements[1:]]),
+            older(elements=[{**elements[0], "code": "print()"}, *elements[1:]]),
             "element 0 must be HorizontalShear 0.1, got .*code",
         ),
-        "too few elements": (changed(elements=elements[:14]), "36 elements of Table 1, got 14"),
+        "too few elements": (older(elements=elements[:14]), "36 elements of Table 1, got 14"),
+        "no space": (changed(space=None), '"space": a space must be an object, got None'),
+        "space of schema 1": (changed(schema_version=1), '"elements" must list the 36 elements'),
+        "name": (other(name="../x"), '"space": name must be letters, .*got ..*x'),
+        "name of another type": (other(name=[1]), r"name must be letters, .*got \[1\]"),
+        "name of a built-in space": (other(name="paper", arity=1), "the name paper is that of a built-in"),
+        "field of the space": (other(code="print()"), "unknown field 'code'; the fields are name, arity, c"),
+        "no arity": (other(arity="missing"), '"space": arity is missing'),
+        "arity": (other(arity=4), r"arity must be 1\.\.3 .*got 4"),
+        "arity of another type": (other(arity=True), r"arity must be 1\.\.3 .*got True"),
+        "combine": (other(combine="sorted"), "combine must be one of ordered, distinct, got 'sorted'"),
+        "combine of another type": (other(combine=[]), r"combine must be one of .*got \[\]"),
+        "no elements": (other(elements=[]), "elements must be a list of 1 to 100000, got 0 of them"),
+        "elements": (other(elements={}), "elements must be a list of 1 to 100000, got {}"),
+        "an element that is none": (other(elements=[1]), "element 0: must be an object .*got 1"),
+        "elements twice": (
+            other(elements=elements[:3] + elements[2:]),
+            "element 3 is HorizontalShear 0.3, and so",
+        ),
+        "too many operations": (
+            other(arity=3, elements=elements * 2),
+            "72 elements and arity 3 make 373248 ope",
+        ),
+        "too few transforms": (other(combine="distinct", elements=elements[:3]), "of 2 different transforms"),
+        "theta of another space": (other(arity=1), '"theta" must list 36 numbers, got 1296'),
+        "transform": (
+            with_element(transform="Invrt"),
+            "element 35: unknown transform 'Invrt'; did you mean Invert",
+        ),
+        "transform of the user's": (
+            with_element(transform="Mine"),
+            "unknown transform 'Mine'; .*must be registered",
+        ),
+        "import": (with_element(transform="os.system"), "unknown transform 'os.system'"),
+        "transform of another type": (with_element(transform=None), "transform must be a name, got None"),
+        "magnitude": (with_element(magnitude=1), "element 35: Invert has no magnitude, got 1"),
+        "no magnitude": (with_element(transform="Rotate"), r"Rotate needs a magnitude in 0\.\.180 \(degrees"),
+        "range": (
+            with_element(transform="Rotate", magnitude=181),
+            r"Rotate takes magnitudes in 0\.\.180 .*got 181",
+        ),
+        "negative": (with_element(transform="Rotate", magnitude=-1), "got -1"),
+        "large": (
+            with_element(transform="Rotate", magnitude=10**400),
+            "magnitude must be a finite number, got 1000",
+        ),
+        "text": (with_element(transform="Rotate", magnitude="1"), "magnitude must be a number, .*got '1'"),
+        "bool": (with_element(transform="Rotate", magnitude=True), "magnitude must be a number, .*got True"),
         "provenance": (changed(provenance=[1]), '"provenance" must be an object'),
     }
 

@@ -757,7 +757,7 @@ def test_too_many_corrupt_images_stop_a_long_outer_step(
     colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As soon as it is certain, not at its end; and no sooner."""
-    monkeypatch.setattr(run_module, "LOOK_EVERY", 1)
+    monkeypatch.setattr(run_module, "CHECK_EVERY", 1)
     overrides = [*SMALL, *stream_overrides(colours), f"run.dir={tmp_path}", "outer.inner_steps=500"]
     message = (
         r"^11 of the first (\d+) of 10000 images of split 'train' of .* could not be decoded, more than "

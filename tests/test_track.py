@@ -19,8 +19,9 @@ from wandb_server import KEY, WandBServer
 
 from ohl_accel.errors import UserError
 from ohl_accel.observers import dashboards as track
-from ohl_accel.observers.dashboards import check_installed, flatten
+from ohl_accel.observers.dashboards import Dashboards, flatten
 from ohl_accel.policy import Policy
+from ohl_accel.recipe import Recipe
 from ohl_accel.run_folder.metrics import read_metrics
 
 DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
@@ -225,13 +226,13 @@ def test_two_processes_make_one_run_and_one_commit(tmp_path: Path) -> None:
 
 
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_installed(["wandb", "tensorboard", "trackio"])
+    Dashboards().check(Recipe.load(DIGITS, ["track=[wandb,tensorboard,trackio]"]))
     find = track.importlib.util.find_spec
     monkeypatch.setattr(
         track.importlib.util, "find_spec", lambda name: None if name == "trackio" else find(name)
     )
     with pytest.raises(UserError, match="track: trackio is not installed: pip install trackio"):
-        check_installed(["wandb", "trackio"])
+        Dashboards().check(Recipe.load(DIGITS, ["track=[wandb,trackio]"]))
 
 
 def test_names_of_what_is_logged() -> None:

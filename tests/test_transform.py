@@ -23,7 +23,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ohl_accel import Policy, PolicyTransform
-from ohl_accel.operations.kernels import apply_operations
+from ohl_accel.operations.space import PAPER
 from ohl_accel.rng import keyed_generator
 from ohl_accel.run_folder.files import RECIPE_FILE
 
@@ -49,7 +49,7 @@ def drawn(transform: PolicyTransform, count: int) -> tuple[Tensor, Tensor]:
 
 def expected(images: Tensor, seed: int = 0) -> Tensor:
     """Reference: the kernels on what a fresh transform of this seed draws first."""
-    return apply_operations(images, *drawn(PolicyTransform(Policy(), seed=seed), len(images)))
+    return PAPER.apply(images, *drawn(PolicyTransform(Policy(), seed=seed), len(images)))
 
 
 @pytest.mark.parametrize("device", DEVICES)

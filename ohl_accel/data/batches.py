@@ -22,7 +22,7 @@ from ohl_accel.errors import ProcessFailedError, UserError
 from ohl_accel.rng import keyed_generator
 
 Batch = tuple[Tensor, Tensor]
-"""Images, uint8 [b, C, H, W], and labels, int64 [b]."""
+"""Images, uint8 [b, C, H, W], and labels: int64 [b], or of multi-label data float32 [b, classes], 0 or 1."""
 Part = tuple[Tensor, list[Replaced]] | UserError
 """What a worker sends: labels of its part of a batch, and which images were replaced; or why it cannot go on."""
 

@@ -94,7 +94,8 @@ class Images:
 
     Args:
         source: of the split.
-        labels: int64 [images], places in the list of classes.
+        labels: int64 [images], indices into the list of classes; of multi-label data uint8 [images, classes],
+            1 for each class of an image.
         decoding: what tensors to make.
         description: what messages call this split.
     """
@@ -113,7 +114,7 @@ class Images:
         return len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(uint8 [n, C, H, W], int64 [n]) of the images asked for.
+        """Pixels, uint8 [n, C, H, W], and labels, int64 [n] or multi-hot float32 [n, classes], of some images.
 
         Raises:
             UserError: if an image cannot be decoded and is not to be replaced, or has another size and
@@ -138,6 +139,8 @@ class Images:
     ) -> tuple[Tensor, list[Replaced]]:
         """Labels of some images, and which were replaced, not counted yet; their pixels into a given tensor.
 
+        Labels are int64 [n], or multi-hot float32 [n, classes].
+
         Args:
             indices: of the images, in this split.
             images_nCHW: uint8, where their pixels are put.
@@ -152,7 +155,7 @@ class Images:
         labels, numbers = self.labels[places], self.numbers[places].tolist()
         if self._kept is not None:
             torch.index_select(self._kept, 0, places, out=images_nCHW)
-            return labels, replaced
+            return _for_loss(labels), replaced
         for place, opened in enumerate((opener or self.source.open)(numbers)):
             number = numbers[place]
             if isinstance(opened, str):
@@ -161,7 +164,7 @@ class Images:
                 labels[place] = self.labels[index]
                 replaced.append(because)
             images_nCHW[place] = self._pixels(opened, number, place, crop)
-        return labels, replaced
+        return _for_loss(labels), replaced
 
     @property
     def kept(self) -> bool:
@@ -238,6 +241,11 @@ class Images:
                 image = centre(image, (height, width), decoding.crop_pct)
         levels = torch.from_numpy(np.array(image))
         return levels[None] if decoding.channels == 1 else levels.permute(2, 0, 1)
+
+
+def _for_loss(labels: Tensor) -> Tensor:
+    """Indices stay as they are; multi-hot labels become float32."""
+    return labels.float() if labels.ndim == 2 else labels
 
 
 class Rows:

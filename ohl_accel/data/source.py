@@ -22,6 +22,9 @@ DIGITS = "sklearn:digits"
 DIGITS_TEST_IMAGES = 500
 """The last ones are the test split: they come from other writers than the first."""
 
+IN_MEMORY = "memory"
+"""`data.path` of a run on a dataset that was given in Python."""
+
 _FILE_FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 
 
@@ -112,6 +115,11 @@ def check_split_exists(data: DataSection, split: str, path: str | None = None) -
         UserError: with the splits that there are.
     """
     place = path or data.path
+    if place == IN_MEMORY and not Path(place).exists():
+        raise UserError(
+            f"data.path={IN_MEMORY}: the dataset was given in Python, and is not known here: give it again "
+            "(`dataset=...`), or say by data.path where it is"
+        )
     if _is_one_split(place):
         if path is None and split != data.train_split:
             way_out = (

@@ -6,8 +6,8 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 
 from ohl_accel import __version__
+from ohl_accel.data.source import IN_MEMORY
 from ohl_accel.hub.contents import HEATMAP, MARGINALS, REWARDS, Finished
-from ohl_accel.operations.elements import NUM_OPERATIONS
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import DataSection, HubSection
 
@@ -35,7 +35,11 @@ def model_card(run: Finished, section: HubSection) -> str:
 
 def hub_dataset(data: DataSection) -> str | None:
     """The data set's id on the Hub, if that is where it came from."""
-    on_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data.path) and not Path(data.path).exists()
+    on_hub = (
+        re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data.path)
+        and data.path != IN_MEMORY
+        and not Path(data.path).exists()
+    )
     return data.path if on_hub else None
 
 
@@ -123,15 +127,15 @@ def _use_of_the_policy(section: HubSection) -> str:
     return f"""## How to use the policy
 
 ```python
-import torch
-from ohl_accel import Policy
-from ohl_accel.operations.kernels import apply_operations
+from ohl_accel import PolicyTransform
+from torchvision.transforms import v2
 
-policy = Policy.from_pretrained("{section.repo}")
-generator = torch.Generator().manual_seed(0)
-operations = policy.sample(len(images), generator)  # images: uint8 [B, C, H, W]; each gets its own operation
-signs = torch.rand(len(images), 2, generator=generator) < 0.5
-images = apply_operations(images, operations, signs)
+transform = v2.Compose([
+    v2.RandomHorizontalFlip(),
+    PolicyTransform("{section.repo}"),  # PIL images, or uint8 tensors; before ToTensor and Normalize
+    v2.ToImage(),
+    v2.ToDtype(torch.float32, scale=True),
+])
 ```
 
 In a training of your own: `python -m ohl_accel.train RECIPE augment.policy={section.repo}`.
@@ -140,12 +144,12 @@ In a training of your own: `python -m ohl_accel.train RECIPE augment.policy={sec
 
 def _learned(policy: Policy) -> str:
     rows = [
-        f"| {what} | {name} | {probability * NUM_OPERATIONS:.2f} |"
+        f"| {what} | {name} | {probability * policy.space.num_operations:.2f} |"
         for what, ranked in (("most probable", policy.top(5)), ("least probable", policy.bottom(5)))
         for name, probability in ranked
     ]
     table = "\n".join(["| | operation | probability / uniform |", "|---|---|---|", *rows])
-    uniform = Policy().entropy
+    uniform = policy.space.max_entropy
     return f"""## The learned policy
 
 Entropy {policy.entropy:.4f} nats; the uniform policy has {uniform:.4f}.

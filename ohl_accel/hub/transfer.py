@@ -14,7 +14,6 @@ from ohl_accel.hub.access import check_name
 from ohl_accel.hub.card import model_card
 from ohl_accel.hub.contents import CARD_FILE, PUBLISHED, Files, Finished, files_of
 from ohl_accel.hub.retry import AccessError, persist, reason
-from ohl_accel.observers.display import Display
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import HubSection
 from ohl_accel.run_folder.files import POLICY_FILE
@@ -65,13 +64,13 @@ def upload(files: Files, section: HubSection, say: Say) -> str:
         raise RunFailedError(f"{section.repo} does not have the run: {reason(error)}") from error
 
 
-def publish(path: Path, section: HubSection, display: Display) -> None:
+def publish(path: Path, section: HubSection, say: Say, warn: Say) -> None:
     """`push` at the end of a run: says how it went, and never fails."""
     try:
-        display.say(f"published: {push(path, section, display.warn)}")
+        say(f"published: {push(path, section, warn)}")
     except Exception as error:
         command = shlex.join(["python", "-m", "ohl_accel.hub", "push", str(path), str(section.repo)])
-        display.warn(f"{reason(error)}\nnothing is lost; this publishes it: {command}")
+        warn(f"{reason(error)}\nnothing is lost; this publishes it: {command}")
 
 
 def pull(repo: str, revision: str | None, folder: Path, say: Say) -> list[str]:

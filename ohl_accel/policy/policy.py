@@ -1,6 +1,7 @@
-"""The augmentation policy: one categorical distribution over operations, and how it learns.
+"""The augmentation policy: one categorical distribution over the operations of a space.
 
-Shapes: K operations (1296 in the paper), N trajectories, n draws. theta is float64 on the CPU, so that
+Shapes: K operations (1296 in the paper), A elements of an operation, E elements of the space, B images of a group's
+batch, b of this process, C channels, H rows, W columns, n draws. theta is float64 on the CPU, so that
 every process computes the same policy to the last bit.
 """
 
@@ -16,12 +17,16 @@ import torch
 from torch import Tensor
 
 from ohl_accel.hub.download import fetch_file
-from ohl_accel.operations.elements import ELEMENTS, NUM_ELEMENTS, NUM_OPERATIONS, operation_name
+from ohl_accel.operations.space import PAPER, Space
+from ohl_accel.policy.protocol import BatchDraw
 from ohl_accel.run_folder.atomic import write_text
 from ohl_accel.run_folder.files import POLICY_FILE
 
 FORMAT = "ohl_accel.policy"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1, which is still read, has the paper's space and lists its elements."""
+_SIGNS = ("first sign", "second sign", "third sign")
+"""Purposes of draws, for each position of an operation."""
 _MAX_FILE_BYTES = 4 * 1024 * 1024
 # user/name, unless it looks like a path
 _HUB_ID = re.compile(r"(?![.~])[^/\\\s]+/(?!.*\.json$)[^/\\\s]+")
@@ -34,24 +39,34 @@ def probabilities_of(theta_K: Tensor) -> Tensor:
 
 
 class Policy:
-    """A distribution over the 1296 operations of the paper, learned or uniform.
+    """A distribution over the operations of a search space, learned or uniform.
 
     Args:
-        theta: 1296 finite numbers; None for theta_0 = 0, the uniform policy.
+        theta: K finite numbers; None for theta_0 = 0, the uniform policy.
         provenance: where it was learned (data, network, seed, ...); kept in `policy.json`.
+        space: the operations; the paper's unless given.
 
     Raises:
         ValueError: if theta has another length, is not finite, or leaves no operation a probability.
     """
 
-    def __init__(self, theta: Tensor | None = None, provenance: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        theta: Tensor | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        *,
+        space: Space = PAPER,
+    ) -> None:
         if theta is None:
-            theta = torch.zeros(NUM_OPERATIONS, dtype=torch.float64)
-        if theta.shape != (NUM_OPERATIONS,):
-            raise ValueError(f"theta must hold {NUM_OPERATIONS} numbers, got shape {list(theta.shape)}")
+            theta = torch.zeros(space.num_operations, dtype=torch.float64)
+        if theta.shape != (space.num_operations,):
+            raise ValueError(
+                f"theta must hold {space.num_operations} numbers for space {space.name}, got shape {list(theta.shape)}"
+            )
         if not bool(theta.isfinite().all()):
             bad = int((~theta.isfinite()).nonzero()[0])
             raise ValueError(f"theta must be finite, but theta[{bad}] is {theta[bad].item()}")
+        self.space = space
         self.theta = theta.detach().to("cpu", torch.float64).clone()
         if not bool(self.theta.sigmoid().sum() > 0):
             raise ValueError(
@@ -61,33 +76,49 @@ class Policy:
 
     @property
     def probabilities(self) -> Tensor:
-        """p(operation), float64 [1296] (Eq 7)."""
+        """p(operation), float64 [K] (Eq 7)."""
         return probabilities_of(self.theta)
 
     @property
     def element_probabilities(self) -> Tensor:
-        """p(element) at each of the two places, float64 [2, 36]: the marginals of Figure 4."""
-        table = self.probabilities.view(NUM_ELEMENTS, NUM_ELEMENTS)
-        return torch.stack([table.sum(1), table.sum(0)])
+        """p(element) at each position of an operation, float64 [A, E]: the marginals of Figure 4."""
+        return self.space.marginals(self.probabilities)
 
     @property
     def entropy(self) -> float:
-        """Entropy of the distribution in nats; log(1296) = 7.167 when uniform."""
+        """Entropy of the distribution in nats; `space.max_entropy` when uniform, log(1296) = 7.167 in the paper."""
         return float(torch.special.entr(self.probabilities).sum())
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n operations: int64 [n] on the CPU."""
         return torch.multinomial(self.probabilities, n, replacement=True, generator=generator)
 
+    def apply(self, images_bCHW: Tensor, draw: BatchDraw) -> tuple[Tensor, Tensor]:
+        """Transform each image by an operation of its own (`policy.protocol.AugmentationPolicy`).
+
+        Operations differ between trajectories, the signs of their elements do not (footnote 1 of the paper).
+
+        Args:
+            images_bCHW: uint8 on any device, C = 1 or 3; left unchanged.
+            draw: keys the random numbers.
+
+        Returns:
+            uint8 [b, C, H, W] on the same device, and the operations of the group's whole batch, int64 [B].
+        """
+        operation_B = self.sample(draw.batch_size, draw.generator("operations"))
+        signs = [draw.shared_integers(purpose, 2) for purpose in _SIGNS[: self.space.arity]]
+        negative_bA = torch.stack(signs, 1).bool()
+        return self.space.apply(images_bCHW, operation_B[draw.own], negative_bA), operation_B
+
     def top(self, n: int) -> list[tuple[str, float]]:
         """The n most probable operations, as (name, probability)."""
         ranked = sorted(enumerate(self.probabilities.tolist()), key=lambda pair: (-pair[1], pair[0]))
-        return [(operation_name(operation), p) for operation, p in ranked[:n]]
+        return [(self.space.operation_name(operation), p) for operation, p in ranked[:n]]
 
     def bottom(self, n: int) -> list[tuple[str, float]]:
         """The n least probable operations, as (name, probability), the least first."""
         ranked = sorted(enumerate(self.probabilities.tolist()), key=lambda pair: (pair[1], pair[0]))
-        return [(operation_name(operation), p) for operation, p in ranked[:n]]
+        return [(self.space.operation_name(operation), p) for operation, p in ranked[:n]]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `policy.json`, whole or not at all (written aside, then renamed)."""
@@ -97,8 +128,7 @@ class Policy:
         return {
             "format": FORMAT,
             "schema_version": SCHEMA_VERSION,
-            "elements": [{"transform": e.transform, "magnitude": e.magnitude} for e in ELEMENTS],
-            "operation": f"{NUM_ELEMENTS} * first + second",
+            "space": self.space.document(),
             "theta": self.theta.tolist(),
             "provenance": self.provenance,
         }
@@ -117,7 +147,9 @@ class Policy:
             path = path / POLICY_FILE
         try:
             document = _read_json(path)
-            return cls(_theta_of(document), document.get("provenance"))
+            space = _space_of(document)
+            theta = _theta_of(document, space)
+            return cls(theta, document.get("provenance"), space=space)
         except RecursionError:
             raise ValueError(f"{path} is not a policy that can be used: it is nested too deeply") from None
         except ValueError as error:
@@ -204,27 +236,39 @@ def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return document
 
 
-def _theta_of(document: Mapping[str, Any]) -> Tensor:
-    """Check a parsed `policy.json` against this version's schema and return its theta."""
+def _space_of(document: Mapping[str, Any]) -> Space:
+    """Check format and version of a parsed `policy.json`, and return its space."""
     if document.get("format") != FORMAT:
         raise ValueError(f'"format" must be "{FORMAT}", got {_short(document.get("format"))}')
     version = document.get("schema_version")
-    if type(version) is not int or version != SCHEMA_VERSION:
-        raise ValueError(f"schema_version {_short(version)} is unknown; this version reads {SCHEMA_VERSION}")
-    elements = document.get("elements")
-    if not isinstance(elements, list) or len(elements) != NUM_ELEMENTS:
+    if type(version) is not int or version not in (1, SCHEMA_VERSION):
+        raise ValueError(
+            f"schema_version {_short(version)} is unknown; this version reads 1 and {SCHEMA_VERSION}"
+        )
+    if version == SCHEMA_VERSION:
+        try:
+            return Space.from_document(document.get("space"))
+        except ValueError as error:
+            raise ValueError(f'"space": {error}') from None
+    elements, known = document.get("elements"), PAPER.document()["elements"]
+    if not isinstance(elements, list) or len(elements) != len(known):
         found = f"{len(elements)}" if isinstance(elements, list) else _short(elements)
-        raise ValueError(f'"elements" must list the {NUM_ELEMENTS} elements of Table 1, got {found}')
-    for place, (found, known) in enumerate(zip(elements, ELEMENTS, strict=True)):
-        if found != {"transform": known.transform, "magnitude": known.magnitude}:
-            raise ValueError(f"element {place} must be {known.name}, got {_short(found)}")
+        raise ValueError(f'"elements" must list the {len(known)} elements of Table 1, got {found}')
+    for index, (found, wanted) in enumerate(zip(elements, known, strict=True)):
+        if found != wanted:
+            raise ValueError(f"element {index} must be {PAPER.elements[index].name}, got {_short(found)}")
+    return PAPER
+
+
+def _theta_of(document: Mapping[str, Any], space: Space) -> Tensor:
+    """Check the other fields of a parsed `policy.json`, and return its theta."""
     theta = document.get("theta")
-    if not isinstance(theta, list) or len(theta) != NUM_OPERATIONS:
+    if not isinstance(theta, list) or len(theta) != space.num_operations:
         found = f"{len(theta)}" if isinstance(theta, list) else _short(theta)
-        raise ValueError(f'"theta" must list {NUM_OPERATIONS} numbers, got {found}')
-    for place, value in enumerate(theta):
+        raise ValueError(f'"theta" must list {space.num_operations} numbers, got {found}')
+    for index, value in enumerate(theta):
         if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
-            raise ValueError(f"theta[{place}] must be a finite number, got {_short(value)}")
+            raise ValueError(f"theta[{index}] must be a finite number, got {_short(value)}")
     if not isinstance(document.get("provenance", {}), dict):
         raise ValueError(f'"provenance" must be an object, got {_short(document["provenance"])}')
     return torch.tensor(theta, dtype=torch.float64)

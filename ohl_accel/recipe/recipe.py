@@ -1,12 +1,15 @@
 """A recipe as a whole: read from a file and overrides, checked at once, frozen."""
 
+import copy
 import difflib
+import os
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
 from typing import Any, Self, TypeAlias, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ohl_accel.errors import UserError
 from ohl_accel.recipe.reading import override, read_yaml
@@ -50,6 +53,10 @@ class Recipe(Section):
     model: ModelSection
     inner: InnerSection
     outer: OuterSection
+    objective: str = Field(default="classification", min_length=1)
+    """What the network learns and how it is scored: `classification` (cross-entropy, accuracy), `multilabel` (binary
+    cross-entropy, mean average precision), or a class of your own, `package.module:Name` or `path/to/file.py:Name`,
+    derived from `ohl_accel.engine.objective.Objective`."""
     augment: AugmentSection = AugmentSection()
     train: TrainSection = TrainSection()
     hub: HubSection = HubSection()
@@ -66,6 +73,22 @@ class Recipe(Section):
         for text in overrides:
             problems += override(values, text)
         return cls.check(values, path, problems)
+
+    @classmethod
+    def of(
+        cls, recipe: "str | PathLike[str] | Mapping[str, Any] | Recipe", overrides: Sequence[str] = ()
+    ) -> Self:
+        """The recipe that is meant by a path, by plain values, or by a recipe itself, with dotted overrides.
+
+        Raises:
+            UserError: one message with every problem.
+        """
+        if isinstance(recipe, str | PathLike):
+            return cls.load(os.fspath(recipe), overrides)
+        values = copy.deepcopy(recipe.model_dump() if isinstance(recipe, Recipe) else dict(recipe))
+        return cls.check(
+            values, problems=[problem for text in overrides for problem in override(values, text)]
+        )
 
     @classmethod
     def check(cls, values: dict[str, Any], source: str = "recipe", problems: Sequence[str] = ()) -> Self:

@@ -243,6 +243,11 @@ class OuterSection(Section):
     """T_max."""
     inner_steps: Annotated[Literal["epoch"] | int, BeforeValidator(_inner_steps)] = "epoch"
     """I: inner steps per outer step, or `epoch`."""
+    estimator: Place = "reinforce"
+    """What turns a finished outer step into a step on the policy: `reinforce` (Eq 6 with Adam), or a class of your
+    own, `package.module:Name` or `path/to/file.py:Name`, derived from `ohl_accel.policy.estimators.Estimator`."""
+    estimator_args: dict[str, Any] = {}
+    """Further arguments of the estimator."""
     lr: Annotated[Real, Field(ge=0)] = 0.05
     """eta_theta; 0 freezes the policy."""
     betas: tuple[Annotated[Real, Field(ge=0, lt=1)], Annotated[Real, Field(ge=0, lt=1)]] = (0.5, 0.999)
@@ -275,6 +280,10 @@ class AugmentSection(Section):
     policy: Place | None = None
     """A name of `ohl_accel.policy.baselines`, a policy.json, a run folder or a Hub id (`user/name@revision`).
     `train` applies it; the search starts from it (None: from the uniform policy)."""
+    space: Annotated[Place | dict[str, Any] | None, Field(union_mode="left_to_right")] = None
+    """Operations that the policy is one over: `paper`, `paper-identity`, or a YAML file of your own (see
+    `ohl_accel.operations.space_file`); run folders hold the file's contents instead of its name. None: a learned
+    policy's own; otherwise `paper`."""
     policy_args: dict[str, Any] = {}
     """Arguments of torchvision's policies and of mixup, such as `{magnitude: 5}`."""
     random_resized_crop: RandomResizedCropSection | None = None

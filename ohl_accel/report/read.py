@@ -8,16 +8,15 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ohl_accel.errors import UserError
-from ohl_accel.operations.elements import NUM_ELEMENTS
+from ohl_accel.operations.space import PAPER, Space
+from ohl_accel.operations.space_file import open_space
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe
 from ohl_accel.report.tables import Table, read_tables
 from ohl_accel.run_folder.files import METRICS_FILE, POLICY_FILE, RECIPE_FILE, RESULT_FILE
 from ohl_accel.run_folder.metrics import read_metrics
 
-_Marginal = Annotated[
-    list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=NUM_ELEMENTS, max_length=NUM_ELEMENTS)
-]
+_Marginal = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)]
 
 
 class OuterStep(BaseModel):
@@ -35,8 +34,8 @@ class OuterStep(BaseModel):
     """In nats."""
     seconds: dict[str, Annotated[float, Field(ge=0)]]
     images_per_second: float
-    element_probabilities: Annotated[list[_Marginal], Field(min_length=2, max_length=2)] | None = None
-    """p(element) at both places, [2][36]; runs of older versions have not written it."""
+    element_probabilities: Annotated[list[_Marginal], Field(min_length=1)] | None = None
+    """p(element) at each position of an operation, [A][E]; runs of older versions have not written it."""
 
     @model_validator(mode="after")
     def _outcome_is_whole(self) -> Self:
@@ -70,6 +69,8 @@ class Run:
     """None before the first checkpoint."""
     result: Result | None
     """None until the search is finished."""
+    space: Space
+    """Whose operations the policy draws."""
     recipe: Recipe | None
     """None if the file is missing or of another version."""
     recipe_text: str
@@ -117,10 +118,11 @@ def read_run(folder: Path) -> Run:
         )
     notes: list[str] = []
     recipe, recipe_text = _read_recipe(folder / RECIPE_FILE, notes)
-    steps = _read_steps(folder / METRICS_FILE)
     result = _read_result(folder / RESULT_FILE)
     policy = _read_policy(folder / POLICY_FILE)
-    run = Run(folder, steps, policy, result, recipe, recipe_text, tables, notes)
+    space = policy.space if policy is not None else _space_of(recipe)
+    steps = _read_steps(folder / METRICS_FILE, space)
+    run = Run(folder, steps, policy, result, space, recipe, recipe_text, tables, notes)
     if run.is_run:
         notes += _missing(run)
     return run
@@ -161,7 +163,13 @@ def _read_recipe(path: Path, notes: list[str]) -> tuple[Recipe | None, str]:
         return None, text
 
 
-def _read_steps(path: Path) -> list[OuterStep]:
+def _space_of(recipe: Recipe | None) -> Space:
+    """Of a run that has no policy yet."""
+    source = None if recipe is None else recipe.augment.space
+    return PAPER if source is None else open_space(source)
+
+
+def _read_steps(path: Path, space: Space) -> list[OuterStep]:
     steps: list[OuterStep] = []
     for number, values in enumerate(read_metrics(path), 1):
         step = _checked(OuterStep, values, f"{path}, line {number}", "delete the line to do without it")
@@ -177,6 +185,13 @@ def _read_steps(path: Path) -> list[OuterStep]:
             raise UserError(
                 f"{path}, line {number}: another kind of run than in the lines before (trajectories, or whether "
                 "a policy is learned): two runs are mixed in this file; delete the lines of the other one"
+            )
+        shape = [len(marginal) for marginal in step.element_probabilities or ()]
+        if shape and shape != [space.num_elements] * space.arity:
+            raise UserError(
+                f"{path}, line {number}: element_probabilities must be {space.arity} lists of {space.num_elements} "
+                f"(space {space.name}), got lists of {shape}: it is damaged or of another run; delete the line to do "
+                "without it"
             )
         steps.append(step)
     return steps
