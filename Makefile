@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/installed
 
 .PHONY: demo test lint types docs clean
 
-demo: $(INSTALLED)  ## learn a policy on handwritten digits: about a minute on two cores
+demo: $(INSTALLED)  ## learn a policy on handwritten digits, in about a minute on two cores
 	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml -m ohl_accel.search recipes/digits.yaml \
 		run.overwrite=true
 

@@ -1,7 +1,7 @@
 """Errors whose message is all that the user needs: the commands print it without a traceback."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
@@ -23,7 +23,9 @@ def first_line(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no details')}"
 
 
-def did_you_mean(name: str, known: Iterable[str], most: int = 3, otherwise: str = "") -> str:
+def did_you_mean(
+    name: str, known: Iterable[str], most: int = 3, otherwise: str = "", show: Callable[[str], str] = str
+) -> str:
     """A hint for a name that is not known.
 
     Args:
@@ -31,9 +33,10 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 3, otherwise: str 
         known: the names that there are.
         most: so many close ones at most.
         otherwise: the hint where none is close.
+        show: how a name is written in the hint.
     """
     close = difflib.get_close_matches(name, list(known), most)
-    return f"did you mean {' or '.join(close)}?" if close else otherwise
+    return f"did you mean {' or '.join(map(show, close))}?" if close else otherwise
 
 
 _EXTRAS = {

@@ -14,8 +14,10 @@ from typing import Annotated, NoReturn
 import typer
 
 from ohl_accel.cli.ending import run_command
+from ohl_accel.cli.launching import launch
 from ohl_accel.errors import UserError
 from ohl_accel.recipe import Recipe
+from ohl_accel.recipe.packaged import LAUNCH_CONFIGS, RECIPES, first_comment, packaged
 from ohl_accel.run_folder.atomic import write_text
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -33,21 +35,54 @@ hub = typer.Typer(
 )
 app.add_typer(hub, name="hub")
 
+
+def _recipe_names(incomplete: str) -> list[str]:
+    return [name for name in packaged(RECIPES) if name.startswith(incomplete)]
+
+
+def _config_names(incomplete: str) -> list[str]:
+    return [name for name in packaged(LAUNCH_CONFIGS) if name.startswith(incomplete)]
+
+
+def _names(incomplete: str) -> list[str]:
+    return _recipe_names(incomplete) + _config_names(incomplete)
+
+
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A YAML file, such as recipes/digits.yaml.")
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A YAML file, or the name of a recipe that comes with the package, such as digits.",
+        autocompletion=_recipe_names,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="section.key=value", help="Values that replace the recipe's."),
 ]
+Processes = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Start so many processes on this machine (by accelerate launch)."),
+]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        help="Start the processes of this Accelerate configuration: a file, or a name such as node_8gpu.",
+        autocompletion=_config_names,
+    ),
+]
 
 
 @app.command()
-def search(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+def search(
+    recipe: RecipeArgument, overrides: Overrides = None, processes: Processes = None, config: Config = None
+) -> None:
     """Learn an augmentation policy while training the network."""
 
     def command() -> None:
         _check_early(recipe, overrides)
+        if processes is not None or config is not None:
+            launch("search", [recipe, *(overrides or ())], processes, config)
         from ohl_accel.engine.search import search
 
         search(recipe, overrides or ())
@@ -56,11 +91,15 @@ def search(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+def train(
+    recipe: RecipeArgument, overrides: Overrides = None, processes: Processes = None, config: Config = None
+) -> None:
     """Train a network with a fixed augmentation policy (augment.policy=NAME)."""
 
     def command() -> None:
         _check_early(recipe, overrides)
+        if processes is not None or config is not None:
+            launch("train", [recipe, *(overrides or ())], processes, config)
         from ohl_accel.engine.train import train
 
         train(recipe, overrides or ())
@@ -116,14 +155,16 @@ def compare(
     recipe: RecipeArgument,
     policies: Annotated[str, typer.Option(help="Names, separated by commas.")],
     overrides: Overrides = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0 on.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="How many seeds, from 0 on.")] = 5,
     reference: Annotated[
         str | None, typer.Option(help="What differences are to (default: the first of --policies).")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A folder (default: runs/compare-RECIPE).")] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Runs side by side (default: one for each GPU, or as cores allow)."),
+        typer.Option(
+            min=1, metavar="N", help="Runs side by side (default: one for each GPU, or as cores allow)."
+        ),
     ] = None,
 ) -> None:
     """Compare policies fairly: the same recipe, seeds in pairs, final test accuracy.
@@ -246,6 +287,44 @@ def pull(
             print(folder / file)
 
     _end(run_command(command, "the same command begins again"))
+
+
+@app.command()
+def recipes(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Show this one.", autocompletion=_names),
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Copy it to a file, to change it there.")
+    ] = None,
+) -> None:
+    """List the recipes and launch configurations that come with the package, show one, or copy it."""
+
+    def command() -> None:
+        everything = {**packaged(LAUNCH_CONFIGS), **packaged(RECIPES)}
+        if name is None:
+            if save is not None:
+                raise UserError("--save: name what to copy")
+            for title, kind in (("Recipes", RECIPES), ("Launch configurations (--config)", LAUNCH_CONFIGS)):
+                print(f"{title}:")
+                for entry, file in packaged(kind).items():
+                    print(f"  {entry:<16} {first_comment(file)}")
+            return
+        if name not in everything:
+            raise UserError(f"{name} does not come with the package; there are: {', '.join(everything)}")
+        text = everything[name].read_text(encoding="utf-8")
+        if save is None:
+            print(text, end="")
+            return
+        try:
+            with save.open("x", encoding="utf-8") as copy:
+                copy.write(text)
+        except OSError as error:
+            raise UserError(f"--save {save} cannot be written: {error.strerror}") from None
+        print(save)
+
+    _end(run_command(command))
 
 
 def run(command: str | None, argv: Sequence[str]) -> int:

@@ -1,9 +1,18 @@
 """The sections of a recipe: every field with its type, range, default and meaning."""
 
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 
 def _no_bool(value: Any) -> Any:
@@ -68,12 +77,28 @@ Part = Annotated[int | float | None, BeforeValidator(_part)]
 """Of a split: how many images, or which fraction of them."""
 
 
+Noted: TypeAlias = tuple[type[BaseModel], str]
+"""A field: the section that has it, and its name. No section occurs twice in a recipe."""
+
+
 class Section(BaseModel):
-    """Frozen; unknown keys are errors."""
+    """Frozen; unknown keys are errors.
+
+    If a dict is given as the context of a validation, the fields that are right are noted in it, so that rules between
+    fields can look at them although others are wrong.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _note(cls, value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        validated = validate(value)
+        if isinstance(info.context, dict) and info.field_name is not None:
+            info.context[cls, info.field_name] = validated
+        return validated
 
 
 class RunSection(Section):
