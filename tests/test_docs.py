@@ -22,8 +22,9 @@ from packaging.requirements import Requirement
 from PIL import Image
 from sklearn.datasets import load_digits
 from sybil import Example, Sybil
-from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
-from sybil.typing import Parser
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown import CodeBlockParser
+from sybil.typing import Evaluator, Parser
 
 from ohl_accel import cli
 from ohl_accel.comparison import contenders
@@ -114,7 +115,25 @@ def evaluate_commands(example: Example) -> None:
         run_line(line, example.namespace["monkeypatch"])
 
 
-PARSERS: list[Parser] = [PythonCodeBlockParser(), CodeBlockParser("bash", evaluate_commands)]
+def save_or_run(run: Evaluator | None) -> Evaluator:
+    """A block whose first line is a comment with the name of a file is saved there; others are run."""
+
+    def evaluate(example: Example) -> str | None:
+        name = re.match(r"# ([\w.-]+\.(?:py|yaml))\n", example.parsed)
+        if name:
+            Path(name[1]).write_text(example.parsed)
+            return None
+        assert run is not None, "a block that is not run must say which file it is: # name.yaml"
+        return run(example)
+
+    return evaluate
+
+
+PARSERS: list[Parser] = [
+    CodeBlockParser("python", save_or_run(PythonEvaluator())),
+    CodeBlockParser("bash", evaluate_commands),
+    CodeBlockParser("yaml", save_or_run(None)),
+]
 
 
 @pytest.mark.parametrize("page", TESTED_BLOCKS, ids=lambda page: str(page.relative_to(REPOSITORY)))
@@ -131,7 +150,7 @@ def test_no_block_is_overlooked() -> None:
     opening = re.compile(r"^ *```+(.*)$", re.MULTILINE)
     for page in PAGES:
         languages = opening.findall(page.read_text())[::2]
-        assert set(languages) <= {"python", "bash", "text"}, page
+        assert set(languages) <= {"python", "bash", "yaml", "text"}, page
 
 
 def test_files_and_names_exist() -> None:
