@@ -26,7 +26,14 @@ def augmentation(share: int = 0, shares: int = 1, **section: object) -> Augmenta
     own = slice(share * 12 // shares, (share + 1) * 12 // shares)
     section = {"flip": True, "pad_crop": 2, "cutout": 4, **section}
     return Augmentation(
-        AugmentSection.model_validate(section), (0.4, 0.5, 0.6), (0.2, 0.2, 0.3), 7, 12, own, CPU, 5
+        AugmentSection.model_validate(section),
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.2, 0.3),
+        seed=7,
+        batch_size=12,
+        own=own,
+        device=CPU,
+        num_classes=5,
     )
 
 

@@ -115,11 +115,11 @@ def test_a_search_whose_images_have_several_labels(tmp_path: Path) -> None:
 
 def test_labels_and_objective_must_fit(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match="objective=classification: .* several labels each; use objective=multilabel"
+        UserError, match=r"objective=classification: .* several labels each; use objective=multilabel"
     ):
         search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'a'}", "data.heldout=100"], dataset=pairs_of_digits())
     with pytest.raises(
-        UserError, match="objective=multilabel: .* one label each; use objective=classification"
+        UserError, match=r"objective=multilabel: .* one label each; use objective=classification"
     ):
         search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'b'}", "objective=multilabel"])
 
@@ -155,7 +155,7 @@ def test_an_objective_of_ones_own_whose_score_is_better_when_lower(tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("clasification", "there is no such objective; did you mean classification\\? known: "),
+        ("clasification", r"there is no such objective; did you mean classification\? known: "),
         ("nowhere.py:Mine", "there is no file nowhere.py"),
         ("no_such_module:Mine", "no_such_module cannot be imported: ModuleNotFoundError"),
         ("json:Mine", "json has no class Mine derived from ohl_accel's Objective"),

@@ -192,11 +192,11 @@ def test_an_estimator_of_ones_own_explores_and_resumes(tmp_path: Path) -> None:
     [
         (
             ["outer.estimator=reinforced"],
-            "there is no such estimator; did you mean reinforce\\? known: reinforce",
+            r"there is no such estimator; did you mean reinforce\? known: reinforce",
         ),
         (
             ["outer.estimator_args={depth: 3}"],
-            "outer.estimator=reinforce, outer.estimator_args={'depth': 3}: .*depth",
+            r"outer.estimator=reinforce, outer.estimator_args={'depth': 3}: .*depth",
         ),
     ],
 )

@@ -195,8 +195,8 @@ def _run(jobs: Sequence[Job], side_by_side: int, console: Console) -> list[Job]:
     def ended(job: Job, seconds: float) -> None:
         nonlocal count
         count += 1
-        result = job.result
-        text = f"{100 * result['test_accuracy']:.2f} %" if result else f"failed: {last_words(job)}"
+        score = job.test_score
+        text = f"{100 * score:.2f} %" if score is not None else f"failed: {last_words(job)}"
         remaining = len(jobs) - finished - count
         left = (time.monotonic() - began) / count * remaining / 60
         console.print(
@@ -211,8 +211,8 @@ def _run(jobs: Sequence[Job], side_by_side: int, console: Console) -> list[Job]:
 def _collect(jobs: Sequence[Job], asked: Comparison, reference: str) -> list[Row]:
     accuracy: dict[str, dict[int, float]] = {one.name: {} for one in asked.contenders}
     for job in jobs:
-        if job.result is not None:
-            accuracy[job.contender][job.seed] = job.result["test_accuracy"]
+        if (score := job.test_score) is not None:
+            accuracy[job.contender][job.seed] = score
     compute = {one.name: one.compute(asked.recipe.outer.trajectories) for one in asked.contenders}
     return rows_of(accuracy, compute, reference)
 

@@ -3,6 +3,7 @@
 Shapes: N trajectories, R hosted ones, K operations, I inner steps, n images of a split, M numbers kept of each.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -276,6 +277,7 @@ class Run:
             "outer_steps": recipe.outer.steps,
             "images_trained_on": images,
             "metric": metric,
+            "greater_is_better": self.objective.greater_is_better,
         }
         try:
             test = run_on_all_ranks(data.open_test, one_first=True, long=True)
@@ -292,8 +294,8 @@ class Run:
             result["test_images"] = len(test)
         rewards = groups.broadcast_object(rewards or self.rewards_before)
         sign = 1.0 if self.objective.greater_is_better else -1.0
-        measured = rewards is not None and rewards[0] is not None and rewards[0] == rewards[0]
-        result[f"heldout_{metric}"] = sign * max(rewards) if rewards is not None and measured else None
+        measured = [reward for reward in rewards or [] if reward is not None and math.isfinite(reward)]
+        result[f"heldout_{metric}"] = sign * max(measured) if measured else None
         if self.info is not None:
             self.observers.finish(self.info, result)
         return result

@@ -174,7 +174,7 @@ def flatten(line: Mapping[str, Any]) -> dict[str, float | str]:
     """
     flat: dict[str, Any] = {}
     for key, value in line.items():
-        if key in _PER_TRAJECTORY:
+        if key in _PER_TRAJECTORY and isinstance(value, list):
             flat |= {f"trajectory/{number}/{key}": one for number, one in enumerate(value)}
             if key != "advantage":
                 flat[f"{key}/mean"] = float(np.mean(np.array(value, dtype=float)))

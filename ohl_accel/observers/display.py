@@ -15,6 +15,7 @@ from rich.table import Table
 from ohl_accel.observers.observer import Observer, RunInfo
 from ohl_accel.run_folder.files import RECIPE_FILE
 from ohl_accel.run_folder.metrics import json_line
+from ohl_accel.run_folder.result import in_words, main_score, metric_of
 
 _SPEED_SECONDS = 1800.0
 """Of the past, from which the remaining time is estimated: a long outer step must fit in."""
@@ -96,7 +97,7 @@ class Display(Observer):
             numbers = ", ".join(map(str, line["diverged"]))
             self.warn(f"outer step {done}: trajectories {numbers} diverged; they cannot win")
         if self.mode in ("auto", "plain"):
-            self.say(f"outer step {done}/{steps}: {_in_words(line)}")
+            self.say(f"outer step {done}/{steps}: {_line_in_words(line)}")
 
     def finish(self, run: RunInfo, result: Mapping[str, Any]) -> None:
         """The end of a run: test score, operations gained and lost, files written, what to do next."""
@@ -106,17 +107,17 @@ class Display(Observer):
         if self.mode == "json":
             self._event("end", result=dict(result), files=dict(files), commands=commands)
             return
-        learned, metric = run.policy, result["metric"]
+        learned, metric = run.policy, metric_of(result)
+        test, heldout = main_score(result), main_score(result, "heldout")
         title = "Training finished" if learned is None else "Search finished"
         table = Table(title=title, show_header=False, title_justify="left")
-        if f"test_{metric}" not in result:
+        if test is None:
             table.add_row(f"test {metric}", "no test split (data.test_split=null)")
         else:
-            score, images = result[f"test_{metric}"], result["test_images"]
-            table.add_row(f"test {metric}", f"{100 * score:.2f} % of {images} images")
-        if result[f"heldout_{metric}"] is not None:
+            table.add_row(f"test {metric}", f"{in_words(metric, test)} of {result['test_images']} images")
+        if heldout is not None:
             note = "" if learned is None else " (chose the winner: optimistic)"
-            table.add_row(f"held-out {metric}", f"{100 * result[f'heldout_{metric}']:.2f} %{note}")
+            table.add_row(f"held-out {metric}", f"{in_words(metric, heldout)}{note}")
         if learned is not None:
             table.add_row(
                 "entropy", f"{learned.entropy:.4f} nats, uniform {math.log(len(learned.theta)):.4f}"
@@ -155,7 +156,7 @@ def _next_commands(run: RunInfo) -> dict[str, str]:
     return commands
 
 
-def _in_words(metrics: Mapping[str, Any]) -> str:
+def _line_in_words(metrics: Mapping[str, Any]) -> str:
     """`best reward 0.9125, entropy 7.1650, winner 2, loss 0.3312, 4.25 s`, as far as it is known."""
     parts = []
     best = max(metrics["reward"])
