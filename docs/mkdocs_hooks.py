@@ -14,7 +14,14 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 REPOSITORY = Path(__file__).parent.parent
-LINKED = ("CHANGELOG.md", "accelerate_configs/*", "benchmarks/*.py", "benchmarks/results/**/*", "cluster/*")
+LINKED = (
+    "CHANGELOG.md",
+    "accelerate_configs/*",
+    "benchmarks/*.py",
+    "benchmarks/results/**/*",
+    "cluster/*",
+    "examples/*",
+)
 _LINK = re.compile(r"(?<=\]\()[^)#\s:]+(?=[)#])")
 
 
