@@ -174,7 +174,7 @@ def test_the_package_says_what_it_has() -> None:
     for name in ohl_accel.__all__:
         assert getattr(ohl_accel, name).__name__ == name
     with pytest.raises(AttributeError, match="has no attribute 'serch'"):
-        ohl_accel.serch  # type: ignore[attr-defined]  # noqa: B018
+        ohl_accel.serch  # noqa: B018
 
 
 def test_completion(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def test_a_search_publishes_its_end_in_one_commit(hub: HubServer, client: Client
     ]
     assert f"{100 * measured:.2f} %" in text
     assert 'timm.create_model("hf-hub:user/digits", pretrained=True)' in text
-    assert 'Policy.from_pretrained("user/digits")' in text
+    assert 'PolicyTransform("user/digits")' in text
     assert "](figures/policy.png)" in text
 
     published = tmp_path / "recipe.yaml"  # runs again as it is, and publishes nothing
@@ -211,7 +211,7 @@ def test_a_commit_of_somebody_else_is_kept(hub: HubServer, client: Client, run: 
     hub.add_model("user/busy", {"theirs": b"1"})
     hub.faults.append(Fault("POST /api/models/user/busy/commit", "stale"))
     (said,) = client(upload_all, WRITER, run, [{"repo": "user/busy", "patience": 0.6}])
-    assert "somebody else has committed in the meantime" in said[0]
+    assert "someone else has committed in the meantime" in said[0]
     assert hub.repositories["user/busy"].messages == ["added", "added", "Network and policy"]
     assert {"theirs", "other", "policy.json"} <= set(hub.repositories["user/busy"].files)
 

@@ -166,7 +166,7 @@ def broken_files() -> dict[str, tuple[str, str]]:
     """Kind of damage -> (file content, what the message must say)."""
 
     def changed(**changes: Any) -> str:
-        return json.dumps({**Policy()._document(), **changes})
+        return json.dumps({**json.loads(Policy()._text()), **changes})
 
     def older(**changes: Any) -> str:
         return json.dumps({**schema_1(), **changes})
@@ -290,7 +290,7 @@ def test_missing_policy_files_are_refused(tmp_path: Path) -> None:
         Policy.load(tmp_path)
     (tmp_path / "policy.json").mkdir()
     for place in (tmp_path, tmp_path / "policy.json"):
-        with pytest.raises(ValueError, match=r"holds no policy\.json: it is no run folder"):
+        with pytest.raises(ValueError, match=r"holds no policy\.json: it is not a run folder"):
             Policy.load(place)
     (tmp_path / "policy.json").rmdir()
     (tmp_path / "circle.json").symlink_to("circle.json")
@@ -323,7 +323,7 @@ def test_a_policy_needs_no_training_libraries(tmp_path: Path) -> None:
     Policy().save(tmp_path / "policy.json")
     program = (
         "import sys\n"
-        "for name in ('accelerate', 'datasets', 'timm', 'wandb', 'pydantic', 'huggingface_hub'):\n"
+        "for name in ('accelerate', 'datasets', 'timm', 'wandb', 'pydantic', 'huggingface_hub', 'yaml'):\n"
         "    sys.modules[name] = None\n"
         "import torch\n"
         "from ohl_accel import Policy\n"

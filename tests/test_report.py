@@ -249,7 +249,7 @@ def with_a_figure_that_is_none(run: Path) -> None:
     ("damage", "says"),
     [
         (shutil.rmtree, "does not exist: give a run folder"),
-        (emptied, "it is no run folder, or its search has not begun"),
+        (emptied, "it is not a run folder, or its search has not begun"),
         (rewrite("metrics.jsonl", '{"outer_step": 0', "{"), "metrics.jsonl, line 1 is damaged"),
         (rewrite("metrics.jsonl", '"winner": ', '"winner": 9'), "line 1: the line: Value error, winner 9"),
         (rewrite("metrics.jsonl", '"entropy"', '"other"'), "winner and entropy: there must be both or neither"),

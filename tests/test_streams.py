@@ -494,7 +494,7 @@ def test_a_read_that_fails_is_tried_again(
         return read(*arguments)
 
     monkeypatch.setattr(index_module, "read_row_group", failing)
-    monkeypatch.setattr(shards_module.time, "sleep", waits.append)
+    monkeypatch.setattr("time.sleep", waits.append)
     for (images, _), (same, _) in zip(batches(train, last=8), expected, strict=True):
         assert torch.equal(images, same)
     assert len(waits) == 3

@@ -379,10 +379,10 @@ def test_a_run_folder_must_be_finished(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match="there is no file or folder run "):
         Policy.from_pretrained("run")
     Path("run").mkdir()
-    with pytest.raises(ValueError, match=r"run holds no policy\.json: it is no run folder"):
+    with pytest.raises(ValueError, match=r"run holds no policy\.json: it is not a run folder"):
         Policy.from_pretrained("run")
     Path("run", RECIPE_FILE).touch()
-    with pytest.raises(ValueError, match="its search has not come to its first checkpoint"):
+    with pytest.raises(ValueError, match="its search has not reached its first checkpoint"):
         Policy.from_pretrained("run")
     Policy(None, {"outer_steps": 100, "outer_steps_done": 3}).save("run/policy.json")
     with pytest.raises(

@@ -38,7 +38,7 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     programs = folder / "venv" / "bin"
     (wheel,) = built.glob("*.whl")
-    pip = [sys.executable, "-m", "pip", "--python", programs / "python", "install", "--quiet"]
+    pip = [sys.executable, "-m", "pip", "--python", str(programs / "python"), "install", "--quiet"]
     run(*pip, "--no-deps", "--no-index", wheel, folder=folder)
     return programs
 

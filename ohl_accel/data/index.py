@@ -24,11 +24,11 @@ from ohl_accel.data.shards import (
     Findings,
     joined,
     open_file,
-    patiently,
     read_row_group,
     read_span,
     runs,
     scan,
+    with_retries,
 )
 from ohl_accel.data.source import SplitFiles
 from ohl_accel.errors import UserError
@@ -89,7 +89,7 @@ class Index:
         """
         file = int(self.found.shard[block])
         url = self.files[file]
-        contents = patiently(lambda: self._read(block, file, url), url, self._retries)
+        contents = with_retries(lambda: self._read(block, file, url), url, self._retries)
         sizes = self.found.size[self.start[block] : self.start[block + 1]].tolist()
         if [len(content or b"") for content in contents] != sizes:
             raise UserError(f"{url} has changed since this run began to read it")

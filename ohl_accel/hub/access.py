@@ -7,7 +7,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ohl_accel.errors import UserError
-from ohl_accel.hub.retry import AccessError, persist, reason
+from ohl_accel.hub.retry import AccessError, reason, with_retries
 from ohl_accel.recipe import HubSection
 
 _PATIENCE_AT_THE_START = 10.0
@@ -45,7 +45,7 @@ def check_access(section: HubSection, say: Callable[[str], None]) -> None:
     if huggingface_hub.get_token() is None:
         raise UserError(f"hub.repo={repo}: no token for the Hub: log in by `hf auth login`, or set HF_TOKEN")
     try:
-        persist(lambda: _ask(repo, section), min(section.patience, _PATIENCE_AT_THE_START), say)
+        with_retries(lambda: _ask(repo, section), min(section.patience, _PATIENCE_AT_THE_START), say)
     except AccessError as error:
         if isinstance(error.__cause__, huggingface_hub.errors.OfflineModeIsEnabled):
             say(f"{error}: nothing will be published unless it is unset for `ohl_accel.hub push`")

@@ -13,7 +13,7 @@ from ohl_accel.errors import RunFailedError, UserError
 from ohl_accel.hub.access import check_name
 from ohl_accel.hub.card import model_card
 from ohl_accel.hub.contents import CARD_FILE, PUBLISHED, Files, Finished, files_of
-from ohl_accel.hub.retry import AccessError, persist, reason
+from ohl_accel.hub.retry import AccessError, reason, with_retries
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import HubSection
 from ohl_accel.run_folder.files import POLICY_FILE
@@ -59,7 +59,7 @@ def upload(files: Files, section: HubSection, say: Say) -> str:
     if not sys.stderr.isatty():
         huggingface_hub.utils.disable_progress_bars()
     try:
-        return persist(lambda: _commit(files, section), section.patience, say).commit_url
+        return with_retries(lambda: _commit(files, section), section.patience, say).commit_url
     except Exception as error:
         raise RunFailedError(f"{section.repo} does not have the run: {reason(error)}") from error
 
@@ -123,7 +123,7 @@ def _snapshot(repo: str, revision: str | None, at: str, say: Say) -> Path:
         return Path(found)
 
     try:
-        return persist(lambda: fetch(local=False), PATIENCE_OF_PULL, say)
+        return with_retries(lambda: fetch(local=False), PATIENCE_OF_PULL, say)
     except AccessError as error:
         raise RunFailedError(f"{at} cannot be fetched: {error}") from error
     except Exception as error:

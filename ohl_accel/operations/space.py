@@ -152,17 +152,16 @@ class Space:
         Raises:
             ValueError: for images of another dtype or shape, or an operation that the space does not have.
         """
-        if not bool(((operation_B >= 0) & (operation_B < self.num_operations)).all()):
-            raise ValueError(
-                f"operations must lie in 0..{self.num_operations - 1}, got {operation_B.tolist()}"
-            )
-        element_BA = self._elements_KA[operation_B]
-        for i in range(self.arity):
-            images_BCHW = self.apply_elements(images_BCHW, element_BA[:, i], negative_BA[:, i])
+        _check_images(images_BCHW)
+        _check_range("operations", operation_B, self.num_operations)
+        for element_B, negative_B in zip(self._elements_KA[operation_B].T, negative_BA.T, strict=True):
+            images_BCHW = self._batched(images_BCHW, element_B, negative_B)
         return images_BCHW
 
     def apply_elements(self, images_BCHW: Tensor, element_B: Tensor, negative_B: Tensor) -> Tensor:
         """Apply to each image one element: as `apply`, with int64 elements in [0, E) and bool signs [B]."""
+        _check_images(images_BCHW)
+        _check_range("elements", element_B, self.num_elements)
         return self._batched(images_BCHW, element_B, negative_B)
 
     def apply_to_pil(self, image: Image.Image, operation: int, negative: Sequence[bool]) -> Image.Image:
@@ -322,6 +321,18 @@ def _check_fields(document: Mapping[Any, Any], fields: Sequence[str]) -> None:
     for field in document:
         if field not in fields:
             raise ValueError(f"unknown field {_short(field)}; the fields are {', '.join(fields)}")
+
+
+def _check_images(images: Tensor) -> None:
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8 in 0..255, got {images.dtype}")
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images must be [B, C, H, W] with C = 1 or 3, got {list(images.shape)}")
+
+
+def _check_range(what: str, number_B: Tensor, below: int) -> None:
+    if not bool(((number_B >= 0) & (number_B < below)).all()):
+        raise ValueError(f"{what} must lie in 0..{below - 1}, got {number_B.tolist()}")
 
 
 def _unpickled(document: Mapping[str, Any], imported: str | None) -> Space:

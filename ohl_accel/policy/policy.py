@@ -5,29 +5,26 @@ batch, b of this process, C channels, H rows, W columns, n draws. theta is float
 every process computes the same policy to the last bit.
 """
 
-import json
-import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from ohl_accel.errors import UserError
 from ohl_accel.hub.download import fetch_file
 from ohl_accel.operations.space import PAPER, Space
+from ohl_accel.policy import file
 from ohl_accel.policy.protocol import BatchDraw
 from ohl_accel.run_folder.atomic import write_text
-from ohl_accel.run_folder.files import POLICY_FILE
+from ohl_accel.run_folder.files import POLICY_FILE, RECIPE_FILE
 
-FORMAT = "ohl_accel.policy"
-SCHEMA_VERSION = 2
-"""1, which is still read, has the paper's space and lists its elements."""
 _SIGNS = ("first sign", "second sign", "third sign")
-"""Purposes of draws, for each position of an operation."""
-_MAX_FILE_BYTES = 4 * 1024 * 1024
+"""Purposes of draws, for each element of an operation."""
+file.MAX_FILE_BYTES = 4 * 1024 * 1024
 # user/name, unless it looks like a path
 _HUB_ID = re.compile(r"(?![.~])[^/\\\s]+/(?!.*\.json$)[^/\\\s]+")
 
@@ -122,16 +119,10 @@ class Policy:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `policy.json`, whole or not at all (written aside, then renamed)."""
-        write_text(Path(path), json.dumps(self._document(), allow_nan=False))
+        write_text(Path(path), self._text())
 
-    def _document(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "schema_version": SCHEMA_VERSION,
-            "space": self.space.document(),
-            "theta": self.theta.tolist(),
-            "provenance": self.provenance,
-        }
+    def _text(self) -> str:
+        return file.to_text(file.Contents(self.space, self.theta, self.provenance))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -146,12 +137,8 @@ class Policy:
                 raise ValueError(f"{path} holds no {POLICY_FILE}: {_why_no_policy(path)}")
             path = path / POLICY_FILE
         try:
-            document = _read_json(path)
-            space = _space_of(document)
-            theta = _theta_of(document, space)
-            return cls(theta, document.get("provenance"), space=space)
-        except RecursionError:
-            raise ValueError(f"{path} is not a policy that can be used: it is nested too deeply") from None
+            space, theta_K, provenance = file.read(path)
+            return cls(theta_K, provenance, space=space)
         except ValueError as error:
             raise ValueError(f"{path} is not a policy that can be used: {error}") from None
 
@@ -164,7 +151,7 @@ class Policy:
             revision: branch, tag or commit on the Hub.
 
         Raises:
-            ValueError: if there is none, it cannot be used, or the search in the run folder goes on still.
+            ValueError: if there is none, it cannot be used, or the search in the run folder is not finished.
         """
         path = Path(os.path.expanduser(name))
         if os.path.exists(path):
@@ -177,116 +164,78 @@ class Policy:
         if not _HUB_ID.fullmatch(str(name)):
             raise ValueError(f"there is no file or folder {name} (and a Hub id has the form user/name)")
         try:
-            return cls.load(fetch_file(str(name), POLICY_FILE, revision, _MAX_FILE_BYTES))
+            return cls.load(fetch_file(str(name), POLICY_FILE, revision, file.MAX_FILE_BYTES))
         except ValueError as error:
             raise ValueError(f"there is no file or folder {name}, and as a Hub id: {error}") from error
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the policy into a folder, which is made if missing; `from_pretrained` takes the folder."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.save(Path(folder) / POLICY_FILE)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool = False,
+        license: str | None = None,
+        tags: Sequence[str] = (),
+        version: str | None = None,
+    ) -> str:
+        """Publish the policy on the Hugging Face Hub, with a card and its figures; needs `huggingface_hub`.
+
+        Log in first, by `hf auth login` or HF_TOKEN.
+
+        Args:
+            repo: `user/name`; it is made if missing. `from_pretrained` takes it.
+            private: make the repository private.
+            license: in the Hub's spelling, such as `apache-2.0`.
+            tags: further tags of the card.
+            version: a git tag for the commit, such as `v1`: what `revision` may then name.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: for a name that the Hub does not take.
+            RunFailedError: if the Hub refuses it, or cannot be reached.
+        """
+        try:
+            from ohl_accel.hub.policy import push_policy  # the one import upward: publishing draws figures
+        except ImportError as error:
+            raise UserError(f"push_to_hub needs {error.name}: pip install 'ohl-accel[train]'") from error
+        return push_policy(
+            self, self._text(), repo, private=private, license=license, tags=tuple(tags), version=version
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both have the same space and the same theta, to the last bit."""
+        if not isinstance(other, Policy):
+            return NotImplemented
+        return self.space == other.space and torch.equal(self.theta, other.theta)
+
+    __hash__ = None  # type: ignore[assignment]  # theta changes
+
+    def __repr__(self) -> str:
+        number, low, high = self.space.num_operations, float(self.theta.min()), float(self.theta.max())
+        entropy = f"entropy {self.entropy:.2f} of {self.space.max_entropy:.2f} nats"
+        if low == high:
+            return f"Policy({self.space.name}: {number} operations, uniform, {entropy})"
+        (name, probability), *_ = self.top(1)
+        most = f"most probable: {name}, {probability * number:.2f} x uniform"
+        return f"Policy({self.space.name}: {number} operations, {entropy}; {most})"
 
     def _check_finished(self, folder: Path) -> None:
         """Raise ValueError if the policy says that it is one of an unfinished search."""
         done, steps = (self.provenance.get(key) for key in ("outer_steps_done", "outer_steps"))
         if done is not None and steps is not None and done != steps:
             raise ValueError(
-                f"{folder}: its search stands at outer step {_short(done)} of {_short(steps)}; "
+                f"{folder}: its search is at outer step {file.short(done)} of {file.short(steps)}; "
                 f"give {folder / POLICY_FILE} to use the policy as it is"
             )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Parse a JSON object from a file that may come from anywhere.
-
-    Raises:
-        ValueError: if it is missing, too large, no JSON, holds NaN or a key twice, or is no object.
-        RecursionError: if it is nested too deeply.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_FILE_BYTES + 1)
-        if len(content) > _MAX_FILE_BYTES:
-            raise ValueError(f"more than {_MAX_FILE_BYTES} bytes is too large; a policy has some 30,000")
-        document = json.loads(
-            content.decode(),
-            parse_constant=_finite_number,
-            parse_float=_finite_number,
-            object_pairs_hook=_with_unique_keys,
-        )
-    except OSError as error:
-        raise ValueError(error.strerror or str(error)) from None
-    except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"malformed JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"expected a JSON object, got {type(document).__name__}")
-    return document
-
-
-def _finite_number(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"it contains {text[:60]}; all numbers must be finite")
-    return number
-
-
-def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in document:
-            raise ValueError(f"it has the key {_short(key)} twice in one object")
-        document[key] = value
-    return document
-
-
-def _space_of(document: Mapping[str, Any]) -> Space:
-    """Check format and version of a parsed `policy.json`, and return its space."""
-    if document.get("format") != FORMAT:
-        raise ValueError(f'"format" must be "{FORMAT}", got {_short(document.get("format"))}')
-    version = document.get("schema_version")
-    if type(version) is not int or version not in (1, SCHEMA_VERSION):
-        raise ValueError(
-            f"schema_version {_short(version)} is unknown; this version reads 1 and {SCHEMA_VERSION}"
-        )
-    if version == SCHEMA_VERSION:
-        try:
-            return Space.from_document(document.get("space"))
-        except ValueError as error:
-            raise ValueError(f'"space": {error}') from None
-    elements, known = document.get("elements"), PAPER.document()["elements"]
-    if not isinstance(elements, list) or len(elements) != len(known):
-        found = f"{len(elements)}" if isinstance(elements, list) else _short(elements)
-        raise ValueError(f'"elements" must list the {len(known)} elements of Table 1, got {found}')
-    for index, (found, wanted) in enumerate(zip(elements, known, strict=True)):
-        if found != wanted:
-            raise ValueError(f"element {index} must be {PAPER.elements[index].name}, got {_short(found)}")
-    return PAPER
-
-
-def _theta_of(document: Mapping[str, Any], space: Space) -> Tensor:
-    """Check the other fields of a parsed `policy.json`, and return its theta."""
-    theta = document.get("theta")
-    if not isinstance(theta, list) or len(theta) != space.num_operations:
-        found = f"{len(theta)}" if isinstance(theta, list) else _short(theta)
-        raise ValueError(f'"theta" must list {space.num_operations} numbers, got {found}')
-    for index, value in enumerate(theta):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
-            raise ValueError(f"theta[{index}] must be a finite number, got {_short(value)}")
-    if not isinstance(document.get("provenance", {}), dict):
-        raise ValueError(f'"provenance" must be an object, got {_short(document["provenance"])}')
-    return torch.tensor(theta, dtype=torch.float64)
-
-
 def _why_no_policy(folder: Path) -> str:
-    if (folder / "recipe.yaml").exists():  # every run folder has it, the policy comes with the checkpoints
-        return "its search has not come to its first checkpoint, or the run learned no policy"
-    return "it is no run folder, or its search has not begun"
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond float64
-        return False
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    if (folder / RECIPE_FILE).exists():  # every run folder has it, the policy comes with the checkpoints
+        return "its search has not reached its first checkpoint, or the run did not learn a policy"
+    return "it is not a run folder, or its search has not begun"

@@ -124,7 +124,7 @@ def read_run(folder: Path) -> Run:
     """Read everything that a report shows.
 
     Raises:
-        UserError: if it is no run folder, or a file in it is damaged; names the file and the way out.
+        UserError: if it is not a run folder, or a file in it is damaged; names the file and the way out.
     """
     if not folder.is_dir():
         problem = "is a file" if folder.exists() else "does not exist"
@@ -133,7 +133,7 @@ def read_run(folder: Path) -> Run:
     names = (RECIPE_FILE, METRICS_FILE, POLICY_FILE)
     if not tables and not any((folder / name).exists() for name in names):
         raise UserError(
-            f"{folder} holds none of {', '.join(names)}: it is no run folder, or its search has not begun"
+            f"{folder} holds none of {', '.join(names)}: it is not a run folder, or its search has not begun"
         )
     notes: list[str] = []
     recipe, recipe_text = _read_recipe(folder / RECIPE_FILE, notes)
