@@ -117,7 +117,7 @@ def _exchange(
     groups: int,
     network: str,
     rounds: int,
-    **options: int,
+    **options: Any,
 ) -> dict[str, Any]:
     with torch.device("meta"):
         model = create_model(network, num_classes=10, **options)

@@ -205,7 +205,7 @@ def test_slurm_script_needs_to_know_the_processes(tmp_path: Path) -> None:
     assert "set PROCESSES to the number of processes of each machine" in output
 
 
-KUBEFLOW = {
+KUBEFLOW: dict[str, Any] = {
     "PersistentVolumeClaim": kubeflow.IoK8sApiCoreV1PersistentVolumeClaim,
     "TrainingRuntime": kubeflow.TrainerV1alpha1TrainingRuntime,
     "TrainJob": kubeflow.TrainerV1alpha1TrainJob,

@@ -324,7 +324,7 @@ def test_timm_create_loader_without_prefetcher(workplace: Path, monkeypatch: pyt
     from timm.data import create_loader
 
     def without_prefetcher(*arguments: Any, **options: Any) -> Any:
-        return create_loader(*arguments, **options, use_prefetcher=False)
+        return create_loader(*arguments, **{**options, "use_prefetcher": False})
 
     monkeypatch.setattr("timm.data.create_loader", without_prefetcher)
     names = run_block("create_loader(")

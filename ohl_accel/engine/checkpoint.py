@@ -30,7 +30,7 @@ Contents = tuple[dict[str, Any], dict[str, Tensor]]
 
 _LATEST = "latest"
 _GROUP = "group"
-_PLAIN = bool | int | float | str | list | tuple | None
+_PLAIN = bool | int | float | str | list | tuple | None  # type: ignore[type-arg]  # for isinstance
 _STATE_JSON, _STATE_TENSORS = "state.json", "state.safetensors"
 _FREE_FIELDS = frozenset(
     {
