@@ -301,6 +301,10 @@ def test_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"split 'train' of .* cannot be read"):
         open_data(recipe(tmp_path, test_split=None))
+    (tmp_path / "train.parquet").unlink()
+    (tmp_path / "train.jsonl").write_text("[1")
+    with pytest.raises(UserError, match=r"cannot be read: DatasetGenerationError: .* dataset; ValueError: "):
+        open_data(recipe(tmp_path, test_split=None))
 
 
 def test_the_test_split_is_not_read_before_it_is_opened(parquet: Path) -> None:
