@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test test-fast lint types wheel install clean
+.PHONY: demo test test-fast lint types docs wheel install clean
 
 demo: $(INSTALLED)  ## learn a policy on handwritten digits, in about a minute on two cores
 	$(BIN)/ohl-accel search digits run.overwrite=true
@@ -24,6 +24,9 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
+docs: $(INSTALLED)  ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 wheel: $(INSTALLED)  ## build the wheel, install it into an empty environment (gigabytes), search and use a policy
 	.ci/wheel $(BIN)/python
 
@@ -36,4 +39,4 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site

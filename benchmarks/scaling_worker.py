@@ -238,7 +238,7 @@ def search(folder: Path, recipe_path: str, overrides: Sequence[str]) -> None:
         (folder / f"rank{run.groups.rank}.json").write_text(json.dumps(measured))
         return rewards
 
-    execute(recipe_path, overrides, loop, learn=True, dataset=None, model=None, observers=())
+    execute(recipe_path, overrides, loop, learn=True)
     leave()
 
 

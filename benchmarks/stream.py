@@ -127,7 +127,7 @@ def ours(shards: Path, options: argparse.Namespace) -> Callable[[int], Iterator[
 
     def batches(number: int) -> Iterator[Any]:
         steps = range(number * per_epoch, (number + 1) * per_epoch)
-        order = TrainingOrder(len(train), batch_size, 0, steps.start, steps.stop, 0, 1, blocks)
+        order = TrainingOrder(len(train), batch_size, 0, first=steps.start, last=steps.stop, blocks=blocks)
         decoded = training_batches(train, order, options.workers, device.type == "cuda", crop)
         for step, batch in zip(steps, ahead_on_device(decoded, device), strict=True):
             yield augmentation.finish(*augmentation.basic(*batch, step), step)

@@ -94,8 +94,8 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "there is no such run folder, and it is no Hub id"),
-        (["tests"], "tests holds no model.safetensors and no config.json: it is no run folder"),
+        (["nowhere"], "there is no such run folder, and it is not a Hub id"),
+        (["tests"], "tests has no model.safetensors and no config.json: it is not a run folder"),
         (["RUN", "--split", "validation"], "sklearn:digits has no split 'validation'; it has: train, test"),
         (["RUN", "--revision", "main"], "is a folder; only a Hub id has revisions"),
         (["RUN", "outer.steps=1"], "outer.steps=1: only the data section can be changed here"),

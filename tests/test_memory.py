@@ -215,7 +215,7 @@ def test_a_split_of_its_own_scores(parquet: Path) -> None:  # noqa: F811
 def test_workers_decode_given_data() -> None:
     given = Pairs(some_images(20), [0, 1] * 10)
     train = open_data(recipe("memory", in_memory=False), given).train
-    order = TrainingOrder(16, 4, 0, 0, 8, 0, 1)
+    order = TrainingOrder(16, 4, 0, first=0, last=8)
     single, parallel = (training_batches(train, order, workers, False) for workers in (0, 2))
     for here, there in zip(single, parallel, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(here, there, strict=True))

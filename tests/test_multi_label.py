@@ -66,7 +66,7 @@ def test_batches(tmp_path: Path, workers: int) -> None:
     write(tmp_path / "train.parquet", labels)
     kept = open_data(recipe(tmp_path, test_split=None, in_memory=True)).train
     decoded = open_data(recipe(tmp_path, test_split=None, in_memory=False)).train
-    order = TrainingOrder(16, 4, 0, 0, 6, 0, 1)
+    order = TrainingOrder(16, 4, 0, first=0, last=6)
     pairs = zip(
         order,
         training_batches(kept, order, 0, False),

@@ -243,7 +243,9 @@ def test_rewards_and_winner() -> None:
 
 def test_a_folder_that_is_not_empty_is_refused(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"is not empty \(it holds notes.txt\): go on with run.resume=auto"):
+    with pytest.raises(
+        UserError, match=r"is not empty \(it holds notes.txt\): resume it with run.resume=auto"
+    ):
         run(tmp_path)
     run(tmp_path, "run.overwrite=true", "outer.steps=1")
     assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -264,7 +266,7 @@ def test_resuming_with_another_recipe_is_refused(tmp_path: Path) -> None:
         run(tmp_path, "outer.steps=1", "run.resume=auto", "outer.lr=0.1")
     (tmp_path / "checkpoints" / "step-000001" / "state.safetensors").write_bytes(b"cut")
     with pytest.raises(
-        UserError, match=r"step-000001 is damaged: .*; to go on from step-000000, write that name"
+        UserError, match=r"step-000001 is damaged: .*; to resume from step-000000, write that name"
     ):
         run(tmp_path, "outer.steps=1", "run.resume=auto")
 
@@ -378,7 +380,18 @@ def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
 
 def test_the_recipe_in_the_run_folder_is_complete(finished: Path) -> None:
     written = yaml.safe_load((finished / "recipe.yaml").read_text())
-    assert set(written) == {"run", "data", "model", "inner", "outer", "augment", "train", "hub", "track"}
+    assert set(written) == {
+        "run",
+        "data",
+        "model",
+        "inner",
+        "outer",
+        "objective",
+        "augment",
+        "train",
+        "hub",
+        "track",
+    }
     assert written["data"]["image_column"] == "image"
     assert len(written["data"]["mean"]) == 1
     assert written["run"]["mixed_precision"] == "no"

@@ -186,7 +186,7 @@ def test_wandb_online_and_a_server_that_leaves(tmp_path: Path) -> None:
             assert done.code == 0, done
             identity = json.loads((folders[False] / "trackers.json").read_text())["id"]
             assert f"wandb: {server.url}/me/ohl-accel/runs/{identity}" in done.out
-            assert "not all is sent" not in done.out
+            assert "not everything was sent" not in done.out
             rows: dict[int, dict[str, Any]] = {}
             for row in server.history[identity]:
                 rows.setdefault(row["_step"], {}).update(row)
@@ -202,7 +202,7 @@ def test_wandb_online_and_a_server_that_leaves(tmp_path: Path) -> None:
             assert done.code == 0, done
             assert (folders[True] / "result.json").exists()
             (place,) = (folders[True] / "wandb").glob("run-*")
-            assert f"wandb: not all is sent; this sends it: wandb sync {place}" in done.out
+            assert f"wandb: not everything was sent; to send it: wandb sync {place}" in done.out
             kept = history_of(wandb_records(next(place.glob("*.wandb"))))
             assert sorted(kept) == [0, 1, 2, 3]
     for folder in folders.values():

@@ -460,7 +460,7 @@ def test_the_hub(tmp_path: Path) -> None:
             ("user/gated", None, "user/gated .*: access to it is granted on its page"),
             ("user/huge", None, "user/huge has 5000000 bytes, more than"),
             ("user/foreign", None, '"format" must be "ohl_accel.policy", got None'),
-            ("user/a--b", None, "user/a--b .*: this is no Hub id"),
+            ("user/a--b", None, "user/a--b .*: not a Hub id"),
         ):
             assert re.match(
                 f"(there is no file or folder .* as a Hub id: .*)?{wanted}", ask(online, name, revision)

@@ -1,4 +1,4 @@
-"""Data that the caller holds: datasets of Hugging Face, or of torch, instead of a place that a recipe names."""
+"""Data that the caller holds: datasets of Hugging Face, or of torch, instead of a path in a recipe."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext

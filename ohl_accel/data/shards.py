@@ -79,7 +79,7 @@ def kind_of(url: str) -> str:
     """`parquet`, `tar` or `image`, by the file's ending.
 
     Raises:
-        UserError: for another one.
+        UserError: for any other kind.
     """
     suffix = PurePosixPath(url).suffix.lower()
     kinds = {".parquet": "parquet", ".tar": "tar"} | dict.fromkeys(Image.registered_extensions(), "image")
@@ -234,10 +234,10 @@ def runs(images: Sequence[tuple[int, int]]) -> list[int]:
     """Cut the (offset, size) of neighbouring images into blocks: images in each."""
     lengths: list[int] = []
     first = 0
-    for place, (offset, size) in enumerate(images):
-        if place == 0 or place - first == _BLOCK_IMAGES or offset + size - images[first][0] > _BLOCK_BYTES:
+    for index, (offset, size) in enumerate(images):
+        if index == 0 or index - first == _BLOCK_IMAGES or offset + size - images[first][0] > _BLOCK_BYTES:
             lengths.append(0)
-            first = place
+            first = index
         lengths[-1] += 1
     return lengths
 

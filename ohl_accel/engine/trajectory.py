@@ -135,7 +135,7 @@ class Trajectory:
 
         Of a sharded network, what this process holds.
 
-        Step counters that an optimizer keeps on the CPU are left out: they are equal everywhere.
+        Step counters that an optimizer keeps on the CPU are omitted: they are equal everywhere.
         """
         tensors = list(self.network.state_dict().values())
         for parameter in self.network.parameters():
