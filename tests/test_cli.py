@@ -28,7 +28,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def cpu_seconds(*arguments: str) -> float:
-    """User and system time of a process, of three the least: what else the machine does is no matter here."""
+    """User and system time of a process, of three the least, so that the load of the machine does not matter."""
     seconds = []
     for _ in range(3):
         process = subprocess.Popen(

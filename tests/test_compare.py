@@ -212,7 +212,10 @@ def test_the_command_runs_writes_and_goes_on(tmp_path: Path, capsys: pytest.Capt
     assert Policy.load(out / "runs" / "ohl-fresh" / "seed-0").theta.tolist() == learned.theta.tolist()
     assert "comparison.md" in output
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
-    # once more, with a policy more: only that one runs
+    # once more, with a policy more: only that one runs, also where recipes had a section less at the beginning
+    settings = json.loads((out / "settings.json").read_text())
+    del settings["hub"]
+    (out / "settings.json").write_text(json.dumps(settings))
     again = start(out, "--policies", "ohl,none,uniform", *quick)
     output, _ = again.communicate(timeout=200)
     assert again.returncode == 0, output
