@@ -549,6 +549,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.network
 def test_a_stream_of_the_hub(tmp_path: Path, pictures: list[Picture]) -> None:
     """Over real HTTP: downloads that fail twice are tried again; one that always fails ends with its name."""
     folder = write_parquet(tmp_path / "data", pictures)
