@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from hosts import TwoHosts
 from torch import nn
 
+from benchmarks.hosts import TwoHosts
 from ohl_accel.cli import run_command
 from ohl_accel.distributed.groups import Groups
 from ohl_accel.distributed.launch import run_on_all_ranks

@@ -10,6 +10,7 @@ from torchvision.transforms import v2
 from ohl_accel.engine.augment import Augmentation, cutout, pad_crop
 from ohl_accel.errors import UserError
 from ohl_accel.policy.baselines import TorchvisionPolicy, open_policy, settle
+from ohl_accel.policy.protocol import BatchDraw
 from ohl_accel.recipe import AugmentSection
 from ohl_accel.rng import keyed_generator, keyed_seed
 
@@ -25,7 +26,14 @@ def augmentation(share: int = 0, shares: int = 1, **section: object) -> Augmenta
     own = slice(share * 12 // shares, (share + 1) * 12 // shares)
     section = {"flip": True, "pad_crop": 2, "cutout": 4, **section}
     return Augmentation(
-        AugmentSection.model_validate(section), (0.4, 0.5, 0.6), (0.2, 0.2, 0.3), 7, 12, own, CPU, 5
+        AugmentSection.model_validate(section),
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.2, 0.3),
+        seed=7,
+        batch_size=12,
+        own=own,
+        device=CPU,
+        num_classes=5,
     )
 
 
@@ -80,8 +88,8 @@ def test_processes_of_a_group_make_up_the_whole_batch(name: str) -> None:
         augment = augmentation(share, of)
         labels = torch.zeros(12 // of, dtype=torch.int64)
         batch, _ = augment.basic(images()[augment.own], labels, 5)
-        batch, counts = augment.apply(policy, batch, 5, 0)
-        assert counts.sum() == (12 if name == "uniform" else 0)
+        batch, operations = augment.apply(policy, batch, 5, 0)
+        assert (operations is not None and len(operations) == 12) == (name == "uniform")
         return augment.finish(batch, labels, 5)[0]
 
     for shares in (2, 3, 4):
@@ -101,13 +109,19 @@ def test_torchvision_policies_are_torchvisions(name: str, transform: v2.Transfor
     """Every image as torchvision makes it of the PIL image, with the seed of the image; each its own."""
     policy, batch = open_policy(AugmentSection(policy=name), side=32), images(12, channels, 16, 16)
     assert isinstance(policy, TorchvisionPolicy)
-    got = policy(batch, 7, 3, 12, slice(0, 12))
+
+    def apply(batch: torch.Tensor, step: int) -> torch.Tensor:
+        transformed, operations = policy.apply(batch, BatchDraw(7, step, 0, 12, slice(0, 12)))
+        assert operations is None
+        return transformed
+
+    got = apply(batch, 3)
     seeds = torch.randint(2**62, (12,), generator=keyed_generator(7, "torchvision", 3)).tolist()
     for image, seed, expected in zip(batch, seeds, got, strict=True):
         torch.manual_seed(seed)
         assert torch.equal(tv.pil_to_tensor(transform(tv.to_pil_image(image))), expected)
-    assert not torch.equal(policy(batch[:1].expand(12, -1, -1, -1), 7, 3, 12, slice(0, 12))[0], got[1])
-    assert not torch.equal(policy(batch, 7, 4, 12, slice(0, 12)), got)
+    assert not torch.equal(apply(batch[:1].expand(12, -1, -1, -1), 3)[0], got[1])
+    assert not torch.equal(apply(batch, 4), got)
 
 
 def test_mixup_mixes_images_and_labels_in_one_proportion() -> None:

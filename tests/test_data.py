@@ -44,7 +44,7 @@ def some_images(
 
 def rows(images: list[Image.Image], labels: list[Any], label_feature: Any = None) -> datasets.Dataset:
     label_feature = label_feature or datasets.ClassLabel(names=["cat", "dog"])
-    features = datasets.Features({"image": datasets.Image(), "label": label_feature})
+    features = datasets.Features(image=datasets.Image(), label=label_feature)
     return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
 
 

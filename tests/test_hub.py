@@ -12,9 +12,10 @@ from hub_server import READER, WRITER, Fault, HubServer
 from PIL import Image
 from processes import Client, check, classify, command, draw, run_search, upload_all
 
-from ohl_accel.engine.search import main, search
+from ohl_accel.engine.search import search
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe
+from ohl_accel.search import main
 
 DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
 PUBLISHED = {
@@ -76,7 +77,7 @@ def test_a_search_publishes_its_end_in_one_commit(hub: HubServer, client: Client
     ]
     assert f"{100 * measured:.2f} %" in text
     assert 'timm.create_model("hf-hub:user/digits", pretrained=True)' in text
-    assert 'Policy.from_pretrained("user/digits")' in text
+    assert 'PolicyTransform("user/digits")' in text
     assert "](figures/policy.png)" in text
 
     published = tmp_path / "recipe.yaml"  # runs again as it is, and publishes nothing

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image, ImageOps
+from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from ohl_accel.operations import pillow
-from ohl_accel.operations.elements import ELEMENTS, operation_of
-from ohl_accel.operations.kernels import apply_elements, apply_operations
-from ohl_accel.operations.kernels.geometry import MAX_SIDE, move_pixels
+from ohl_accel.operations.kernels.geometry import MAX_SIDE
+from ohl_accel.operations.space import PAPER, PAPER_IDENTITY, Space
+from ohl_accel.operations.transforms import Element
 from ohl_accel.rng import keyed_generator
 
 
@@ -23,15 +23,15 @@ def to_tensor(image: Image.Image) -> Tensor:
     return levels[None] if levels.ndim == 2 else levels.permute(2, 0, 1).contiguous()
 
 
-def assert_equals_pillow(images: list[Image.Image]) -> None:
-    """All elements and both signs, in one batch per image size, each image its own element."""
+def assert_equals_pillow(images: list[Image.Image], space: Space = PAPER) -> None:
+    """All elements and both signs, on a batch of images of one size."""
     batch = torch.stack([to_tensor(image) for image in images])
-    for index, element in enumerate(ELEMENTS):
+    for index, element in enumerate(space.elements):
         for negative in (False, True) if element.signed else (False,):
             wanted = torch.stack(
-                [to_tensor(pillow.apply_element(image, element, negative)) for image in images]
+                [to_tensor(space.apply_element_to_pil(image, index, negative)) for image in images]
             )
-            got = apply_elements(
+            got = space.apply_elements(
                 batch, torch.full((len(images),), index), torch.full((len(images),), negative)
             )
             assert torch.equal(got, wanted), f"{element.name}, negative={negative}: {different(got, wanted)}"
@@ -45,6 +45,58 @@ def different(got: Tensor, wanted: Tensor) -> str:
 def photographs(folder: Path, pattern: str, column: str, count: int) -> list[Image.Image]:
     rows = pq.read_table(sorted(folder.glob(pattern))[0], columns=[column]).slice(0, count).to_pylist()
     return [Image.open(io.BytesIO(row[column]["bytes"])).convert("RGB") for row in rows]
+
+
+@pytest.fixture(scope="module")
+def sample_photographs() -> list[Image.Image]:
+    """The two photographs that come with scikit-learn (CC BY 2.0), 640 x 427: these tests never skip."""
+    return [Image.fromarray(levels) for levels in load_sample_images().images]
+
+
+def crops(photographs: list[Image.Image], side: int, count: int) -> list[Image.Image]:
+    """Squares of the photographs, spread over them."""
+    rng = np.random.default_rng(0)
+    pictures = []
+    for number in range(count):
+        photograph = photographs[number % len(photographs)]
+        left = int(rng.integers(photograph.width - side + 1))
+        top = int(rng.integers(photograph.height - side + 1))
+        pictures.append(photograph.crop((left, top, left + side, top + side)))
+    return pictures
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_sample_photographs_equal_pillow(sample_photographs: list[Image.Image], mode: str) -> None:
+    """At the sizes of CIFAR and ImageNet, and one that is not square."""
+    photographs = [photograph.convert(mode) for photograph in sample_photographs]
+    assert_equals_pillow(crops(photographs, 32, 120), PAPER_IDENTITY)
+    assert_equals_pillow(crops(photographs, 224, 2))
+    assert_equals_pillow([photographs[0].resize((200, 133))])
+
+
+def any_magnitudes() -> Space:
+    """Every built-in transform with both ends of its range, and magnitudes in between that are nobody's choice."""
+    rng = np.random.default_rng(0)
+    elements = []
+    for transform in dict.fromkeys(element.transform for element in PAPER.elements):
+        legal = transform.magnitude
+        if legal is not None:
+            between = rng.uniform(legal.least, legal.greatest, 9).round(3).tolist()
+            round_ones = [legal.greatest / 2, legal.greatest / 4, min(1.0, legal.greatest)]
+            magnitudes = dict.fromkeys([legal.least, *between, *round_ones, legal.greatest])
+            elements += [Element(transform, float(magnitude)) for magnitude in magnitudes]
+    return Space("any", elements, arity=1)
+
+
+def test_any_legal_magnitude_equals_pillow(sample_photographs: list[Image.Image]) -> None:
+    """Spaces of one's own choose magnitudes freely: shears of 45 degrees, right angles, factors of 0 and 10."""
+    space = any_magnitudes()
+    assert_equals_pillow(crops(sample_photographs, 32, 8), space)
+    for width, height in ((1, 1), (40, 17), (101, 64)):
+        assert_equals_pillow(
+            [photo.crop((200, 200, 200 + width, 200 + height)) for photo in sample_photographs], space
+        )
+        assert_equals_pillow([sample_photographs[0].crop((0, 0, width, height)).convert("L")], space)
 
 
 def test_cifar10_photographs_equal_pillow(cifar10_folder: Path) -> None:
@@ -88,17 +140,17 @@ def test_each_image_of_a_batch_gets_its_own_operation() -> None:
     images = torch.randint(0, 256, (648, 3, 32, 32), dtype=torch.uint8, generator=keyed_generator(0, "test"))
     operations = torch.arange(0, 1296, 2)
     negative = torch.rand(648, 2, generator=keyed_generator(1, "test")) < 0.5
-    got = apply_operations(images, operations, negative)
+    got = PAPER.apply(images, operations, negative)
     for i, operation in enumerate(operations.tolist()):
         image = Image.fromarray(images[i].permute(1, 2, 0).numpy())
-        image = pillow.apply_operation(image, operation, negative[i].tolist())
+        image = PAPER.apply_to_pil(image, operation, negative[i].tolist())
         assert torch.equal(got[i], to_tensor(image)), operation
 
 
 def test_translation_by_pillows_float_path_is_a_whole_shift() -> None:
     """Pillow adds 1.0 per pixel to a float and truncates; a shift fixed once must give the same."""
-    for element in ELEMENTS:
-        if "Translate" not in element.transform:
+    for element in PAPER.elements:
+        if "Translate" not in element.transform.name:
             continue
         assert element.magnitude is not None
         for size in range(1, 3000):
@@ -114,46 +166,46 @@ def test_input_is_left_unchanged_and_layout_does_not_matter() -> None:
     images = torch.randint(0, 256, (36, 3, 20, 24), dtype=torch.uint8, generator=keyed_generator(2, "test"))
     before = images.clone()
     elements, negative = torch.arange(36), torch.zeros(36, dtype=torch.bool)
-    got = apply_elements(images, elements, negative)
+    got = PAPER.apply_elements(images, elements, negative)
     assert torch.equal(images, before)
     channels_last = images.to(memory_format=torch.channels_last)
-    assert torch.equal(apply_elements(channels_last, elements, negative), got)
-    assert apply_elements(images[:0], elements[:0], negative[:0]).shape == (0, 3, 20, 24)
+    assert torch.equal(PAPER.apply_elements(channels_last, elements, negative), got)
+    assert PAPER.apply_elements(images[:0], elements[:0], negative[:0]).shape == (0, 3, 20, 24)
 
 
 def test_wrong_images_and_elements_are_refused() -> None:
     one, no = torch.tensor([0]), torch.tensor([False])
     with pytest.raises(ValueError, match=r"uint8.*float32"):
-        apply_elements(torch.zeros(1, 3, 8, 8), one, no)
+        PAPER.apply_elements(torch.zeros(1, 3, 8, 8), one, no)
     with pytest.raises(ValueError, match=r"C = 1 or 3, got \[1, 4, 8, 8\]"):
-        apply_elements(torch.zeros(1, 4, 8, 8, dtype=torch.uint8), one, no)
+        PAPER.apply_elements(torch.zeros(1, 4, 8, 8, dtype=torch.uint8), one, no)
     with pytest.raises(ValueError, match=r"0\.\.35, got \[36\]"):
-        apply_elements(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([36]), no)
+        PAPER.apply_elements(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([36]), no)
     with pytest.raises(ValueError, match="too large"):
-        move_pixels(torch.zeros(1, 1, 1, MAX_SIDE + 1, dtype=torch.uint8), one, no)
+        PAPER.apply_elements(torch.zeros(1, 1, 1, MAX_SIDE + 1, dtype=torch.uint8), one, no)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_equals_cpu() -> None:
     images = torch.randint(0, 256, (1296, 3, 32, 32), dtype=torch.uint8, generator=keyed_generator(3, "test"))
     negative = torch.rand(1296, 2, generator=keyed_generator(4, "test")) < 0.5
-    on_cpu = apply_operations(images, torch.arange(1296), negative)
-    on_cuda = apply_operations(images.cuda(), torch.arange(1296), negative)
+    on_cpu = PAPER.apply(images, torch.arange(1296), negative)
+    on_cuda = PAPER.apply(images.cuda(), torch.arange(1296), negative)
     assert torch.equal(on_cuda.cpu(), on_cpu)
 
 
 def test_pillow_by_hand() -> None:
     """Sign, fill and order of the reference itself, which AutoAugment shares: grey comes in from one side."""
     white = Image.new("L", (20, 4), 255)
-    element = next(element for element in ELEMENTS if element.name == "HorizontalTranslate 0.15")
+    names = [element.name for element in PAPER.elements]
+    element = names.index("HorizontalTranslate 0.15")
     for negative, grey in ((False, slice(17, 20)), (True, slice(0, 3))):
-        moved = np.array(pillow.apply_element(white, element, negative))
+        moved = np.array(PAPER.apply_element_to_pil(white, element, negative))
         assert (moved[:, grey] == 128).all()
         assert (moved == 255).sum() == 4 * 17
-    names = [element.name for element in ELEMENTS]
     inverted_after, inverted_before = (
-        pillow.apply_operation(
-            Image.new("L", (1, 1), 17), operation_of(*map(names.index, pair)), (True, True)
+        PAPER.apply_to_pil(
+            Image.new("L", (1, 1), 17), PAPER.operation_of(*map(names.index, pair)), (True, True)
         )
         for pair in (("Posterize 4.4", "Invert"), ("Invert", "Posterize 4.4"))
     )

@@ -14,8 +14,8 @@ import kubeflow_trainer_api.models as kubeflow
 import pytest
 import yaml
 from conftest import REPOSITORY, SMALL, final_state, start, wait_for_checkpoint
-from hosts import TwoHosts
 
+from benchmarks.hosts import TwoHosts
 from ohl_accel.distributed.layout import choose_groups
 from ohl_accel.recipe import Recipe
 
@@ -85,7 +85,7 @@ def test_every_exchange_over_a_cut_cable(hosts: TwoHosts, tmp_path: Path) -> Non
     """Each ends in time on both hosts and says why; so does a process that waits for one that never comes."""
     programs = [
         subprocess.Popen(
-            [*hosts.on(host), sys.executable, "tests/exchanges.py", str(host), tmp_path],
+            [*hosts.on(host), sys.executable, "-m", "tests.exchanges", str(host), tmp_path],
             cwd=REPOSITORY,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), "ACCELERATE_USE_CPU": "true"},
             stdout=subprocess.PIPE,
@@ -206,7 +206,7 @@ def test_slurm_script_needs_to_know_the_processes(tmp_path: Path) -> None:
     assert "set PROCESSES to the number of processes of each machine" in output
 
 
-KUBEFLOW = {
+KUBEFLOW: dict[str, Any] = {
     "PersistentVolumeClaim": kubeflow.IoK8sApiCoreV1PersistentVolumeClaim,
     "TrainingRuntime": kubeflow.TrainerV1alpha1TrainingRuntime,
     "TrainJob": kubeflow.TrainerV1alpha1TrainJob,

@@ -16,11 +16,11 @@ import planted
 import pytest
 
 from ohl_accel.engine.search import search
-from ohl_accel.operations.elements import ELEMENTS
+from ohl_accel.operations.space import PAPER
 from ohl_accel.policy import Policy
 
 SEEDS = (0, 1, 2)
-ROTATE = [place for place, element in enumerate(ELEMENTS) if element.transform == "Rotate"]
+ROTATE = [index for index, element in enumerate(PAPER.elements) if element.transform.name == "Rotate"]
 
 
 def rotation_over_uniform(policy: Policy) -> float:

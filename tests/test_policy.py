@@ -5,25 +5,32 @@ import math
 import subprocess
 import sys
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from ohl_accel.operations.elements import ELEMENTS, TABLE_1, elements_of, operation_name, operation_of
+from ohl_accel.operations.space import PAPER
 from ohl_accel.policy import Policy
-from ohl_accel.policy.estimators import OuterOptimizer, advantage_of, outer_gradient
+from ohl_accel.policy.estimators import FinishedStep, Reinforce, advantage_of, outer_gradient
 from ohl_accel.policy.policy import probabilities_of
 from ohl_accel.rng import keyed_generator
 
 
 def test_table_1() -> None:
-    assert len(ELEMENTS) == 36
-    assert [len(magnitudes) for _, magnitudes in TABLE_1] == [3] * 11 + [1] * 3
-    assert ELEMENTS[35].name == "Invert"  # section 4.3: "the 36th operation, which is the 'Color Invert'"
-    assert all(operation_of(*elements_of(operation)) == operation for operation in range(1296))
-    assert operation_name(operation_of(12, 35)) == "Rotate 10 > Invert"
+    assert PAPER.num_elements == 36
+    transforms = Counter(element.transform.name for element in PAPER.elements)
+    assert list(transforms.values()) == [3] * 11 + [1] * 3
+    assert (
+        PAPER.elements[35].name == "Invert"
+    )  # section 4.3: "the 36th operation, which is the 'Color Invert'"
+    for operation in range(1296):
+        assert PAPER.elements_of(operation) == divmod(operation, 36)
+        assert PAPER.operation_of(*divmod(operation, 36)) == operation
+    assert PAPER.operation_name(PAPER.operation_of(12, 35)) == "Rotate 10 > Invert"
 
 
 def test_uniform_policy() -> None:
@@ -62,12 +69,25 @@ def test_equation_6_by_autograd() -> None:
     )
 
 
+def reinforce(policy: Policy, lr: float = 0.05) -> Reinforce:
+    return Reinforce(policy, lr=lr, betas=(0.5, 0.999), trajectories=4, seed=0)
+
+
+def finished(counts_NK: Tensor, reward_N: Tensor) -> FinishedStep:
+    return FinishedStep(
+        outer_step=0,
+        reward_N=reward_N,
+        finite_N=torch.ones(len(reward_N), dtype=torch.bool),
+        recorded={"counts": counts_NK},
+    )
+
+
 def test_first_update_is_adam_ascent() -> None:
     """Adam's first step has length lr whatever the gradient's scale; its sign is that of ascent."""
     policy = Policy()
     counts = torch.zeros(2, 1296)
     counts[0, 5], counts[1, 9] = 10, 10
-    OuterOptimizer(policy, 0.05, (0.5, 0.999)).step(counts, torch.tensor([0.1, -0.1], dtype=torch.float64))
+    reinforce(policy).step(finished(counts, torch.tensor([0.1, -0.1], dtype=torch.float64)))
     assert policy.theta[5].item() == pytest.approx(0.05)
     assert policy.theta[9].item() == pytest.approx(-0.05)
 
@@ -77,7 +97,7 @@ def test_bandit_learns_the_better_arm(seed: int) -> None:
     """Two operations, of which one is worth more: its probability must rise (a sign test of it all)."""
     policy = Policy()
     policy.theta = torch.zeros(2, dtype=torch.float64)
-    optimizer = OuterOptimizer(policy, 0.05, (0.5, 0.999))
+    estimator = reinforce(policy)
     for outer_step in range(150):
         counts, rewards = [], []
         for trajectory in range(4):
@@ -85,15 +105,14 @@ def test_bandit_learns_the_better_arm(seed: int) -> None:
             noise = torch.randn(1, generator=keyed_generator(seed, "noise", outer_step, trajectory)).item()
             counts.append(torch.bincount(drawn, minlength=2))
             rewards.append(0.5 + 0.2 * (drawn == 1).double().mean().item() + 0.01 * noise)
-        optimizer.step(torch.stack(counts), advantage_of(torch.tensor(rewards, dtype=torch.float64)))
+        estimator.step(finished(torch.stack(counts), torch.tensor(rewards, dtype=torch.float64)))
     assert policy.probabilities[1] > 0.9
 
 
 def test_frozen_policy_stays_uniform() -> None:
     policy = Policy()
-    OuterOptimizer(policy, 0.0, (0.5, 0.999)).step(
-        torch.randint(0, 9, (4, 1296)), torch.tensor([0.2, -0.2, 0.1, -0.1], dtype=torch.float64)
-    )
+    rewards = torch.tensor([0.2, -0.2, 0.1, -0.1], dtype=torch.float64)
+    reinforce(policy, lr=0.0).step(finished(torch.randint(0, 9, (4, 1296)), rewards))
     assert torch.equal(policy.theta, torch.zeros(1296, dtype=torch.float64))
 
 
@@ -107,20 +126,17 @@ def test_sampling_follows_the_probabilities_and_the_generator() -> None:
     assert not torch.equal(drawn, policy.sample(400_000, keyed_generator(0, "operations", 2)))
 
 
-def test_outer_optimizer_goes_on_from_its_state() -> None:
-    gradients = [torch.randint(0, 9, (4, 1296), generator=keyed_generator(i, "test")) for i in range(4)]
-    advantage = torch.tensor([0.3, -0.1, -0.1, -0.1], dtype=torch.float64)
-    straight = Policy()
-    optimizer = OuterOptimizer(straight, 0.05, (0.5, 0.999))
-    for counts in gradients[:2]:
-        optimizer.step(counts, advantage)
-    state = {key: value.clone() for key, value in optimizer.state().items()}
-    resumed = Policy()
-    other = OuterOptimizer(resumed, 0.05, (0.5, 0.999))
-    other.load_state(state)
-    for counts in gradients[2:]:
-        optimizer.step(counts, advantage)
-        other.step(counts, advantage)
+def test_reinforce_resumes_from_its_state() -> None:
+    counts = [torch.randint(0, 9, (4, 1296), generator=keyed_generator(i, "test")) for i in range(4)]
+    steps = [finished(each, torch.tensor([0.3, -0.1, -0.1, -0.1], dtype=torch.float64)) for each in counts]
+    straight, resumed = Policy(), Policy()
+    estimator, other = reinforce(straight), reinforce(resumed)
+    for step in steps[:2]:
+        estimator.step(step)
+    other.load_state({key: value.clone() for key, value in estimator.state().items()})
+    for step in steps[2:]:
+        estimator.step(step)
+        other.step(step)
     assert torch.equal(straight.theta, resumed.theta)
 
 
@@ -134,13 +150,35 @@ def test_policy_file_round_trip(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["policy.json"]
 
 
+def schema_1() -> dict[str, Any]:
+    """What version 0.1.0 wrote."""
+    return {
+        "format": "ohl_accel.policy",
+        "schema_version": 1,
+        "elements": PAPER.document()["elements"],
+        "operation": "36 * first + second",
+        "theta": [0.0] * 1296,
+        "provenance": {"seed": 3},
+    }
+
+
 def broken_files() -> dict[str, tuple[str, str]]:
     """Kind of damage -> (file content, what the message must say)."""
 
     def changed(**changes: Any) -> str:
-        return json.dumps({**Policy()._document(), **changes})
+        return json.dumps({**json.loads(Policy()._text()), **changes})
 
-    elements = Policy()._document()["elements"]
+    def older(**changes: Any) -> str:
+        return json.dumps({**schema_1(), **changes})
+
+    def other(**changes: Any) -> str:
+        space = {**PAPER.document(), "name": "other", **changes}
+        return changed(space={key: value for key, value in space.items() if value != "missing"})
+
+    def with_element(**changes: Any) -> str:
+        return other(elements=[*elements[:35], {"transform": "Invert", "magnitude": None, **changes}])
+
+    elements = PAPER.document()["elements"]
     return {
         "truncated": (changed()[:-40], "malformed JSON"),
         "not an object": ("[1, 2]", "expected a JSON object, got list"),
@@ -164,7 +202,7 @@ def broken_files() -> dict[str, tuple[str, str]]:
         "no theta": (changed(theta=None), '"theta" must list 1296 numbers, got None'),
         "theta in lists": (changed(theta=[[0.0]] * 1296), r"theta\[0\] must be a finite number, got \[0.0\]"),
         "foreign": (json.dumps({"policy": []}), '"format" must be'),
-        "newer": (changed(schema_version=2), "schema_version 2 is unknown; this version reads 1"),
+        "newer": (changed(schema_version=3), "schema_version 3 is unknown; this version reads 1 and 2"),
         "short theta": (changed(theta=[0.0] * 1295), '"theta" must list 1296 numbers, got 1295'),
         "NaN": (changed(theta=[math.nan] * 1296), "contains NaN"),
         "infinite": (changed(theta=[math.inf] * 1296), "contains Infinity"),
@@ -172,18 +210,65 @@ def broken_files() -> dict[str, tuple[str, str]]:
         "text in theta": (changed(theta=["0"] * 1296), r"theta\[0\] must be a finite number, got '0'"),
         "bool in theta": (changed(theta=[True] * 1296), r"theta\[0\] must be a finite number, got True"),
         "unknown element": (
-            changed(elements=[*elements[:35], {"transform": "Mixup", "magnitude": None}]),
+            older(elements=[*elements[:35], {"transform": "Mixup", "magnitude": None}]),
             "element 35 must be Invert, got .*Mixup",
         ),
         "order of elements": (
-            changed(elements=elements[::-1]),
+            older(elements=elements[::-1]),
             "element 0 must be HorizontalShear 0.1, got .*Invert",
         ),
         "more in an element": (
-            changed(elements=[{**elements[0], "code": "print()"}, *elements[1:]]),
+            older(elements=[{**elements[0], "code": "print()"}, *elements[1:]]),
             "element 0 must be HorizontalShear 0.1, got .*code",
         ),
-        "too few elements": (changed(elements=elements[:14]), "36 elements of Table 1, got 14"),
+        "too few elements": (older(elements=elements[:14]), "36 elements of Table 1, got 14"),
+        "no space": (changed(space=None), '"space": a space must be an object, got None'),
+        "space of schema 1": (changed(schema_version=1), '"elements" must list the 36 elements'),
+        "name": (other(name="../x"), '"space": name must be letters, .*got ..*x'),
+        "name of another type": (other(name=[1]), r"name must be letters, .*got \[1\]"),
+        "name of a built-in space": (other(name="paper", arity=1), "the name paper is that of a built-in"),
+        "field of the space": (other(code="print()"), "unknown field 'code'; the fields are name, arity, c"),
+        "no arity": (other(arity="missing"), '"space": arity is missing'),
+        "arity": (other(arity=4), r"arity must be 1\.\.3 .*got 4"),
+        "arity of another type": (other(arity=True), r"arity must be 1\.\.3 .*got True"),
+        "combine": (other(combine="sorted"), "combine must be one of ordered, distinct, got 'sorted'"),
+        "combine of another type": (other(combine=[]), r"combine must be one of .*got \[\]"),
+        "no elements": (other(elements=[]), "elements must be a list of 1 to 100000, got 0 of them"),
+        "elements": (other(elements={}), "elements must be a list of 1 to 100000, got {}"),
+        "an element that is none": (other(elements=[1]), "element 0: must be an object .*got 1"),
+        "elements twice": (
+            other(elements=elements[:3] + elements[2:]),
+            "element 3 is HorizontalShear 0.3, and so",
+        ),
+        "too many operations": (
+            other(arity=3, elements=elements * 2),
+            "72 elements and arity 3 make 373248 ope",
+        ),
+        "too few transforms": (other(combine="distinct", elements=elements[:3]), "of 2 different transforms"),
+        "theta of another space": (other(arity=1), '"theta" must list 36 numbers, got 1296'),
+        "transform": (
+            with_element(transform="Invrt"),
+            "element 35: unknown transform 'Invrt'; did you mean Invert",
+        ),
+        "transform of the user's": (
+            with_element(transform="Mine"),
+            "unknown transform 'Mine'; .*must be registered",
+        ),
+        "import": (with_element(transform="os.system"), "unknown transform 'os.system'"),
+        "transform of another type": (with_element(transform=None), "transform must be a name, got None"),
+        "magnitude": (with_element(magnitude=1), "element 35: Invert has no magnitude, got 1"),
+        "no magnitude": (with_element(transform="Rotate"), r"Rotate needs a magnitude in 0\.\.180 \(degrees"),
+        "range": (
+            with_element(transform="Rotate", magnitude=181),
+            r"Rotate takes magnitudes in 0\.\.180 .*got 181",
+        ),
+        "negative": (with_element(transform="Rotate", magnitude=-1), "got -1"),
+        "large": (
+            with_element(transform="Rotate", magnitude=10**400),
+            "magnitude must be a finite number, got 1000",
+        ),
+        "text": (with_element(transform="Rotate", magnitude="1"), "magnitude must be a number, .*got '1'"),
+        "bool": (with_element(transform="Rotate", magnitude=True), "magnitude must be a number, .*got True"),
         "provenance": (changed(provenance=[1]), '"provenance" must be an object'),
     }
 
@@ -205,7 +290,7 @@ def test_missing_policy_files_are_refused(tmp_path: Path) -> None:
         Policy.load(tmp_path)
     (tmp_path / "policy.json").mkdir()
     for place in (tmp_path, tmp_path / "policy.json"):
-        with pytest.raises(ValueError, match=r"holds no policy\.json: it is no run folder"):
+        with pytest.raises(ValueError, match=r"holds no policy\.json: it is not a run folder"):
             Policy.load(place)
     (tmp_path / "policy.json").rmdir()
     (tmp_path / "circle.json").symlink_to("circle.json")
@@ -238,7 +323,7 @@ def test_a_policy_needs_no_training_libraries(tmp_path: Path) -> None:
     Policy().save(tmp_path / "policy.json")
     program = (
         "import sys\n"
-        "for name in ('accelerate', 'datasets', 'timm', 'wandb', 'pydantic', 'huggingface_hub'):\n"
+        "for name in ('accelerate', 'datasets', 'timm', 'wandb', 'pydantic', 'huggingface_hub', 'yaml'):\n"
         "    sys.modules[name] = None\n"
         "import torch\n"
         "from ohl_accel import Policy\n"

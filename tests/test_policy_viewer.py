@@ -13,7 +13,6 @@ from gradio_client.exceptions import AppError
 from hub_server import HubServer
 from PIL import Image
 
-from ohl_accel.operations.elements import NUM_OPERATIONS
 from ohl_accel.policy import Policy
 
 
@@ -73,9 +72,9 @@ def test_space_shows_a_policy(space: Client, hub: HubServer, photo: Path, tmp_pa
     likely, drawn, unlikely, table = space.predict(name, file, handle_file(photo), 3, 5, api_name="/view")
     assert (len(likely), len(drawn), len(unlikely)) == (12, 3, 12)
     ((operation, probability),) = policy.top(1)
-    assert likely[0]["caption"] == f"{operation}, {probability * NUM_OPERATIONS:.2f} x uniform"
+    assert likely[0]["caption"] == f"{operation}, {probability * 1296:.2f} x uniform"
     assert table["data"][0] == [
-        "most probable", operation, f"{100 * probability:.4f}", f"{probability * NUM_OPERATIONS:.2f}"
+        "most probable", operation, f"{100 * probability:.4f}", f"{probability * 1296:.2f}"
     ]  # fmt: skip
     assert len(table["data"]) == 27
     with Image.open(drawn[0]["image"]) as image:

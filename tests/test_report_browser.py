@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from ohl_accel.operations.elements import ELEMENTS, NUM_ELEMENTS, NUM_OPERATIONS
+from ohl_accel.operations.space import PAPER
 from ohl_accel.policy import Policy
 from ohl_accel.report.write import write_gallery, write_report
 from ohl_accel.run_folder.metrics import read_metrics
@@ -104,7 +104,7 @@ def test_slider_shows_the_step_that_it_stands_at(report: Path, open_page: Open) 
         slider.press(key)
         line = lines[outer_step]
         assert page.locator("#step-now").inner_text() == str(outer_step + 1)
-        wanted = [p * NUM_ELEMENTS for place in line["element_probabilities"] for p in place]
+        wanted = [p * PAPER.num_elements for marginal in line["element_probabilities"] for p in marginal]
         shown = [float(text) for text in page.locator(".now").all_inner_texts()]
         assert shown == pytest.approx(wanted, abs=0.0051)
         reward = f"{100 * line['reward'][line['winner']]:.2f} %"
@@ -125,7 +125,7 @@ def test_matrix_tells_what_is_pointed_at(report: Path, open_page: Open) -> None:
     page.locator("#matrix-map").scroll_into_view_if_needed()
     box = page.locator("#matrix-map .cells").bounding_box()
     assert box is not None
-    side = box["width"] / NUM_ELEMENTS
+    side = box["width"] / PAPER.num_elements
 
     tip = page.locator("#matrix-says")
     assert not tip.is_visible()
@@ -142,10 +142,10 @@ def check_tip(text: str, policy: Policy, first: int, second: int) -> None:
     """`Rotate 10, then Invert: 0.07716 %, 1.00 × uniform` with the policy's numbers."""
     names, numbers = text.split(": ")
     percent, ratio = (float(number.split()[0]) for number in numbers.split(", "))
-    probability = float(policy.probabilities[NUM_ELEMENTS * first + second])
-    assert names == f"{ELEMENTS[first].name}, then {ELEMENTS[second].name}"
+    probability = float(policy.probabilities[PAPER.operation_of(first, second)])
+    assert names == f"{PAPER.elements[first].name}, then {PAPER.elements[second].name}"
     assert percent == pytest.approx(100 * probability, rel=1e-3)
-    assert ratio == pytest.approx(probability * NUM_OPERATIONS, abs=0.0051)
+    assert ratio == pytest.approx(probability * PAPER.num_operations, abs=0.0051)
 
 
 def test_matrix_by_touch(report: Path, open_page: Open) -> None:
@@ -155,7 +155,7 @@ def test_matrix_by_touch(report: Path, open_page: Open) -> None:
     assert box is not None
     for side in (0.02, 0.35):  # of the map, of which a part is in view
         page.touchscreen.tap(box["x"] + side * box["width"], box["y"] + 2)
-        column = int(side * NUM_ELEMENTS)
+        column = int(side * PAPER.num_elements)
         tip = page.locator("#matrix-says")
         check_tip(tip.inner_text(), Policy.load(report.parent), 0, column)
         place = tip.bounding_box()

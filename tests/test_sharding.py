@@ -20,7 +20,7 @@ from ohl_accel.engine.network import outline_network
 from ohl_accel.engine.trajectory import create_optimizer
 from ohl_accel.errors import UserError
 from ohl_accel.recipe import ModelSection, OptimizerSection
-from ohl_accel.recipe.recipe import SHARDED_OPTIMIZERS
+from ohl_accel.recipe.rules import SHARDED_OPTIMIZERS
 
 
 class Block(nn.Module):

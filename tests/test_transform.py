@@ -23,7 +23,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ohl_accel import Policy, PolicyTransform
-from ohl_accel.operations.kernels import apply_operations
+from ohl_accel.operations.space import PAPER
 from ohl_accel.rng import keyed_generator
 from ohl_accel.run_folder.files import RECIPE_FILE
 
@@ -49,7 +49,7 @@ def drawn(transform: PolicyTransform, count: int) -> tuple[Tensor, Tensor]:
 
 def expected(images: Tensor, seed: int = 0) -> Tensor:
     """Reference: the kernels on what a fresh transform of this seed draws first."""
-    return apply_operations(images, *drawn(PolicyTransform(Policy(), seed=seed), len(images)))
+    return PAPER.apply(images, *drawn(PolicyTransform(Policy(), seed=seed), len(images)))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -324,7 +324,7 @@ def test_timm_create_loader_without_prefetcher(workplace: Path, monkeypatch: pyt
     from timm.data import create_loader
 
     def without_prefetcher(*arguments: Any, **options: Any) -> Any:
-        return create_loader(*arguments, **options, use_prefetcher=False)
+        return create_loader(*arguments, **{**options, "use_prefetcher": False})
 
     monkeypatch.setattr("timm.data.create_loader", without_prefetcher)
     names = run_block("create_loader(")
@@ -379,10 +379,10 @@ def test_a_run_folder_must_be_finished(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match="there is no file or folder run "):
         Policy.from_pretrained("run")
     Path("run").mkdir()
-    with pytest.raises(ValueError, match=r"run holds no policy\.json: it is no run folder"):
+    with pytest.raises(ValueError, match=r"run holds no policy\.json: it is not a run folder"):
         Policy.from_pretrained("run")
     Path("run", RECIPE_FILE).touch()
-    with pytest.raises(ValueError, match="its search has not come to its first checkpoint"):
+    with pytest.raises(ValueError, match="its search has not reached its first checkpoint"):
         Policy.from_pretrained("run")
     Policy(None, {"outer_steps": 100, "outer_steps_done": 3}).save("run/policy.json")
     with pytest.raises(

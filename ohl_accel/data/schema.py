@@ -176,6 +176,7 @@ def _with_images(rows: datasets.Dataset, column: str) -> datasets.Dataset:
     if isinstance(rows.features[column], datasets.Image):
         return rows
     try:
-        return rows.cast_column(column, datasets.Image())
+        cast: datasets.Dataset = rows.cast_column(column, datasets.Image())
+        return cast
     except Exception as error:
         raise UserError(f"column {column!r} holds no images: {first_line(error)}") from error

@@ -4,7 +4,7 @@ A split is opened alone: no file of another split is read, so the test split sta
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def files_of_split(data: DataSection, split: str, path: str | None = None) -> Sp
             f"split {split!r} of {location} cannot be streamed: a stream is a whole split that is made of files"
         )
     files = builder.config.data_files[split]
-    origins = files.origin_metadata
+    origins = getattr(files, "origin_metadata", [])  # a list of patterns was resolved to files
     stamps = [_stamp(url, *origin) for url, origin in zip(files, origins, strict=True)]
     return SplitFiles([str(url) for url in files], stamps, builder.info.features)
 
@@ -158,7 +158,7 @@ def _files_of_splits(data: DataSection, location: str) -> dict[str, Sequence[str
     )
     if looks_local and not Path(location).exists():
         raise UserError(f"data.path={location}: there is no such file or folder")
-    files: dict[str, Sequence[str]] | None = _builder(data, location).config.data_files
+    files: Mapping[Any, Sequence[str]] | None = _builder(data, location).config.data_files
     return {str(name): paths for name, paths in files.items()} if files else None
 
 
@@ -206,7 +206,7 @@ def _digits(split: str) -> datasets.Dataset:
     digits: Any = load_digits()
     levels = np.round(digits.images * (255 / 16)).astype(np.uint8)
     features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(digit) for digit in range(10)])}
+        image=datasets.Image(), label=datasets.ClassLabel(names=[str(digit) for digit in range(10)])
     )
     parts = {"train": slice(0, -DIGITS_TEST_IMAGES), "test": slice(-DIGITS_TEST_IMAGES, None)}
     part = parts[split]

@@ -2,7 +2,7 @@
 
 Section 4.1 of the paper. Every draw belongs to an inner step (counted over the whole run) and is made
 for the whole batch of a group, of which a process takes its own slice. Only the operations differ
-between trajectories (footnote 1): flips, crops, signs and Cutout's places are the same for all.
+between trajectories (footnote 1): flips, crops, signs and Cutout's positions are the same for all.
 
 Shapes: B images of the group's batch, b of this process, C channels, H rows, W columns.
 """
@@ -11,10 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ohl_accel.operations.elements import NUM_OPERATIONS
-from ohl_accel.operations.kernels import apply_operations
-from ohl_accel.policy import Policy
-from ohl_accel.policy.baselines import MixUp, TorchvisionPolicy
+from ohl_accel.policy.baselines import MixUp
+from ohl_accel.policy.protocol import AugmentationPolicy, BatchDraw
 from ohl_accel.recipe import AugmentSection
 from ohl_accel.rng import keyed_generator
 
@@ -35,6 +33,7 @@ class Augmentation:
     def __init__(
         self,
         section: AugmentSection,
+        *,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         seed: int,
@@ -43,13 +42,8 @@ class Augmentation:
         device: torch.device,
         num_classes: int,
     ) -> None:
-        self.section, self.seed, self.batch_size, self.own, self.device = (
-            section,
-            seed,
-            batch_size,
-            own,
-            device,
-        )
+        self.section, self.seed, self.device = section, seed, device
+        self.batch_size, self.own = batch_size, own
         self._mean_C11 = 255 * torch.tensor(mean, device=device)[:, None, None]
         self._std_C11 = 255 * torch.tensor(std, device=device)[:, None, None]
         self._mixup = MixUp(section.policy_args, num_classes) if section.policy == "mixup" else None
@@ -71,32 +65,23 @@ class Augmentation:
         return images_bCHW, labels_b.to(self.device, non_blocking=True)
 
     def apply(
-        self, policy: Policy | TorchvisionPolicy | None, images_bCHW: Tensor, step: int, trajectory: int
-    ) -> tuple[Tensor, Tensor]:
+        self, policy: AugmentationPolicy, images_bCHW: Tensor, step: int, trajectory: int
+    ) -> tuple[Tensor, Tensor | None]:
         """Transform each image as the policy says.
 
         Operations and the signs of their elements are drawn for the group's whole batch on each of its
         processes, so counts need no exchange.
 
         Args:
-            policy: None leaves the images as they are.
+            policy: what transforms the images.
             images_bCHW: uint8 on the device, after the basic transforms.
             step: inner steps done so far in the whole run.
             trajectory: n.
 
         Returns:
-            uint8 [b, C, H, W], and int64 [K], how often the group's batch drew each operation.
+            uint8 [b, C, H, W], and the operations of the group's batch, int64 [B], or None where none are drawn.
         """
-        counts_K = torch.zeros(NUM_OPERATIONS, dtype=torch.int64)
-        if policy is None:
-            return images_bCHW, counts_K
-        if isinstance(policy, TorchvisionPolicy):
-            return policy(images_bCHW, self.seed, step, self.batch_size, self.own), counts_K
-        generator = keyed_generator(self.seed, "operations", step, trajectory)
-        operation_B = policy.sample(self.batch_size, generator)
-        signs = (self._draw("first sign", step, 2), self._draw("second sign", step, 2))
-        images_bCHW = apply_operations(images_bCHW, operation_B[self.own], torch.stack(signs, 1).bool())
-        return images_bCHW, torch.bincount(operation_B, minlength=NUM_OPERATIONS)
+        return policy.apply(images_bCHW, BatchDraw(self.seed, step, trajectory, self.batch_size, self.own))
 
     def finish(self, images_bCHW: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Normalize, then blank Cutout's square, then mix: float32 [b, C, H, W] and the targets.

@@ -1,6 +1,7 @@
 """The model card: what the Hub shows of a published run, and what search engines read of it."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -8,9 +9,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from ohl_accel import __version__
 from ohl_accel.data.source import IN_MEMORY
 from ohl_accel.hub.contents import HEATMAP, MARGINALS, REWARDS, Finished
-from ohl_accel.operations.elements import NUM_OPERATIONS
+from ohl_accel.operations.space import Space
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import DataSection, HubSection
+from ohl_accel.run_folder.result import in_words, main_score, metric_of
 
 PAPER = "https://arxiv.org/abs/1905.07373"
 _CITATION = """@inproceedings{lin2019ohl,
@@ -20,17 +22,45 @@ _CITATION = """@inproceedings{lin2019ohl,
   booktitle={IEEE/CVF International Conference on Computer Vision (ICCV)},
   year={2019}
 }"""
+_CITED = f"## Citation\n\n[Paper]({PAPER})\n\n```bibtex\n{_CITATION}\n```\n"
+_TAGS = ("data-augmentation", "ohl-auto-aug", "ohl_accel", "arxiv:1905.07373")
 
 
 def model_card(run: Finished, section: HubSection) -> str:
-    """The README.md of a repository: metadata as YAML, then text for people."""
+    """The README.md of a repository: metadata as YAML, then text."""
     parts = [f"---\n{_metadata(run, section).to_yaml()}\n---\n", _introduction(run, section)]
     if not section.policy_only:
         parts.append(_use_of_the_network(run, section))
     if run.policy is not None:
         parts += [_use_of_the_policy(section), _learned(run.policy)]
     parts.append(_training(run))
-    parts.append(f"## Citation\n\n[Paper]({PAPER})\n\n```bibtex\n{_CITATION}\n```\n")
+    parts.append(_CITED)
+    return "\n".join(parts)
+
+
+def policy_card(policy: Policy, section: HubSection) -> str:
+    """The README.md of a repository that holds a policy and nothing of the run that learned it."""
+    metadata = ModelCardData(
+        library_name="ohl_accel",
+        license=section.license,
+        tags=list(dict.fromkeys([*_TAGS, *section.tags])),
+        model_name=_name(section),
+    )
+    known = {
+        key.replace("_", " "): value
+        for key, value in policy.provenance.items()
+        if isinstance(value, str | int | float)
+    }
+    parts = [
+        f"---\n{metadata.to_yaml()}\n---\n",
+        f"# {_name(section)}\n\nAn augmentation policy (OHL-Auto-Aug, [Lin et al., ICCV 2019]({PAPER}); "
+        f"ohl_accel {__version__}).\n",
+        _use_of_the_policy(section),
+        _learned(policy),
+    ]
+    if known:
+        parts.append(f"## Where it was learned\n\n{_table(known)}\n")
+    parts.append(_CITED)
     return "\n".join(parts)
 
 
@@ -47,10 +77,12 @@ def hub_dataset(data: DataSection) -> str | None:
 def _metadata(run: Finished, section: HubSection) -> ModelCardData:
     recipe, dataset = run.recipe, hub_dataset(run.recipe.data)
     results = []
-    for key, kind, name in (
-        ("test_accuracy", "accuracy", "Accuracy"),
-        ("test_top5_accuracy", "accuracy_top_5", "Top-5 accuracy"),
-    ):
+    metric = metric_of(run.result)
+    kinds = {
+        f"test_{metric}": (metric, metric[0].upper() + metric[1:]),
+        "test_top5_accuracy": ("accuracy_top_5", "Top-5 accuracy"),
+    }
+    for key, (kind, name) in kinds.items():
         if key in run.result and not section.policy_only:
             results.append(
                 EvalResult(
@@ -66,14 +98,13 @@ def _metadata(run: Finished, section: HubSection) -> ModelCardData:
                     metric_value=round(run.result[key], 6),
                 )
             )
-    tags = ["data-augmentation", "ohl-auto-aug", "ohl_accel", "arxiv:1905.07373", *section.tags]
     return ModelCardData(
         library_name="ohl_accel" if section.policy_only else "timm",
         pipeline_tag=None if section.policy_only else "image-classification",
         license=section.license,
         datasets=[dataset] if dataset else None,
-        metrics=["accuracy"],
-        tags=list(dict.fromkeys(tags)),
+        metrics=[metric],
+        tags=list(dict.fromkeys([*_TAGS, *section.tags])),
         model_name=_name(section),
         eval_results=results or None,
     )
@@ -97,12 +128,10 @@ def _introduction(run: Finished, section: HubSection) -> str:
             f"{what}, trained on {_data_name(recipe.data)} with augmentation policy {recipe.augment.policy}"
         )
     lines[-1] += f" (OHL-Auto-Aug, [Lin et al., ICCV 2019]({PAPER}); ohl_accel {__version__})."
-    if "test_accuracy" in run.result:
+    metric, score = metric_of(run.result), main_score(run.result)
+    if score is not None:
         images = run.result["test_images"]
-        lines += [
-            "",
-            f"Test accuracy of the network: **{100 * run.result['test_accuracy']:.2f} %** of {images} images.",
-        ]
+        lines += ["", f"Test {metric} of the network: **{in_words(metric, score)}** of {images} images."]
     return "\n".join(lines) + "\n"
 
 
@@ -129,14 +158,15 @@ def _use_of_the_policy(section: HubSection) -> str:
 
 ```python
 import torch
-from ohl_accel import Policy
-from ohl_accel.operations.kernels import apply_operations
+from ohl_accel import PolicyTransform  # pip install ohl-accel
+from torchvision.transforms import v2
 
-policy = Policy.from_pretrained("{section.repo}")
-generator = torch.Generator().manual_seed(0)
-operations = policy.sample(len(images), generator)  # images: uint8 [B, C, H, W]; each gets its own operation
-signs = torch.rand(len(images), 2, generator=generator) < 0.5
-images = apply_operations(images, operations, signs)
+transform = v2.Compose([
+    v2.RandomHorizontalFlip(),
+    PolicyTransform("{section.repo}"),  # PIL images, or uint8 tensors; before ToTensor and Normalize
+    v2.ToImage(),
+    v2.ToDtype(torch.float32, scale=True),
+])
 ```
 
 In a training of your own: `python -m ohl_accel.train RECIPE augment.policy={section.repo}`.
@@ -145,15 +175,16 @@ In a training of your own: `python -m ohl_accel.train RECIPE augment.policy={sec
 
 def _learned(policy: Policy) -> str:
     rows = [
-        f"| {what} | {name} | {probability * NUM_OPERATIONS:.2f} |"
+        f"| {what} | {name} | {probability * policy.space.num_operations:.2f} |"
         for what, ranked in (("most probable", policy.top(5)), ("least probable", policy.bottom(5)))
         for name, probability in ranked
     ]
     table = "\n".join(["| | operation | probability / uniform |", "|---|---|---|", *rows])
-    uniform = Policy().entropy
+    uniform = policy.space.max_entropy
     return f"""## The learned policy
 
-Entropy {policy.entropy:.4f} nats; the uniform policy has {uniform:.4f}.
+One probability for each of {policy.space.num_operations:,} operations ({_combination(policy.space)}). Entropy
+{policy.entropy:.4f} nats; the uniform policy has {uniform:.4f}.
 
 ![probability of each operation]({HEATMAP})
 
@@ -161,6 +192,13 @@ Entropy {policy.entropy:.4f} nats; the uniform policy has {uniform:.4f}.
 
 {table}
 """
+
+
+def _combination(space: Space) -> str:
+    """In words, such as `ordered pairs of the 36 elements of the space paper`."""
+    what = {1: "each", 2: "ordered pairs", 3: "ordered triples"}[space.arity]
+    different = ", of different transforms" if space.combine == "distinct" and space.arity > 1 else ""
+    return f"{what} of the {space.num_elements} elements of the space {space.name}{different}"
 
 
 def _training(run: Finished) -> str:
@@ -174,20 +212,23 @@ def _training(run: Finished) -> str:
         "seed": recipe.run.seed,
         "precision": recipe.run.mixed_precision,
     }
-    if run.result.get("heldout_accuracy") is not None:
-        rows["held-out accuracy of the winner (chose it: optimistic)"] = (
-            f"{100 * run.result['heldout_accuracy']:.2f} %"
-        )
-    table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    metric, score = metric_of(run.result), main_score(run.result, "heldout")
+    if score is not None:
+        rows[f"held-out {metric} of the winner (chose it: optimistic)"] = in_words(metric, score)
     return f"""## Training
 
 ![held-out accuracy over the outer steps]({REWARDS})
 
-{table}
+{_table(rows)}
 
 `recipe.yaml` reproduces the run: `python -m ohl_accel.search recipe.yaml run.dir=runs/again`. `metrics.jsonl` has a
 line for each outer step.
 """
+
+
+def _table(rows: Mapping[str, object]) -> str:
+    cells = {name: str(value).replace("|", "\\|").replace("\n", " ") for name, value in rows.items()}
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells.items())])
 
 
 def _name(section: HubSection) -> str:
@@ -196,7 +237,7 @@ def _name(section: HubSection) -> str:
 
 
 def _data_name(data: DataSection) -> str:
-    """For people; of a local path only the last part, which says nothing about the machine."""
+    """As the card names it; of a local path only the last part, which says nothing about the machine."""
     dataset = hub_dataset(data)
     if dataset is not None:
         return f"[{dataset}](https://huggingface.co/datasets/{dataset})"

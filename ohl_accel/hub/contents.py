@@ -86,11 +86,12 @@ def files_of(run: Finished, section: HubSection) -> Files:
         except (OSError, SafetensorError) as error:
             raise UserError(f"{run.path / NETWORK_FILES[0]} cannot be read: {error}") from error
     files[REWARDS] = figures.reward_curves(run.metrics)
-    _check_for_secrets(files)
+    check_for_secrets(files)
     return files
 
 
-def _check_for_secrets(files: Files) -> None:
+def check_for_secrets(files: Files) -> None:
+    """Raise UserError if a text file holds a secret of this machine's user."""
     for path, source in files.items():
         if not path.endswith((".safetensors", ".png")):
             content = source.read_bytes() if isinstance(source, Path) else source

@@ -5,7 +5,7 @@ The client library is imported where it is used, so that a policy on disk does n
 
 from pathlib import Path
 
-from ohl_accel.errors import UserError, first_line
+from ohl_accel.errors import UserError, first_line, missing_extra
 
 
 def fetch_file(repo_id: str, filename: str, revision: str | None, max_bytes: int) -> Path:
@@ -22,8 +22,10 @@ def fetch_file(repo_id: str, filename: str, revision: str | None, max_bytes: int
     Raises:
         UserError: for whatever the client raises; it names the repository, the revision and the way out.
     """
-    import huggingface_hub
-
+    try:
+        import huggingface_hub
+    except ModuleNotFoundError as error:
+        raise UserError(f"{repo_id}: {missing_extra(error) or error}") from None
     try:
         cached = huggingface_hub.try_to_load_from_cache(repo_id, filename, revision=revision)
         size = 0 if isinstance(cached, str) else _size_on_hub(repo_id, filename, revision)

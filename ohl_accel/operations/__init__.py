@@ -1,1 +1,1 @@
-"""The search space: elements, their batched kernels, and the same on PIL images by Pillow."""
+"""Search spaces, the transforms they are made of, batched kernels, and the same on PIL images by Pillow."""

@@ -5,7 +5,7 @@
 | none | nothing |
 | cutout | Cutout (DeVries & Taylor, 2017): `augment.cutout`, or half the shorter side if that is 0 |
 | mixup | torchvision's MixUp (Zhang et al., 2018) |
-| uniform | an operation drawn from all 36^2 with equal probability, then Cutout if the recipe has it |
+| uniform | an operation drawn from all of `augment.space` with equal probability, then Cutout if the recipe has it |
 | autoaugment | torchvision's AutoAugment: CIFAR-10's policy up to 64 pixels, ImageNet's above; then Cutout |
 | randaugment | torchvision's RandAugment, then Cutout |
 | trivialaugment | torchvision's TrivialAugmentWide, then Cutout |
@@ -22,9 +22,12 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ohl_accel.errors import UserError, did_you_mean
+from ohl_accel.operations.space import PAPER
+from ohl_accel.operations.space_file import open_space, read_space_file
 from ohl_accel.policy import Policy
+from ohl_accel.policy.protocol import AugmentationPolicy, BatchDraw, NoPolicy
 from ohl_accel.recipe import AugmentSection
-from ohl_accel.rng import keyed_generator, keyed_seed
+from ohl_accel.rng import keyed_seed
 
 _SMALL_SIDE = 64
 _TORCHVISION = {
@@ -55,30 +58,27 @@ class TorchvisionPolicy:
             args["policy"] = _member(v2.AutoAugmentPolicy, args.get("policy", default))
         self._transform = _construct(name, _TORCHVISION[name], args)
         try:
-            self(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 0, 0, 1, slice(0, 1))
+            self.apply(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), BatchDraw(0, 0, 0, 1, slice(0, 1)))
         except Exception as error:
             raise UserError(f"augment.policy_args={args}: {name} cannot work with them: {error}") from error
 
-    def __call__(self, images_bCHW: Tensor, seed: int, step: int, batch_size: int, own: slice) -> Tensor:
-        """Apply the policy: uint8 [b, C, H, W] to the same, on the device that it comes from.
+    def apply(self, images_bCHW: Tensor, draw: BatchDraw) -> tuple[Tensor, Tensor | None]:
+        """Apply the policy: uint8 [b, C, H, W] to the same, on the device that it comes from; and no operations.
 
-        torchvision draws from torch's global generator, which is seeded for each image by its place in
-        the group's batch.
+        torchvision draws from torch's global generator, which is seeded for each image by its index in
+        the group's batch, the same for all trajectories.
 
         Args:
             images_bCHW: this process's part of the batch.
-            seed: of the run.
-            step: inner steps done so far in the whole run.
-            batch_size: of the whole group.
-            own: the slice of the group's batch that the images are.
+            draw: keys the random numbers.
         """
-        generator = keyed_generator(seed, "torchvision", step)
-        seeds = torch.randint(2**62, (batch_size,), generator=generator)[own].tolist()
+        generator = draw.shared_generator("torchvision")
+        seeds = torch.randint(2**62, (draw.batch_size,), generator=generator)[draw.own].tolist()
         result = torch.empty_like(images_bCHW, device="cpu")
-        for place, (image, image_seed) in enumerate(zip(images_bCHW.cpu(), seeds, strict=True)):
+        for index, (image, image_seed) in enumerate(zip(images_bCHW.cpu(), seeds, strict=True)):
             torch.default_generator.manual_seed(image_seed)
-            result[place] = F.pil_to_tensor(self._transform(F.to_pil_image(image)))
-        return result.to(images_bCHW.device, non_blocking=True)
+            result[index] = F.pil_to_tensor(self._transform(F.to_pil_image(image)))
+        return result.to(images_bCHW.device, non_blocking=True), None
 
 
 class MixUp:
@@ -103,7 +103,14 @@ class MixUp:
 
 
 def settle(section: AugmentSection, side: int) -> AugmentSection:
-    """The section with the Cutout that its policy means: off, the recipe's, or half the shorter side."""
+    """The section as the run uses it: with its policy's Cutout, and the contents of its space's file.
+
+    Cutout is off, the recipe's, or half the shorter side. A space is kept only where the policy is one over a space.
+    """
+    if isinstance(section.space, str) and section.space.endswith((".yaml", ".yml")):
+        section = section.model_copy(update={"space": read_space_file(section.space)})
+    if section.policy in FIXED_POLICIES and section.policy != "uniform":
+        section = section.model_copy(update={"space": None})
     if section.policy in ("none", "mixup"):
         return section.model_copy(update={"cutout": 0})
     if section.policy == "cutout" and not section.cutout:
@@ -111,8 +118,8 @@ def settle(section: AugmentSection, side: int) -> AugmentSection:
     return section
 
 
-def open_policy(section: AugmentSection, side: int) -> Policy | TorchvisionPolicy | None:
-    """What transforms each image after the basic transforms; None for none, cutout and mixup.
+def open_policy(section: AugmentSection, side: int) -> AugmentationPolicy:
+    """What transforms each image after the basic transforms.
 
     Args:
         section: the recipe's augment section; no policy means the uniform one.
@@ -120,18 +127,29 @@ def open_policy(section: AugmentSection, side: int) -> Policy | TorchvisionPolic
 
     Raises:
         UserError: for a name that is none of the known ones, no file, no folder and no Hub id, for a
-            policy that cannot be read, and for arguments that the policy does not take.
+            policy or a space that cannot be read, for a learned policy over another space than the recipe's, and
+            for arguments that the policy does not take.
     """
     name, args = section.policy or "uniform", section.policy_args
     if name in _TORCHVISION:
         return TorchvisionPolicy(name, args, side)
     if args and name != "mixup":
         raise UserError(f"augment.policy_args={args}: augment.policy={name} takes no arguments")
+    if name in FIXED_POLICIES and name != "uniform":
+        return NoPolicy()
+    try:
+        space = None if section.space is None else open_space(section.space)
+    except UserError as error:
+        raise UserError(f"augment.space: {error}") from error
     if name == "uniform":
-        return Policy()
-    if name in FIXED_POLICIES:
-        return None
-    return open_learned_policy(name)
+        return Policy(space=space or PAPER)
+    policy = open_learned_policy(name)
+    if space is not None and space != policy.space:
+        raise UserError(
+            f"augment.space: {space!r} is not the one that augment.policy={name} was learned over, "
+            f"{policy.space!r}; augment.space=null takes the policy's own"
+        )
+    return policy
 
 
 def open_learned_policy(name: str) -> Policy:
@@ -141,9 +159,9 @@ def open_learned_policy(name: str) -> Policy:
         UserError: if there is none, with the names that are known.
     """
     if "/" not in name and not Path(name).exists():
-        known = f"known: {', '.join(FIXED_POLICIES)}, or a policy.json, a run folder or a Hub id (user/name)"
+        known = f"nown: {', '.join(FIXED_POLICIES)}, or a policy.json, a run folder or a Hub id (user/name)"
         hint = did_you_mean(name.lower(), FIXED_POLICIES, 1)
-        raise UserError(f"augment.policy={name}: no such policy; {f'{hint} ' if hint else ''}{known}")
+        raise UserError(f"augment.policy={name}: no such policy; {f'{hint} K' if hint else 'k'}{known}")
     place, revision = name, None
     if not Path(name).exists():
         place, _, revision = name.partition("@")

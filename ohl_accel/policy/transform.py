@@ -15,8 +15,6 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from ohl_accel.operations import pillow
-from ohl_accel.operations.kernels import apply_operations
 from ohl_accel.policy import Policy
 from ohl_accel.rng import keyed_generator
 
@@ -69,7 +67,7 @@ class PolicyTransform(v2.Transform):
             raise ValueError("give either seed or generator, not both")
         if generator is not None and generator.device.type != "cpu":
             raise ValueError(f"operations are drawn on the CPU: give a CPU generator, not {generator.device}")
-        self.policy = Policy(policy.theta, policy.provenance)
+        self.policy = Policy(policy.theta, policy.provenance, space=policy.space)
         cumulative_K = self.policy.probabilities.cumsum(0)
         self._cumulative_K = cumulative_K / cumulative_K[-1]
         self.seed = generator.initial_seed() if generator is not None else seed
@@ -87,23 +85,25 @@ class PolicyTransform(v2.Transform):
         counts = [_number_of_images(inpt) for inpt in flat_inputs]
         # one float64 for the operation, one for each sign
         generator = self._generator_here()
-        draws_n3 = torch.rand(sum(counts), 3, dtype=torch.float64, device="cpu", generator=generator)
-        operation_n = torch.searchsorted(self._cumulative_K, draws_n3[:, 0].contiguous(), right=True)
-        negative_n2 = draws_n3[:, 1:] < 0.5
-        return {"draws": zip(operation_n.split(counts), negative_n2.split(counts), strict=True)}
+        per_image = 1 + self.policy.space.arity
+        draws_n = torch.rand(sum(counts), per_image, dtype=torch.float64, device="cpu", generator=generator)
+        operation_n = torch.searchsorted(self._cumulative_K, draws_n[:, 0].contiguous(), right=True)
+        negative_nA = draws_n[:, 1:] < 0.5
+        return {"draws": zip(operation_n.split(counts), negative_nA.split(counts), strict=True)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Apply the next of the drawn operations to one input, a batch of images or a single one."""
-        operation_B, negative_B2 = next(params["draws"])
+        operation_B, negative_BA = next(params["draws"])
+        space = self.policy.space
         if isinstance(inpt, Image.Image):
-            return pillow.apply_operation(inpt, int(operation_B), negative_B2[0].tolist())
+            return space.apply_to_pil(inpt, int(operation_B), negative_BA[0].tolist())
         images = inpt.as_subclass(Tensor)
         if images.ndim == 4:
-            result = apply_operations(images, operation_B, negative_B2)
+            result = space.apply(images, operation_B, negative_BA)
         elif images.device.type != "cpu":
-            result = apply_operations(images[None], operation_B, negative_B2)[0]
+            result = space.apply(images[None], operation_B, negative_BA)[0]
         else:  # the kernels are made for batches: Pillow gives the same in a third of the time
-            image = pillow.apply_operation(to_pil_image(images), int(operation_B), negative_B2[0].tolist())
+            image = space.apply_to_pil(to_pil_image(images), int(operation_B), negative_BA[0].tolist())
             result = pil_to_tensor(image).contiguous()
         return tv_tensors.wrap(result, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else result
 
@@ -142,7 +142,7 @@ class PolicyTransform(v2.Transform):
         if state["_generator"] is not None:
             content = torch.frombuffer(bytearray(state["_generator"]), dtype=torch.uint8)
             state = {**state, "_generator": torch.Generator().set_state(content)}
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's own
         if self._workers_begun is not None:
             self._workers_begun.share_memory_()  # a pickled copy shares nothing any more
 

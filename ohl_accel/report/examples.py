@@ -1,6 +1,6 @@
 """What operations do to images of the run's own training split.
 
-Shapes: n images, C channels, H rows, W columns.
+Shapes: n images, A elements of an operation, C channels, H rows, W columns.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ohl_accel.data import open_data
 from ohl_accel.errors import UserError
-from ohl_accel.operations.kernels import apply_operations
+from ohl_accel.operations.space import Space
 from ohl_accel.recipe import Recipe
 from ohl_accel.report.operations import Operation
 from ohl_accel.report.pictures import data_uri, to_image
@@ -62,7 +62,7 @@ def originals(examples: TrainingExamples) -> list[str]:
     return [data_uri(to_image(image_CHW), _SIDE) for image_CHW in examples.images_nCHW]
 
 
-def rows_of(examples: TrainingExamples | None, operations: Sequence[Operation]) -> list[Row]:
+def rows_of(examples: TrainingExamples | None, space: Space, operations: Sequence[Operation]) -> list[Row]:
     """What each operation makes of the images, alone: no crop, flip or Cutout around it.
 
     Signs differ between the images and are the same for every operation. Without examples, rows
@@ -71,10 +71,10 @@ def rows_of(examples: TrainingExamples | None, operations: Sequence[Operation]) 
     if examples is None:
         return [Row(operation, []) for operation in operations]
     n = len(examples.images_nCHW)
-    negative_n2 = torch.rand(n, 2, generator=keyed_generator(0, "report signs")) < 0.5
+    negative_nA = torch.rand(n, space.arity, generator=keyed_generator(0, "report signs")) < 0.5
     rows = []
     for operation in operations:
-        images_nCHW = apply_operations(examples.images_nCHW, torch.full((n,), operation.number), negative_n2)
+        images_nCHW = space.apply(examples.images_nCHW, torch.full((n,), operation.number), negative_nA)
         rows.append(Row(operation, [data_uri(to_image(image_CHW), _SIDE) for image_CHW in images_nCHW]))
     return rows
 

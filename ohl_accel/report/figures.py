@@ -1,6 +1,6 @@
 """Figures of a run as PNG: the policy's heatmap, its marginals (Figure 4), rewards over the outer steps.
 
-The only module that imports matplotlib; it draws without a display.
+Drawn without a display.
 """
 
 import io
@@ -15,40 +15,66 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
-from ohl_accel.operations.elements import ELEMENTS, NUM_ELEMENTS, NUM_OPERATIONS
 from ohl_accel.policy import Policy
+from ohl_accel.report.operations import POSITIONS, both_ends, ratio_grid
 
-_NAMES = [element.name for element in ELEMENTS]
+_BARS = 20
 
 
 def policy_heatmap(policy: Policy) -> bytes:
-    """The probability of each operation over that of the uniform policy, 36 x 36."""
-    ratio = NUM_OPERATIONS * policy.probabilities.view(NUM_ELEMENTS, NUM_ELEMENTS).numpy()
+    """The probability of each operation over that of the uniform policy.
+
+    A map of E x E for operations of two elements; otherwise bars for the most and the least probable operations.
+    """
+    if policy.space.arity != 2:
+        return _policy_bars(policy)
+    names = [element.name for element in policy.space.elements]
+    ratio = ratio_grid(policy).numpy()
     figure = _figure(9, 8)
     axes = figure.subplots()
-    reach = max(float(np.abs(ratio - 1).max()), 1e-3)
+    reach = max(float(np.nanmax(np.abs(ratio - 1))), 1e-3)
     norm = TwoSlopeNorm(1, max(0.0, 1 - reach) if reach < 1 else 0.0, 1 + reach)
     picture = axes.imshow(ratio, cmap="RdBu_r", norm=norm)
-    axes.set_xticks(range(NUM_ELEMENTS), _NAMES, rotation=90, fontsize=7)
-    axes.set_yticks(range(NUM_ELEMENTS), _NAMES, fontsize=7)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set(xlabel="second element", ylabel="first element", title="probability of an operation / uniform")
     figure.colorbar(picture, ax=axes, shrink=0.8)
     return _png(figure)
 
 
+def _policy_bars(policy: Policy) -> bytes:
+    shown = both_ends(policy, _BARS)
+    figure = _figure(9, 1.5 + 0.2 * len(shown))
+    axes = figure.subplots()
+    position = np.arange(len(shown))
+    axes.barh(position, [operation.ratio - 1 for operation in shown], left=1)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(position, [operation.name for operation in shown], fontsize=7)
+    axes.invert_yaxis()
+    number = policy.space.num_operations
+    which = "" if len(shown) == number else f": the most and the least probable of {number:,}"
+    axes.set_title(f"probability of an operation / uniform{which}")
+    return _png(figure)
+
+
 def policy_marginals(policy: Policy) -> bytes:
-    """The probability of each element at the first and the second place over 1/36 (Figure 4 of the paper)."""
+    """The probability of each element at each position of an operation over the uniform one (Figure 4 of the paper)."""
+    space = policy.space
     figure = _figure(9, 5)
     axes = figure.subplots()
-    position = np.arange(NUM_ELEMENTS)
-    ratio = NUM_ELEMENTS * policy.element_probabilities.numpy()
-    for shift, name, values in zip((-0.2, 0.2), ("first", "second"), ratio, strict=True):
-        axes.bar(position + shift, values - 1, 0.4, bottom=1, label=f"as the {name} element")
+    position = np.arange(space.num_elements)
+    ratio = (policy.element_probabilities / space.uniform_marginals).numpy()
+    width = 0.8 / space.arity
+    for number, values in enumerate(ratio):
+        shift = (number - (space.arity - 1) / 2) * width
+        label = f"as the {POSITIONS[number]} element"
+        axes.bar(position + shift, values - 1, width, bottom=1, label=label)
     axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_xticks(position, _NAMES, rotation=90, fontsize=7)
+    axes.set_xticks(position, [element.name for element in space.elements], rotation=90, fontsize=7)
     axes.set(ylabel="probability / uniform", title="probability of an element")
     axes.margins(x=0.01)
-    figure.legend(loc="outside lower center", ncols=2)
+    if space.arity > 1:
+        figure.legend(loc="outside lower center", ncols=space.arity)
     return _png(figure)
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from ohl_accel.errors import UserError
-from ohl_accel.operations.kernels import apply_operations
+from ohl_accel.operations.space import Space
 from ohl_accel.policy import Policy
 from ohl_accel.report.operations import Operation, least_probable, most_probable, operation_in
 from ohl_accel.report.pictures import to_image, to_tensor, upright_rgb
@@ -73,17 +73,26 @@ def draw_gallery(policy: Policy, image: Image.Image, draws: int = 12, seed: int 
     numbers = policy.sample(draws, keyed_generator(seed, "gallery operations")).tolist()
     return Gallery(
         original,
-        _tiles(image_CHW, most_probable(policy, _RANKED), seed, "likely"),
-        _tiles(image_CHW, least_probable(policy, _RANKED), seed, "unlikely"),
-        _tiles(image_CHW, [operation_in(policy, number) for number in numbers], seed, "drawn"),
+        _tiles(policy.space, image_CHW, most_probable(policy, _RANKED), seed, "likely"),
+        _tiles(policy.space, image_CHW, least_probable(policy, _RANKED), seed, "unlikely"),
+        _tiles(
+            policy.space,
+            image_CHW,
+            [operation_in(policy, number) for number in numbers],
+            seed,
+            "drawn",
+        ),
     )
 
 
-def _tiles(image_CHW: Tensor, operations: Sequence[Operation], seed: int, purpose: str) -> list[Tile]:
+def _tiles(
+    space: Space, image_CHW: Tensor, operations: Sequence[Operation], seed: int, purpose: str
+) -> list[Tile]:
     n = len(operations)
-    negative_n2 = torch.rand(n, 2, generator=keyed_generator(seed, "gallery signs " + purpose)) < 0.5
+    generator = keyed_generator(seed, "gallery signs " + purpose)
+    negative_nA = torch.rand(n, space.arity, generator=generator) < 0.5
     numbers_n = torch.tensor([operation.number for operation in operations])
-    images_nCHW = apply_operations(image_CHW.expand(n, -1, -1, -1), numbers_n, negative_n2)
+    images_nCHW = space.apply(image_CHW.expand(n, -1, -1, -1), numbers_n, negative_nA)
     return [
         Tile(operation, to_image(result_CHW))
         for operation, result_CHW in zip(operations, images_nCHW, strict=True)

@@ -60,14 +60,15 @@ class Heatmap:
 
 
 def heatmap(ratios_RC: Tensor, scale: Scale) -> Heatmap:
-    """Draw ratios to uniform."""
+    """Draw ratios to uniform; where one is NaN, nothing."""
     rows, columns = ratios_RC.shape
     parts: dict[int, list[str]] = {}
-    for y, levels in enumerate(scale.levels(ratios_RC)):
+    for y, levels in enumerate(scale.levels(ratios_RC).where(~ratios_RC.isnan(), -1)):
         values, widths = torch.unique_consecutive(levels, return_counts=True)
         x = 0
         for level, width in zip(values.tolist(), widths.tolist(), strict=True):
-            parts.setdefault(level, []).append(f"M{x} {y}h{width}v1h-{width}z")
+            if level >= 0:
+                parts.setdefault(level, []).append(f"M{x} {y}h{width}v1h-{width}z")
             x += width
     return Heatmap(columns, rows, [(level, "".join(parts[level])) for level in sorted(parts)])
 

@@ -2,28 +2,31 @@
 
 from dataclasses import dataclass
 
-from ohl_accel.operations.elements import NUM_OPERATIONS, operation_name
+import torch
+from torch import Tensor
+
 from ohl_accel.policy import Policy
+
+POSITIONS = ("first", "second", "third")
+"""Of an element in an operation."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One of the 1,296, in a policy."""
+    """An operation in a policy."""
 
     number: int
     name: str
     """Such as `Rotate 10 > Invert`."""
     probability: float
-
-    @property
-    def ratio(self) -> float:
-        """Probability over the uniform one: 1 where nothing was learned, above it where gained."""
-        return self.probability * NUM_OPERATIONS
+    ratio: float
+    """Probability over the uniform one: 1 where nothing was learned, above it where gained."""
 
 
 def operation_in(policy: Policy, number: int) -> Operation:
     """An operation with its probability."""
-    return Operation(number, operation_name(number), float(policy.probabilities[number]))
+    space, probability = policy.space, float(policy.probabilities[number])
+    return Operation(number, space.operation_name(number), probability, probability * space.num_operations)
 
 
 def most_probable(policy: Policy, count: int) -> list[Operation]:
@@ -36,3 +39,23 @@ def least_probable(policy: Policy, count: int) -> list[Operation]:
     """The least probable operations, the least first, the first of equals first."""
     order = policy.probabilities.argsort(stable=True)
     return [operation_in(policy, number) for number in order[:count].tolist()]
+
+
+def both_ends(policy: Policy, count: int) -> list[Operation]:
+    """So many of the most probable operations, and of the least probable ones, the most probable first."""
+    number = policy.space.num_operations
+    most = most_probable(policy, min(count, number))
+    return most + least_probable(policy, min(count, number - len(most)))[::-1]
+
+
+def ratio_grid(policy: Policy) -> Tensor:
+    """Probability over the uniform one for each pair of elements: float64 [E, E], NaN for pairs that are no operation.
+
+    Args:
+        policy: over a space of arity 2.
+    """
+    space = policy.space
+    grid_EE = torch.full((space.num_elements, space.num_elements), torch.nan, dtype=torch.float64)
+    first_K, second_K = space.elements_of(torch.arange(space.num_operations)).T
+    grid_EE[first_K, second_K] = policy.probabilities * space.num_operations
+    return grid_EE

@@ -6,6 +6,8 @@ page lets it load nothing and run no script but its own.
 
 import base64
 import hashlib
+import itertools
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -15,15 +17,15 @@ import torch
 from markupsafe import Markup
 
 from ohl_accel import __version__
-from ohl_accel.operations.elements import ELEMENTS, NUM_ELEMENTS, NUM_OPERATIONS, TABLE_1
 from ohl_accel.policy import Policy
-from ohl_accel.report.charts import entropy_chart, phase_chart, phases_of, reward_chart
+from ohl_accel.report.charts import entropy_chart, operation_chart, phase_chart, phases_of, reward_chart
 from ohl_accel.report.examples import TrainingExamples, originals, rows_of
 from ohl_accel.report.gallery import Gallery, Tile
 from ohl_accel.report.heatmaps import LEVELS, Heatmap, Scale, heatmap, palette
-from ohl_accel.report.operations import least_probable, most_probable
+from ohl_accel.report.operations import POSITIONS, least_probable, most_probable, ratio_grid
 from ohl_accel.report.pictures import data_uri
 from ohl_accel.report.read import OuterStep, Run
+from ohl_accel.run_folder.result import in_words
 
 _SHOWN_OPERATIONS = 6
 _GALLERY_SIDE = 320
@@ -42,6 +44,7 @@ _environment = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_environment.globals["in_words"] = in_words
 
 
 def run_page(run: Run, examples: TrainingExamples | None, no_examples: str, refresh: float) -> str:
@@ -61,11 +64,11 @@ def run_page(run: Run, examples: TrainingExamples | None, no_examples: str, refr
         refresh=None if run.finished else f"{refresh:g}",
         facts=_facts(run),
         cards=_cards(run),
-        charts=_charts(run.steps),
+        charts=_charts(run),
         phases=_phases(run.steps),
-        elements=_element_maps(run.steps),
+        elements=_element_maps(run),
         matrix=_matrix(run.policy) if run.policy else None,
-        changes=[rows_of(examples, rank(run.policy, _SHOWN_OPERATIONS)) for rank in ranked]
+        changes=[rows_of(examples, run.policy.space, rank(run.policy, _SHOWN_OPERATIONS)) for rank in ranked]
         if run.policy
         else None,
         originals=originals(examples) if examples else [],
@@ -87,7 +90,7 @@ def gallery_page(policy: Policy, gallery: Gallery, name: str, image_name: str, s
         seed=seed,
         refresh=None,
         policy=policy,
-        uniform_entropy=Policy().entropy,
+        uniform_entropy=policy.space.max_entropy,
         original=data_uri(gallery.original, _GALLERY_SIDE),
         size=gallery.original.size,
         likely=pictures(gallery.likely),
@@ -137,16 +140,17 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 def _cards(run: Run) -> list[tuple[str, str, str]]:
     """The numbers on top: (name, value, what it is to be compared with)."""
     cards: list[tuple[str, str, str]] = []
-    if run.result is not None and run.result.test_accuracy is not None:
+    metric = run.result.metric if run.result is not None else "accuracy"
+    if run.result is not None and run.result.test is not None:
         images = f"of {run.result.test_images:,} images" if run.result.test_images else ""
-        cards.append(("Test accuracy", f"{100 * run.result.test_accuracy:.2f} %", images))
+        cards.append((f"Test {metric}", in_words(metric, run.result.test), images))
     looked = [step.reward[step.winner or 0] for step in run.steps]
     rewards = [reward for reward in looked if reward is not None]
     if rewards:
         hint = "it chose the winner, so it is optimistic" if run.learned else "of the last look"
-        cards.append(("Held-out accuracy", f"{100 * rewards[-1]:.2f} %", hint))
+        cards.append((f"Held-out {metric}", in_words(metric, rewards[-1]), hint))
     if run.steps and run.steps[-1].entropy is not None:
-        uniform = Policy().entropy
+        uniform = run.space.max_entropy
         cards.append(("Entropy", f"{run.steps[-1].entropy:.4f}", f"nats; uniform is {uniform:.4f}"))
     if run.policy is not None:
         (top,) = most_probable(run.policy, 1)
@@ -159,7 +163,7 @@ def _cards(run: Run) -> list[tuple[str, str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """For people: `42 s`, `3 min 20 s`, `5 h 12 min`."""
+    """In words: `42 s`, `3 min 20 s`, `5 h 12 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
@@ -168,15 +172,17 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _charts(steps: Sequence[OuterStep]) -> dict[str, Markup | None]:
+def _charts(run: Run) -> dict[str, Markup | None]:
+    steps, policy = run.steps, run.policy
     if not steps:
         return {}
     looked = [step for step in steps if None not in step.reward]
     learned = [step for step in steps if step.entropy is not None]
     return {
         "reward": reward_chart(looked) if looked else None,
-        "entropy": entropy_chart(learned) if learned else None,
+        "entropy": entropy_chart(learned, run.space.max_entropy) if learned else None,
         "phases": phase_chart(steps),
+        "operations": operation_chart(policy) if policy and policy.space.arity != 2 else None,
     }
 
 
@@ -187,31 +193,33 @@ def _phases(steps: Sequence[OuterStep]) -> list[tuple[str, float, float]]:
     return [(name, seconds, seconds / whole) for name, seconds in totals.items()]
 
 
-def _element_maps(steps: Sequence[OuterStep]) -> dict[str, Any] | None:
-    """The marginals of Figure 4 over time: a heatmap for each place, and the ratios for the slider."""
-    known = [step for step in steps if step.element_probabilities is not None]
+def _element_maps(run: Run) -> dict[str, Any] | None:
+    """The marginals of Figure 4 over time: a heatmap for each position, and the ratios for the slider."""
+    known = [step for step in run.steps if step.element_probabilities is not None]
     if not known:
         return None
-    ratios_T2E = (
-        torch.tensor([step.element_probabilities for step in known], dtype=torch.float64) * NUM_ELEMENTS
-    )
-    scale = Scale.of(ratios_T2E)
-    places = ("first", "second")
+    space = run.space
+    probabilities_TAE = torch.tensor([step.element_probabilities for step in known], dtype=torch.float64)
+    ratios_TAE = probabilities_TAE / space.uniform_marginals
+    scale = Scale.of(ratios_TAE)
     maps: dict[str, Heatmap] = {
-        place: heatmap(ratios_T2E[:, number].T, scale) for number, place in enumerate(places)
+        position: heatmap(ratios_TAE[:, number].T, scale)
+        for number, position in enumerate(POSITIONS[: space.arity])
     }
+    groups = itertools.groupby(space.elements, key=lambda element: element.transform.name)
     return {
-        "places": maps,
-        "groups": TABLE_1,
+        "count": space.num_elements,
+        "positions": maps,
+        "groups": [(name, [element.magnitude for element in group]) for name, group in groups],
         "scale": scale,
-        "now": ratios_T2E[-1].tolist(),
-        "levels": scale.levels(ratios_T2E[-1]).tolist(),
+        "now": ratios_TAE[-1].tolist(),
+        "levels": scale.levels(ratios_TAE[-1]).tolist(),
         "steps": [step.outer_step + 1 for step in known],
         "data": {
             "limit": scale.limit,
             "levels": LEVELS,
-            "names": [element.name for element in ELEMENTS],
-            "ratios": [[[round(ratio, 4) for ratio in row] for row in step] for step in ratios_T2E.tolist()],
+            "names": [element.name for element in space.elements],
+            "ratios": [[[round(ratio, 4) for ratio in row] for row in step] for step in ratios_TAE.tolist()],
             "steps": [step.outer_step + 1 for step in known],
             "rewards": [step.reward for step in known],
             "winners": [step.winner for step in known],
@@ -220,14 +228,23 @@ def _element_maps(steps: Sequence[OuterStep]) -> dict[str, Any] | None:
     }
 
 
-def _matrix(policy: Policy) -> dict[str, Any]:
-    """All operations as a 36 x 36 map: rows are the first element, columns the second."""
-    ratios_EE = (policy.probabilities * NUM_OPERATIONS).view(NUM_ELEMENTS, NUM_ELEMENTS)
-    scale = Scale.of(ratios_EE)
-    percent = [float(f"{100 * p:.6g}") for p in policy.probabilities.tolist()]
+def _matrix(policy: Policy) -> dict[str, Any] | None:
+    """All operations of two elements as an E x E map: rows are the first element, columns the second.
+
+    A space of another arity has none. Pairs that a space leaves out are empty.
+    """
+    space = policy.space
+    if space.arity != 2:
+        return None
+    ratios_EE = ratio_grid(policy)
+    scale = Scale.of(ratios_EE[ratios_EE.isfinite()])
+    percent_EE = 100 * ratios_EE / space.num_operations
+    names = [element.name for element in space.elements]
+    percent = [None if math.isnan(p) else float(f"{p:.6g}") for p in percent_EE.flatten().tolist()]
     return {
         "map": heatmap(ratios_EE, scale),
-        "names": [element.name for element in ELEMENTS],
+        "count": space.num_operations,
+        "names": names,
         "scale": scale,
-        "data": {"names": [element.name for element in ELEMENTS], "percent": percent},
+        "data": {"names": names, "percent": percent, "operations": space.num_operations},
     }

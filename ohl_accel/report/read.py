@@ -8,16 +8,16 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ohl_accel.errors import UserError
-from ohl_accel.operations.elements import NUM_ELEMENTS
+from ohl_accel.operations.space import PAPER, Space
+from ohl_accel.operations.space_file import open_space
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe
 from ohl_accel.report.tables import Table, read_tables
 from ohl_accel.run_folder.files import METRICS_FILE, POLICY_FILE, RECIPE_FILE, RESULT_FILE
 from ohl_accel.run_folder.metrics import read_metrics
+from ohl_accel.run_folder.result import main_score
 
-_Marginal = Annotated[
-    list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=NUM_ELEMENTS, max_length=NUM_ELEMENTS)
-]
+_Marginal = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)]
 
 
 class OuterStep(BaseModel):
@@ -35,8 +35,8 @@ class OuterStep(BaseModel):
     """In nats."""
     seconds: dict[str, Annotated[float, Field(ge=0)]]
     images_per_second: float
-    element_probabilities: Annotated[list[_Marginal], Field(min_length=2, max_length=2)] | None = None
-    """p(element) at both places, [2][36]; runs of older versions have not written it."""
+    element_probabilities: Annotated[list[_Marginal], Field(min_length=1)] | None = None
+    """p(element) at each position of an operation, [A][E]; runs of older versions have not written it."""
 
     @model_validator(mode="after")
     def _outcome_is_whole(self) -> Self:
@@ -48,16 +48,34 @@ class OuterStep(BaseModel):
 
 
 class Result(BaseModel):
-    """`result.json`; the test fields are None where the recipe has no test split. Accuracies in 0..1."""
+    """`result.json`; what was not measured is None. Further scores are `test_NAME`."""
 
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="allow")
+    __pydantic_extra__: dict[str, float | int | str | None]
 
     outer_steps: int
-    heldout_accuracy: float | None
-    test_accuracy: float | None = None
-    test_top5_accuracy: float | None = None
-    test_loss: float | None = None
+    metric: str = "accuracy"
     test_images: int | None = None
+
+    @property
+    def test(self) -> float | None:
+        """The main score on the test images."""
+        return main_score(self.model_dump())
+
+    @property
+    def heldout(self) -> float | None:
+        """The main score of the last winner on the held-out images."""
+        return main_score(self.model_dump(), "heldout")
+
+    @property
+    def other_tests(self) -> dict[str, float]:
+        """The other scores on the test images by name."""
+        known = {f"test_{self.metric}", "test_images"}
+        return {
+            name.removeprefix("test_"): float(value)
+            for name, value in self.model_dump().items()
+            if name.startswith("test_") and name not in known and isinstance(value, float | int)
+        }
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,8 @@ class Run:
     """None before the first checkpoint."""
     result: Result | None
     """None until the search is finished."""
+    space: Space
+    """Whose operations the policy draws."""
     recipe: Recipe | None
     """None if the file is missing or of another version."""
     recipe_text: str
@@ -104,7 +124,7 @@ def read_run(folder: Path) -> Run:
     """Read everything that a report shows.
 
     Raises:
-        UserError: if it is no run folder, or a file in it is damaged; names the file and the way out.
+        UserError: if it is not a run folder, or a file in it is damaged; names the file and the way out.
     """
     if not folder.is_dir():
         problem = "is a file" if folder.exists() else "does not exist"
@@ -113,14 +133,15 @@ def read_run(folder: Path) -> Run:
     names = (RECIPE_FILE, METRICS_FILE, POLICY_FILE)
     if not tables and not any((folder / name).exists() for name in names):
         raise UserError(
-            f"{folder} holds none of {', '.join(names)}: it is no run folder, or its search has not begun"
+            f"{folder} holds none of {', '.join(names)}: it is not a run folder, or its search has not begun"
         )
     notes: list[str] = []
     recipe, recipe_text = _read_recipe(folder / RECIPE_FILE, notes)
-    steps = _read_steps(folder / METRICS_FILE)
     result = _read_result(folder / RESULT_FILE)
     policy = _read_policy(folder / POLICY_FILE)
-    run = Run(folder, steps, policy, result, recipe, recipe_text, tables, notes)
+    space = policy.space if policy is not None else _space_of(recipe)
+    steps = _read_steps(folder / METRICS_FILE, space)
+    run = Run(folder, steps, policy, result, space, recipe, recipe_text, tables, notes)
     if run.is_run:
         notes += _missing(run)
     return run
@@ -161,7 +182,13 @@ def _read_recipe(path: Path, notes: list[str]) -> tuple[Recipe | None, str]:
         return None, text
 
 
-def _read_steps(path: Path) -> list[OuterStep]:
+def _space_of(recipe: Recipe | None) -> Space:
+    """Of a run that has no policy yet."""
+    source = None if recipe is None else recipe.augment.space
+    return PAPER if source is None else open_space(source)
+
+
+def _read_steps(path: Path, space: Space) -> list[OuterStep]:
     steps: list[OuterStep] = []
     for number, values in enumerate(read_metrics(path), 1):
         step = _checked(OuterStep, values, f"{path}, line {number}", "delete the line to do without it")
@@ -177,6 +204,13 @@ def _read_steps(path: Path) -> list[OuterStep]:
             raise UserError(
                 f"{path}, line {number}: another kind of run than in the lines before (trajectories, or whether "
                 "a policy is learned): two runs are mixed in this file; delete the lines of the other one"
+            )
+        shape = [len(marginal) for marginal in step.element_probabilities or ()]
+        if shape and shape != [space.num_elements] * space.arity:
+            raise UserError(
+                f"{path}, line {number}: element_probabilities must be {space.arity} lists of {space.num_elements} "
+                f"(space {space.name}), got lists of {shape}: it is damaged or of another run; delete the line to do "
+                "without it"
             )
         steps.append(step)
     return steps

@@ -85,9 +85,9 @@ class RunFolder:
         self.write_text(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def contents(self) -> dict[str, str]:
-        """Path of each file meant for the user -> what it is, of those that exist."""
+        """Path of each file that exists -> what it is."""
         known = {
-            REPORT_FILE: "all about the run, for a browser",
+            REPORT_FILE: "everything about the run, for a browser",
             POLICY_FILE: "the policy",
             NETWORK_FILES[0]: "the network's weights",
             NETWORK_FILES[1]: "the network for timm.create_model",
@@ -103,7 +103,7 @@ class RunFolder:
         return {str(self.path / name): what for name, what in known.items() if (self.path / name).exists()}
 
     def results(self) -> list[Path]:
-        """The results of a finished run: network, policy, recipe, metrics, result."""
+        """The files that a finished run is about: network, policy, recipe, metrics, result."""
         names = (POLICY_FILE, *NETWORK_FILES, RECIPE_FILE, METRICS_FILE, RESULT_FILE)
         return [self.path / name for name in names if (self.path / name).exists()]
 

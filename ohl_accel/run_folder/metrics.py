@@ -11,7 +11,7 @@ from ohl_accel.run_folder.atomic import write_text
 
 
 def keep_lines_before(path: Path, outer_step: int) -> None:
-    """Drop the lines that a resumed run will write again: those after its checkpoint."""
+    """Drop lines that a resumed run will write again: those after its checkpoint."""
     if not path.exists():
         return
     kept = [line for line in read_metrics(path) if line["outer_step"] < outer_step]
@@ -25,9 +25,9 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def amend_last_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Add to the last line what is known only at the end of the run."""
+    """Add to the last line what is known only when the run has ended; what it already says stays."""
     lines = read_metrics(path)
-    lines[-1] |= values
+    lines[-1] = {**values, **lines[-1]}
     write_text(path, "".join(map(json_line, lines)))
 
 
@@ -52,7 +52,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def json_line(values: Mapping[str, Any]) -> str:
-    """One line of JSON; null stands for NaN and infinity, which JSON lacks."""
+    """One line of JSON; null stands for NaN and infinity, which JSON has not."""
     return json.dumps({key: _finite(value) for key, value in values.items()}, allow_nan=False) + "\n"
 
 

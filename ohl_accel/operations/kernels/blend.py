@@ -1,38 +1,34 @@
-"""Elements that blend the image with a degenerate one, pixel by pixel: ColorAdjust and Sharpness.
+"""Kernels that blend the image with a degenerate one, pixel by pixel: ColorAdjust and Sharpness.
 
 They are `PIL.ImageEnhance.Color` and `PIL.ImageEnhance.Sharpness`. The blend itself also serves
 Contrast and Brightness, which need only a curve (`ohl_accel.operations.kernels.tone`).
+
+Shapes: n images, C channels (1 grey, 3 RGB), H rows, W columns.
 """
 
 import torch
 from torch import Tensor
 
-from ohl_accel.operations.elements import ELEMENTS
 
-_FACTOR = torch.tensor([element.magnitude or 1.0 for element in ELEMENTS])
-
-
-def adjust_color(images_nCHW: Tensor, element_n: Tensor, negative_n: Tensor) -> Tensor:
+def adjust_color(images_nCHW: Tensor, factor_n: Tensor) -> Tensor:
     """`PIL.ImageEnhance.Color`: blend each image with its grey version.
 
     Args:
         images_nCHW: uint8.
-        element_n: elements, int64 on the CPU.
-        negative_n: unused; these elements have no sign.
+        factor_n: float32 on the same device.
 
     Returns:
         uint8 [n, C, H, W].
     """
-    return _blend_with(luma(images_nCHW), images_nCHW, element_n)
+    return _blend_with(luma(images_nCHW), images_nCHW, factor_n)
 
 
-def sharpen(images_nCHW: Tensor, element_n: Tensor, negative_n: Tensor) -> Tensor:
+def sharpen(images_nCHW: Tensor, factor_n: Tensor) -> Tensor:
     """`PIL.ImageEnhance.Sharpness`: blend each image with its smooth version; arguments as above."""
-    return _blend_with(smooth(images_nCHW), images_nCHW, element_n)
+    return _blend_with(smooth(images_nCHW), images_nCHW, factor_n)
 
 
-def _blend_with(degenerate_nCHW: Tensor, images_nCHW: Tensor, element_n: Tensor) -> Tensor:
-    factor_n = _FACTOR[element_n].to(images_nCHW.device, non_blocking=True)
+def _blend_with(degenerate_nCHW: Tensor, images_nCHW: Tensor, factor_n: Tensor) -> Tensor:
     return blend(degenerate_nCHW.float(), images_nCHW.float(), factor_n[:, None, None, None])
 
 
@@ -73,3 +69,8 @@ def smooth(images_nCHW: Tensor) -> Tensor:
     total.add_(levels[:, :, 1:-1, 1:-1], alpha=4)
     smoothed_nCHW[:, :, 1:-1, 1:-1] = total.add_(6.5).div_(13).to(torch.uint8)
     return smoothed_nCHW
+
+
+def unchanged(images_nCHW: Tensor, magnitude_n: Tensor) -> Tensor:
+    """The images themselves."""
+    return images_nCHW

@@ -1,88 +1,125 @@
-"""Elements that map each level of a channel to another level: a curve of 256 entries per channel.
+"""Kernels that map each level of a channel to another level: a curve of 256 entries per channel.
 
 Posterize, Solarize, AutoContrast, Equalize and Invert are Pillow's `ImageOps` functions, Contrast
 and Brightness its `ImageEnhance` classes.
+
+Shapes: n images, C channels (1 grey, 3 RGB), H rows, W columns, P = H * W pixels; E elements of a space; curves
+of 256 levels.
 """
 
-from functools import lru_cache
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ohl_accel.operations.elements import ELEMENTS
 from ohl_accel.operations.kernels.blend import blend, luma
-
-TONE_TRANSFORMS = frozenset(
-    {"Posterize", "Solarize", "Contrast", "Brightness", "AutoContrast", "Equalize", "Invert"}
-)
-
-_TRANSFORM = [element.transform for element in ELEMENTS]
-_CONTRAST = torch.tensor([transform == "Contrast" for transform in _TRANSFORM])
-_AUTO_CONTRAST = torch.tensor([transform == "AutoContrast" for transform in _TRANSFORM])
-_EQUALIZE = torch.tensor([transform == "Equalize" for transform in _TRANSFORM])
+from ohl_accel.operations.kernels.family import BatchFunction, Family, Kernel, magnitudes_of
+from ohl_accel.operations.transforms import Element
 
 
-def apply_tone_curve(images_nCHW: Tensor, element_n: Tensor, negative_n: Tensor) -> Tensor:
-    """Send each image through the curve of its element.
+@dataclass(frozen=True)
+class Curve(Kernel):
+    """A curve that depends on the magnitude alone."""
+
+    curve: Callable[[float], Tensor]
+    """Magnitude with its sign -> uint8 [256]."""
+
+    @property
+    def family(self) -> Hashable:
+        """One with `ImageCurve`."""
+        return _Curves
+
+    def compile(self, elements: Sequence[Element]) -> Family:
+        """A table of curves."""
+        return _Curves(elements)
+
+
+@dataclass(frozen=True)
+class ImageCurve(Kernel):
+    """A curve that depends on the image as well."""
+
+    curves: BatchFunction
+    """(uint8 images [n, C, H, W], float32 magnitudes [n]) -> uint8 [n, C, 256], or [n, 1, 256] for all channels."""
+
+    @property
+    def family(self) -> Hashable:
+        """One with `Curve`."""
+        return _Curves
+
+    def compile(self, elements: Sequence[Element]) -> Family:
+        """A table of curves."""
+        return _Curves(elements)
+
+
+class _Curves:
+    """All elements of a space that are curves.
 
     Args:
-        images_nCHW: uint8.
-        element_n: tone elements, int64 on the CPU.
-        negative_n: unused; these elements have no sign.
-
-    Returns:
-        uint8 [n, C, H, W].
+        elements: of the space.
     """
-    device = images_nCHW.device
-    channels = images_nCHW.shape[1]
-    curves_n256 = _fixed_curves()[element_n].to(device, non_blocking=True)
-    curves_nC256 = curves_n256[:, None].expand(-1, channels, -1).contiguous()
-    for of_kind, curves_of in (
-        (_CONTRAST, _contrast_curves),
-        (_AUTO_CONTRAST, _auto_contrast_curves),
-        (_EQUALIZE, _equalize_curves),
-    ):
-        chosen = of_kind[element_n].nonzero().squeeze(1)
-        if len(chosen):
-            place = chosen.to(device, non_blocking=True)
-            curves_nC256[place] = curves_of(images_nCHW.index_select(0, place), element_n[chosen])
-    levels_nCP = images_nCHW.flatten(2).long()
-    return curves_nC256.gather(2, levels_nCP).view_as(images_nCHW)
+
+    def __init__(self, elements: Sequence[Element]) -> None:
+        self._magnitude_E2 = magnitudes_of(elements)
+        identity = torch.arange(256).to(torch.uint8)
+        fixed, of_function = [], dict[BatchFunction, list[bool]]()
+        for index, element in enumerate(elements):
+            kernel = element.transform.kernel
+            curves = [identity, identity]
+            if isinstance(kernel, Curve):
+                curves = [kernel.curve(element.value(negative)) for negative in (False, True)]
+            elif isinstance(kernel, ImageCurve):
+                of_function.setdefault(kernel.curves, [False] * len(elements))[index] = True
+            fixed.append(torch.stack(curves))
+        self._fixed_E2256 = torch.stack(fixed)
+        self._of_images = [(function, torch.tensor(chosen)) for function, chosen in of_function.items()]
+
+    def __call__(self, images_nCHW: Tensor, element_n: Tensor, negative_n: Tensor) -> Tensor:
+        """Send each image through the curve of its element."""
+        device, channels, sign_n = images_nCHW.device, images_nCHW.shape[1], negative_n.long()
+        curves_n256 = self._fixed_E2256[element_n, sign_n].to(device, non_blocking=True)
+        curves_nC256 = curves_n256[:, None].expand(-1, channels, -1).contiguous()
+        for curves_of, of_function_E in self._of_images:
+            chosen = of_function_E[element_n].nonzero().squeeze(1)
+            if len(chosen):
+                index = chosen.to(device, non_blocking=True)
+                magnitude = self._magnitude_E2[element_n[chosen], sign_n[chosen]]
+                images = images_nCHW.index_select(0, index)
+                curves_nC256[index] = curves_of(images, magnitude.to(device, non_blocking=True))
+        levels_nCP = images_nCHW.flatten(2).long()
+        return curves_nC256.gather(2, levels_nCP).view_as(images_nCHW)
 
 
-@lru_cache(maxsize=1)
-def _fixed_curves() -> Tensor:
-    """uint8 [36, 256]: the curves that depend on the element alone (identity for all others)."""
+def posterize(bits: float) -> Tensor:
+    """`ImageOps.posterize`: keep the highest bits (the whole part of the number). uint8 [256]."""
+    return (torch.arange(256) & -(1 << (8 - int(bits)))).to(torch.uint8)
+
+
+def solarize(threshold: float) -> Tensor:
+    """`ImageOps.solarize`: invert levels from the threshold on (its whole part). uint8 [256]."""
     levels = torch.arange(256)
-    curves = levels.to(torch.uint8).repeat(len(ELEMENTS), 1)
-    for index, element in enumerate(ELEMENTS):
-        magnitude = element.magnitude
-        match element.transform:
-            case "Posterize":
-                assert magnitude is not None
-                curves[index] = (levels & -(1 << (8 - int(magnitude)))).to(torch.uint8)
-            case "Solarize":
-                assert magnitude is not None
-                curves[index] = torch.where(levels < magnitude, levels, 255 - levels).to(torch.uint8)
-            case "Brightness":
-                assert magnitude is not None
-                curves[index] = blend(torch.tensor(0.0), levels.float(), torch.tensor(magnitude))
-            case "Invert":
-                curves[index] = (255 - levels).to(torch.uint8)
-    return curves
+    return torch.where(levels < int(threshold), levels, 255 - levels).to(torch.uint8)
 
 
-def _contrast_curves(images_nCHW: Tensor, element_n: Tensor) -> Tensor:
+def brighten(factor: float) -> Tensor:
+    """`ImageEnhance.Brightness`: blend with black. uint8 [256]."""
+    return blend(torch.tensor(0.0), torch.arange(256).float(), torch.tensor(factor))
+
+
+def invert(magnitude: float) -> Tensor:
+    """`ImageOps.invert`. uint8 [256]."""
+    return (255 - torch.arange(256)).to(torch.uint8)
+
+
+def contrast(images_nCHW: Tensor, factor_n: Tensor) -> Tensor:
     """`ImageEnhance.Contrast`: blend with a flat image of the mean grey level. uint8 [n, 1, 256]."""
     grey_nP = luma(images_nCHW).flatten(1)
     mean_n = (grey_nP.sum(1, dtype=torch.int64).double() / grey_nP.shape[1] + 0.5).floor()
-    factor_n = torch.tensor([ELEMENTS[i].magnitude for i in element_n.tolist()], dtype=torch.float32)
     levels = torch.arange(256, dtype=torch.float32, device=images_nCHW.device)
-    factor_n1 = factor_n.to(images_nCHW.device, non_blocking=True)[:, None]
-    return blend(mean_n.float()[:, None], levels, factor_n1)[:, None]
+    return blend(mean_n.float()[:, None], levels, factor_n[:, None])[:, None]
 
 
-def _auto_contrast_curves(images_nCHW: Tensor, element_n: Tensor) -> Tensor:
+def auto_contrast(images_nCHW: Tensor, magnitude_n: Tensor) -> Tensor:
     """`ImageOps.autocontrast`: stretch each channel to 0..255. uint8 [n, C, 256]."""
     levels_nCP = images_nCHW.flatten(2)
     lowest = levels_nCP.amin(2, keepdim=True).double()
@@ -94,11 +131,11 @@ def _auto_contrast_curves(images_nCHW: Tensor, element_n: Tensor) -> Tensor:
     return torch.where(highest > lowest, stretched, levels).to(torch.uint8)
 
 
-def _equalize_curves(images_nCHW: Tensor, element_n: Tensor) -> Tensor:
+def equalize(images_nCHW: Tensor, magnitude_n: Tensor) -> Tensor:
     """`ImageOps.equalize`: flatten the histogram of each channel. uint8 [n, C, 256]."""
     levels_nCP = images_nCHW.flatten(2).long()
     n, channels, pixels = levels_nCP.shape
-    # one flat histogram of all channels: in one dimension the sum is deterministic on CUDA, too
+    # one flat histogram of all channels: in one dimension the sum is deterministic on CUDA as well
     first_bin_nC1 = torch.arange(n * channels, device=levels_nCP.device).view(n, channels, 1) * 256
     histogram = torch.zeros(n * channels * 256, dtype=torch.int64, device=levels_nCP.device)
     histogram.scatter_add_(0, (levels_nCP + first_bin_nC1).flatten(), torch.ones_like(levels_nCP).flatten())

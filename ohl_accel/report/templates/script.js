@@ -44,7 +44,7 @@ function setUpElements(data) {
       `the lowest had ${(100 * Math.min(...rewards)).toFixed(2)} %. Entropy ${data.entropies[at].toFixed(4)} nats.`;
     slider.setAttribute("aria-valuetext", `outer step ${data.steps[at]}`);
     for (const table of tables) {
-      const ratios = data.ratios[at][Number(table.dataset.place)];
+      const ratios = data.ratios[at][Number(table.dataset.position)];
       const swatches = table.querySelectorAll(".swatch");
       table.querySelectorAll(".now").forEach((cell, element) => {
         cell.textContent = ratios[element].toFixed(2);
@@ -80,9 +80,9 @@ function setUpMatrix(data) {
   let row = 0, column = 0;
   const show = () => {
     const percent = data.percent[side * row + column];
-    const ratio = (percent / 100) * side * side;
+    const ratio = (percent / 100) * data.operations;
     tip.textContent = `${data.names[row]}, then ${data.names[column]}: ` +
-      `${percent.toPrecision(4)} %, ${ratio.toFixed(2)} × uniform`;
+      (percent === null ? "not in this space" : `${percent.toPrecision(4)} %, ${ratio.toFixed(2)} × uniform`);
     cell.setAttribute("x", column);
     cell.setAttribute("y", row);
     cell.setAttribute("visibility", "visible");

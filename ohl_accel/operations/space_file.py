@@ -1,0 +1,108 @@
+"""Spaces by name, or from a YAML file of the user's own:
+
+    name: rotations                # optional: the file's name without its ending
+    arity: 2                       # optional: elements of an operation, 1 to 3; 2 unless given
+    combine: distinct              # optional: ordered (unless given) or distinct
+    import: my_transforms.py       # optional, beside this file: registers transforms of your own
+    elements:
+      - {transform: Rotate, magnitudes: [10, 20, 30]}
+      - {transform: Identity}      # has no magnitude
+
+`import` runs that file. A `policy.json` describes its space as well, but is data: nothing in it is executed.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ohl_accel.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:  # reading a file needs no torch
+    from ohl_accel.operations.space import Space
+
+FIELDS = ("name", "arity", "combine", "import", "elements")
+_MAX_FILE_BYTES = 1024 * 1024
+_YAML_ENDINGS = (".yaml", ".yml")
+
+
+def open_space(source: str | Mapping[str, Any]) -> "Space":
+    """The space that a recipe names.
+
+    Args:
+        source: `paper`, `paper-identity`, a YAML file, or what `read_space_file` gives.
+
+    Raises:
+        UserError: if there is no such space, or the description is wrong; the message says where.
+    """
+    from ohl_accel.extensions import import_extension
+    from ohl_accel.operations.space import BUILT_IN, Space
+
+    if isinstance(source, str) and source in BUILT_IN:
+        return BUILT_IN[source]
+    if isinstance(source, str) and not source.endswith(_YAML_ENDINGS):
+        hint = did_you_mean(source, BUILT_IN, 1)
+        known = f"nown: {', '.join(BUILT_IN)}, or a YAML file of your own"
+        raise UserError(f"no space {source!r}; {f'{hint} K' if hint else 'k'}{known}")
+    document = dict(read_space_file(source) if isinstance(source, str) else expanded(source, "space"))
+    where = source if isinstance(source, str) else f"space {document.get('name')}"
+    imported = document.pop("import", None)
+    try:
+        if imported is not None:
+            import_extension("import", imported)
+        return Space.from_document(document, imported)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def read_space_file(path: str) -> dict[str, Any]:
+    """A space's YAML file as plain data, with every field and one magnitude for each element.
+
+    What its values mean is checked by `open_space`.
+
+    Raises:
+        UserError: if it cannot be read, or is not the description of a space.
+    """
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_MAX_FILE_BYTES + 1)
+        if len(text) > _MAX_FILE_BYTES:
+            raise UserError(f"{path}: more than {_MAX_FILE_BYTES} bytes is too large for a space")
+        content = yaml.safe_load(text)
+    except OSError as error:
+        raise UserError(f"space {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a space must be a mapping with elements, got {type(content).__name__}")
+    if isinstance(content.get("import"), str):
+        content["import"] = str(Path(path).parent / content["import"])
+    return {"name": Path(path).stem, **expanded(content, path)}
+
+
+def expanded(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """With the defaults, and an element for each of the magnitudes of a row.
+
+    Raises:
+        UserError: for unknown fields, or elements that are not a list of mappings.
+    """
+    for field in content:
+        if field not in FIELDS:
+            hint = did_you_mean(str(field), FIELDS, 1, f"known: {', '.join(FIELDS)}")
+            raise UserError(f"{where}: unknown field {field!r}; {hint}")
+    rows = content.get("elements")
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise UserError(
+            f"{where}: elements must be a list, such as [{{transform: Rotate, magnitudes: [10, 20]}}]"
+        )
+    if not isinstance(content.get("import"), str | None):
+        raise UserError(f"{where}: import must be a Python file, got {content['import']!r}")
+    elements: list[dict[str, Any]] = []
+    for row in rows:
+        others = {key: value for key, value in row.items() if key != "magnitudes"}
+        magnitudes = row.get("magnitudes", [row.get("magnitude")])
+        if not isinstance(magnitudes, list) or not magnitudes or {"magnitude", "magnitudes"} <= row.keys():
+            raise UserError(f"{where}: magnitudes must be a list of numbers, got {row!r}")
+        elements += [{**others, "magnitude": magnitude} for magnitude in magnitudes]
+    return {"arity": 2, "combine": "ordered", **content, "elements": elements}
