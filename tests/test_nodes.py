@@ -57,6 +57,8 @@ def start_both(hosts: TwoHosts, folder: Path, *overrides: str) -> list[subproces
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.network
 def test_a_cut_cable_and_after(hosts: TwoHosts, undisturbed: Path, tmp_path: Path) -> None:
     """Both hosts give up in time, each with a message; once mended, the run resumes to the undisturbed result."""
     launches = start_both(hosts, tmp_path, f"run.timeout={TIMEOUT}")
@@ -81,6 +83,8 @@ def test_a_cut_cable_and_after(hosts: TwoHosts, undisturbed: Path, tmp_path: Pat
     assert not (tmp_path / "host1").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.network
 def test_every_exchange_over_a_cut_cable(hosts: TwoHosts, tmp_path: Path) -> None:
     """Each ends in time on both hosts and says why; so does a process that waits for one that never comes."""
     programs = [
@@ -112,6 +116,8 @@ def test_every_exchange_over_a_cut_cable(hosts: TwoHosts, tmp_path: Path) -> Non
     assert "1/2 clients joined. " in (tmp_path / f"{exchanges.JOINING}-0.out").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.network
 def test_slurm_script(hosts: TwoHosts, undisturbed_pair: Path, tmp_path: Path) -> None:
     """The script as it is, with an srun that starts a task on each host as Slurm's does.
 
@@ -144,6 +150,8 @@ def test_slurm_script(hosts: TwoHosts, undisturbed_pair: Path, tmp_path: Path) -
     assert final_state(tmp_path / "run") == final_state(undisturbed_pair)
 
 
+@pytest.mark.slow
+@pytest.mark.network
 def test_torchrun_restarts_after_a_lost_process(hosts: TwoHosts, undisturbed: Path, tmp_path: Path) -> None:
     """A worker killed without warning: all restart by themselves and resume from the last checkpoint."""
     agents = [

@@ -19,12 +19,13 @@ from ohl_accel.engine.search import search
 from ohl_accel.operations.space import PAPER
 from ohl_accel.policy import Policy
 
+pytestmark = pytest.mark.slow
 SEEDS = (0, 1, 2)
 ROTATE = [index for index, element in enumerate(PAPER.elements) if element.transform.name == "Rotate"]
 
 
 def rotation_over_uniform(policy: Policy) -> float:
-    """P(a Rotate element), averaged over the two places of an operation, relative to the uniform policy."""
+    """P(a Rotate element), averaged over both elements of an operation, relative to the uniform policy."""
     return float(policy.element_probabilities[:, ROTATE].sum() / 2 * 36 / 3)
 
 
