@@ -29,7 +29,7 @@ from ohl_accel.hub.transfer import publish
 from ohl_accel.observers.dashboards import Dashboards, check_installed
 from ohl_accel.observers.display import Display
 from ohl_accel.policy import Policy
-from ohl_accel.policy.baselines import open_policy, settle
+from ohl_accel.policy.baselines import open_policy, resolve_augment
 from ohl_accel.policy.estimators import OuterOptimizer
 from ohl_accel.policy.protocol import AugmentationPolicy
 from ohl_accel.recipe import ModelSection, Recipe, RunSection
@@ -154,7 +154,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display, learn_po
     policy = run_on_all_ranks(lambda: _open_policy(recipe, data, side, learn_policy), one_first=True)
     recipe = data.resolve(recipe).with_values(
         run={"mixed_precision": accelerator.mixed_precision},
-        augment=settle(recipe.augment, side).model_dump(),
+        augment=resolve_augment(recipe.augment, side).model_dump(),
     )
     steps_per_epoch = len(data.train) // recipe.inner.batch_size
     inner_steps = steps_per_epoch if recipe.outer.inner_steps == "epoch" else recipe.outer.inner_steps
