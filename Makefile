@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all of their own set-up: Python 3.11 to 3.13, make, git, a package index.
+# Every target does all of its own set-up: Python 3.11 to 3.13, make, git, a package index.
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,\
 	$(shell $(python) -c '$(SUITABLE)' 2>/dev/null && echo $(python))))
@@ -6,14 +6,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint types clean
+.PHONY: demo test test-fast lint types docs wheel install clean
 
-demo: $(INSTALLED)  ## learn a policy on handwritten digits, in some two minutes
-	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml -m ohl_accel.search recipes/digits.yaml \
-		run.overwrite=true
+demo: $(INSTALLED)  ## learn a policy on handwritten digits, in about a minute on two cores
+	$(BIN)/ohl-accel search digits run.overwrite=true
 
-test: lint types  ## all that CI checks
+test: lint types  ## what CI checks, but for the wheel in an empty environment
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-fast: $(INSTALLED)  ## without the tests that take longer than ten seconds
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -22,11 +24,19 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
+docs: $(INSTALLED)  ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+wheel: $(INSTALLED)  ## build the wheel, install it into an empty environment (gigabytes), search and use a policy
+	.ci/wheel $(BIN)/python
+
+install: $(INSTALLED)  ## into .venv, from which everything else is run
+
 $(INSTALLED): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 to 3.13 with venv found: install one, or name it: make PYTHON=..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site

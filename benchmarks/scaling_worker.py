@@ -15,31 +15,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
+from benchmarks.hosts import TwoHosts
 from ohl_accel.distributed import collectives
 from ohl_accel.distributed.groups import Groups
 from ohl_accel.distributed.launch import choose_interface, leave
 from ohl_accel.engine.phases import Phases
 from ohl_accel.operations.space import PAPER
 from ohl_accel.policy import Policy
-from ohl_accel.policy.estimators import OuterOptimizer
+from ohl_accel.policy.estimators import FinishedStep, Reinforce
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-
-
-class Hosts(Protocol):
-    """Two hosts with a cable between them, see tests/hosts.py."""
-
-    addresses: tuple[str, str]
-
-    def on(self, host: int) -> list[str]:
-        """What to put before a command so that it runs on a host."""
 
 
 def exchange(folder: Path, groups: int, rounds: int) -> None:
@@ -61,7 +53,7 @@ def exchange(folder: Path, groups: int, rounds: int) -> None:
     tensors = [torch.full(shape, float(rank)) for shape in shapes]
     counts_K = torch.ones(1, PAPER.num_operations, dtype=torch.int64)
 
-    outer = OuterOptimizer(Policy(), 0.05, (0.5, 0.999))
+    estimator = Reinforce(Policy(), lr=0.05, betas=(0.5, 0.999), trajectories=groups, seed=0)
 
     def gather(turn: int) -> None:
         layout.gather(torch.rand(1, 4, dtype=torch.float64))
@@ -69,7 +61,14 @@ def exchange(folder: Path, groups: int, rounds: int) -> None:
 
     def synchronize(turn: int) -> None:
         reward_N = layout.gather(torch.rand(1, 4, dtype=torch.float64))[:, 0]
-        outer.step(layout.gather(counts_K), reward_N - reward_N.mean())
+        estimator.step(
+            FinishedStep(
+                outer_step=turn,
+                reward_N=reward_N,
+                finite_N=torch.ones(groups, dtype=torch.bool),
+                recorded={"counts": layout.gather(counts_K)},
+            )
+        )
         layout.adopt(turn % groups, [tensors])
 
     def synchronize_and_check(turn: int) -> None:
@@ -112,7 +111,7 @@ def exchange(folder: Path, groups: int, rounds: int) -> None:
 def launch(
     processes: int,
     *arguments: str,
-    hosts: Hosts | None = None,
+    hosts: TwoHosts | None = None,
     forks: bool = False,
     module: str = "benchmarks.scaling_worker",
 ) -> None:
@@ -219,14 +218,12 @@ class Recorder(Phases):
 def search(folder: Path, recipe_path: str, overrides: Sequence[str]) -> None:
     """The search itself, with the recorder for a clock; every process writes what it noted."""
     from ohl_accel.engine.run import Run
-    from ohl_accel.engine.search import learn
-    from ohl_accel.engine.setup import execute, join_launch
-    from ohl_accel.observers.display import Display
+    from ohl_accel.engine.search import outer_loop
+    from ohl_accel.engine.session import execute
 
-    def loop(run: Run, display: Display) -> None:
+    def loop(run: Run) -> list[float] | None:
         recorder = Recorder(run.groups.device)
-        run.phases = recorder
-        learn(run, display)
+        rewards = outer_loop(replace(run, phases=recorder))
         ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
         live = memory()["resident"]
         tensors = run.hosted[0].state_tensors()
@@ -239,9 +236,9 @@ def search(folder: Path, recipe_path: str, overrides: Sequence[str]) -> None:
             "gradient_bytes": sum(parameter.nbytes for parameter in run.hosted[0].network.parameters()),
         }
         (folder / f"rank{run.groups.rank}.json").write_text(json.dumps(measured))
+        return rewards
 
-    recipe, accelerator = join_launch(recipe_path, overrides)
-    execute(recipe, accelerator, loop, learn_policy=True)
+    execute(recipe_path, overrides, loop, learn=True)
     leave()
 
 

@@ -1,7 +1,7 @@
-"""Errors whose message is all that the user needs: the commands print it without a traceback."""
+"""Errors whose message is everything the user needs: the commands print it without a traceback."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
@@ -9,11 +9,11 @@ class UserError(ValueError):
 
 
 class RunFailedError(RuntimeError):
-    """A run that began well cannot go on. Names what happened and what is on disk. Exit code 1."""
+    """A run that began well cannot continue. Names what happened and what is on disk. Exit code 1."""
 
 
 class ProcessFailedError(RunFailedError):
-    """One process cannot go on, and the others do not know it yet: it says so itself, and the launcher ends them."""
+    """One process cannot continue and the others do not know yet: it prints the message; the launcher ends them."""
 
 
 def first_line(error: BaseException | None) -> str:
@@ -23,7 +23,9 @@ def first_line(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no details')}"
 
 
-def did_you_mean(name: str, known: Iterable[str], most: int = 3, otherwise: str = "") -> str:
+def did_you_mean(
+    name: str, known: Iterable[str], most: int = 3, otherwise: str = "", show: Callable[[str], str] = str
+) -> str:
     """A hint for a name that is not known.
 
     Args:
@@ -31,6 +33,42 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 3, otherwise: str 
         known: the names that there are.
         most: so many close ones at most.
         otherwise: the hint where none is close.
+        show: how a name is written in the hint.
     """
     close = difflib.get_close_matches(name, list(known), most)
-    return f"did you mean {' or '.join(close)}?" if close else otherwise
+    return f"did you mean {' or '.join(map(show, close))}?" if close else otherwise
+
+
+_EXTRAS = {
+    "train": (
+        "accelerate",
+        "datasets",
+        "filelock",
+        "fsspec",
+        "huggingface_hub",
+        "jinja2",
+        "markupsafe",
+        "matplotlib",
+        "numpy",
+        "psutil",
+        "pyarrow",
+        "pydantic",
+        "rich",
+        "safetensors",
+        "scipy",
+        "timm",
+        "typer",
+        "yaml",
+    ),
+    "demo": ("sklearn",),
+}
+"""Which extra of the package brings a module that it imports."""
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """What to install for a module that is missing; None if it is not one that an extra brings."""
+    module = (error.name or "").split(".")[0]
+    for extra, modules in _EXTRAS.items():
+        if module in modules:
+            return f"this needs {module}, which is not installed: pip install 'ohl-accel[{extra}]'"
+    return None

@@ -13,14 +13,12 @@ from typing import Any, NamedTuple, Self, TypeVar
 import timm
 from hub_server import HubServer
 
-from ohl_accel.engine import search
+from ohl_accel import cli
 from ohl_accel.errors import RunFailedError
-from ohl_accel.hub import __main__ as hub_command
 from ohl_accel.hub.access import check_access
 from ohl_accel.hub.contents import Finished, files_of
 from ohl_accel.hub.transfer import upload
 from ohl_accel.recipe import HubSection
-from ohl_accel.report import __main__ as report_command
 
 T = TypeVar("T")
 
@@ -86,17 +84,17 @@ def _logged_in(token: str, function: Callable[..., T], *args: Any, **kwargs: Any
 
 def command(*argv: str) -> Done:
     """`python -m ohl_accel.hub ...`"""
-    return _captured(lambda: hub_command.main(argv))
+    return _captured(lambda: cli.main("hub", argv))
 
 
 def run_search(*argv: str) -> Done:
     """`python -m ohl_accel.search ...`"""
-    return _captured(lambda: search.main(argv))
+    return _captured(lambda: cli.main("search", argv))
 
 
 def draw(*argv: str) -> Done:
     """`python -m ohl_accel.report ...`"""
-    return _captured(lambda: report_command.main(argv))
+    return _captured(lambda: cli.main("report", argv))
 
 
 def check(**section: Any) -> list[str]:
@@ -128,7 +126,8 @@ def upload_all(run: Path, sections: Sequence[dict[str, Any]]) -> list[list[str]]
 def classify(repo: str) -> tuple[int, list[str]]:
     """Read a network by timm's own means: how many parameters it has, and the names of its labels."""
     network = timm.create_model(f"hf-hub:{repo}", pretrained=True)
-    labels: list[str] = network.pretrained_cfg["label_names"]
+    config: Any = network.pretrained_cfg
+    labels: list[str] = config["label_names"]
     return sum(parameter.numel() for parameter in network.parameters()), labels
 
 

@@ -26,7 +26,14 @@ def augmentation(rank: int = 0, num_replicas: int = 1, **section: object) -> Aug
     own = slice(rank * 12 // num_replicas, (rank + 1) * 12 // num_replicas)
     section = {"flip": True, "pad_crop": 2, "cutout": 4, **section}
     return Augmentation(
-        AugmentSection.model_validate(section), (0.4, 0.5, 0.6), (0.2, 0.2, 0.3), 7, 12, own, CPU, 5
+        AugmentSection.model_validate(section),
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.2, 0.3),
+        seed=7,
+        batch_size=12,
+        own=own,
+        device=CPU,
+        num_classes=5,
     )
 
 

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, SMALL
 
-from ohl_accel.comparison.compare import main, parse, plan
+from ohl_accel.compare import main
+from ohl_accel.comparison.compare import Comparison, plan
 from ohl_accel.comparison.contenders import check, contender
 from ohl_accel.comparison.jobs import Job, last_words, run_jobs
 from ohl_accel.comparison.statistics import holm, paired_difference
 from ohl_accel.comparison.summary import markdown, rows_of
 from ohl_accel.policy import Policy
+from ohl_accel.recipe import Recipe
 
 DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
 
@@ -27,7 +29,8 @@ def test_t_interval_against_the_tables() -> None:
     first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
     second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
     found = paired_difference(second, first)
-    assert (found.mean, found.n) == (pytest.approx(1.58), 10)
+    assert found.mean == pytest.approx(1.58)
+    assert found.n == 10
     assert found.t_interval == pytest.approx((0.7001142, 2.4598858))
     assert found.p == pytest.approx(0.00283289, abs=1e-7)
     assert found.bootstrap_interval is not None
@@ -119,7 +122,7 @@ def test_contenders_that_cannot_run(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--reference", "uniform"], "--reference uniform is none of --policies: none"),
+        (["--reference", "uniform"], "--reference uniform is not one of --policies: none"),
         (["run.seed=3"], "run.seed=3: a comparison sets run.seed by itself"),
         (["data.test_split=null"], "a comparison needs a test split"),
         (["outer.stepz=3"], "unknown key; did you mean 'outer.steps'"),
@@ -159,17 +162,18 @@ def test_jobs(tmp_path: Path) -> None:
 
 
 def test_runs_come_seed_by_seed_and_what_is_needed_first() -> None:
-    asked = parse([DIGITS, "--policies", "ohl-fresh,none,ohl", "--seeds", "2", "outer.steps=1"])
+    recipe, names = Recipe.load(DIGITS, ["outer.steps=1"]), ("ohl-fresh", "none", "ohl")
+    asked = Comparison(recipe, [contender(name) for name in names], seeds=2, out=Path("out"))
     jobs = plan(asked)
     assert [(one.contender, one.seed) for one in jobs] == [
         (name, seed) for seed in (0, 1) for name in ("none", "ohl", "ohl-fresh")
     ]
     command = jobs[5].command()
-    assert command[:2] == ["ohl_accel.train", DIGITS]
-    assert {"outer.steps=1", "run.seed=1", "run.resume=auto"} <= set(command)
+    assert command[:2] == ["ohl_accel.train", "out/recipe.yaml"]
+    assert {"run.seed=1", "run.resume=auto"} <= set(command)
     assert f"augment.policy={jobs[4].folder / 'policy.json'}" in command
     assert jobs[5].after is jobs[4]
-    check(asked.contenders, DIGITS, asked.overrides)
+    check(asked.contenders, recipe)
 
 
 def start(out: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -194,6 +198,7 @@ def test_the_command_runs_writes_and_goes_on(tmp_path: Path, capsys: pytest.Capt
     output, _ = first.communicate(timeout=200)
     assert first.returncode == 0, output
     document = json.loads((out / "comparison.json").read_text())
+    assert Recipe.load(str(out / "recipe.yaml")) == Recipe.load(DIGITS, [SMALL[0], *quick[:2]])
     rows = {row["policy"]: row for row in document["rows"]}
     assert list(rows) == ["none", "ohl", "ohl-fresh"]
     assert [row["compute"] for row in document["rows"]] == [1, 4, 5]
@@ -231,6 +236,6 @@ def test_a_stop_ends_the_runs_and_the_folder_is_taken_meanwhile(
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    assert "stopped; the same command goes on where it stopped" in output
+    assert "stopped; the same command continues where it stopped" in output
     left = subprocess.run(["pgrep", "-f", f"run.dir={tmp_path}"], capture_output=True, text=True)
     assert left.stdout == "" or str(os.getpid()) in left.stdout

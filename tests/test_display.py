@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import REPOSITORY, SMALL
 
 from ohl_accel.engine.search import search
 from ohl_accel.observers.display import Display
+from ohl_accel.observers.observer import RunInfo
+from ohl_accel.recipe import Recipe
+from ohl_accel.run_folder.folder import RunFolder
 from ohl_accel.run_folder.metrics import read_metrics
 
 DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
@@ -78,20 +82,28 @@ def test_the_next_commands_work(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("mode", ["plain", "quiet", "json"])
-def test_warnings_are_shown_in_every_mode(mode: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with Display(True, mode) as display:  # type: ignore[arg-type]
-        display.start(0, 2, 1)
-        display.say("hello")
-        display.warn("mind the gap")
-        display.outer_step(
-            {
-                "outer_step": 0,
-                "reward": [0.5],
-                "train_loss": [1.0],
-                "seconds": {"train": 1.0},
-                "diverged": [0],
-            }
-        )
+def test_warnings_are_shown_in_every_mode(
+    mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    display = Display(True, mode)  # type: ignore[arg-type]
+    folder = RunFolder(str(tmp_path / "run"), resume=False, overwrite=False)
+    run = RunInfo(
+        recipe=Recipe.load(DIGITS, ["outer.steps=2"]),
+        folder=folder,
+        first_outer_step=0,
+        inner_steps=1,
+        policy=None,
+        augmented_images=lambda step: torch.zeros(1, 1, 8, 8, dtype=torch.uint8),
+        say=display.say,
+        warn=display.warn,
+    )
+    display.start(run)
+    display.say("hello")
+    display.warn("mind the gap")
+    display.inner_step(run)
+    line = {"outer_step": 0, "reward": [0.5], "train_loss": [1.0], "seconds": {"train": 1.0}, "diverged": [0]}
+    display.outer_step(run, line)
+    display.end(run, failed=False)
     output = capsys.readouterr().out
     assert "mind the gap" in output
     assert "outer step 1: trajectories 0 diverged" in output

@@ -14,8 +14,9 @@ from conftest import REPOSITORY, SMALL
 from hub_server import HubServer
 
 from ohl_accel.data.source import open_split
-from ohl_accel.engine.evaluate import evaluate, main
+from ohl_accel.engine.evaluate import evaluate
 from ohl_accel.engine.train import train
+from ohl_accel.evaluate import main
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import DataSection
 
@@ -34,10 +35,10 @@ def digits(split: str) -> datasets.Dataset:
 
 
 def test_equals_the_result_of_the_run(run: Path) -> None:
-    evaluation, what = evaluate(str(run), None, None, None, [])
+    evaluation = evaluate(run)
     found = evaluation.document()
     result = json.loads((run / "result.json").read_text())
-    assert what == "split 'test' of sklearn:digits"
+    assert evaluation.what == "split 'test' of sklearn:digits"
     assert (found["images"], found["top1"], found["top5"]) == (
         500, result["test_accuracy"], result["test_top5_accuracy"]
     )  # fmt: skip
@@ -46,10 +47,10 @@ def test_equals_the_result_of_the_run(run: Path) -> None:
 
 def test_classes_by_hand(run: Path) -> None:
     """timm loads the network by itself; counts by plain loops."""
-    found = evaluate(str(run), None, None, "train", [])[0].document()
+    found = evaluate(run, split="train").document()
     network = timm.create_model(f"local-dir:{run}", pretrained=True).eval()
     rows = digits("train")
-    config: dict[str, Any] = network.pretrained_cfg
+    config: Any = network.pretrained_cfg
     levels = torch.stack(
         [torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) for image in rows["image"]]
     )
@@ -72,10 +73,10 @@ def test_other_data_are_matched_by_the_names_of_classes(run: Path, tmp_path: Pat
     rows = digits("test").filter(lambda row: row["label"] in (3, 7))
     names = ["3" if label == 3 else "7" for label in rows["label"]]
     other = datasets.Dataset.from_dict({"picture": rows["image"], "digit": names}, features=datasets.Features(
-        {"picture": datasets.Image(), "digit": datasets.ClassLabel(names=["7", "3"])}))  # fmt: skip
+        picture=datasets.Image(), digit=datasets.ClassLabel(names=["7", "3"])))  # fmt: skip
     other.to_parquet(tmp_path / "other.parquet")
-    own = {row["class"]: row for row in evaluate(str(run), None, None, None, [])[0].document()["classes"]}
-    found = evaluate(str(run), None, str(tmp_path / "other.parquet"), None, [])[0].document()
+    own = {row["class"]: row for row in evaluate(run).document()["classes"]}
+    found = evaluate(run, data=str(tmp_path / "other.parquet")).document()
     assert found["images"] == len(names)
     for row in found["classes"]:
         assert row == own[row["class"]] if row["class"] in "37" else (row["images"], row["top1"]) == (0, None)
@@ -84,7 +85,7 @@ def test_other_data_are_matched_by_the_names_of_classes(run: Path, tmp_path: Pat
 def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run), "--json", str(tmp_path / "numbers.json")]) == 0
     written = json.loads((tmp_path / "numbers.json").read_text())
-    assert written == evaluate(str(run), None, None, None, [])[0].document()
+    assert written == evaluate(run).document()
     output = capsys.readouterr().out
     assert f"top-1 {100 * written['top1']:.2f} %" in output
     assert "most often taken for" in output
@@ -93,8 +94,8 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "there is no such run folder, and it is no Hub id"),
-        (["tests"], "tests holds no model.safetensors and no config.json: it is no run folder"),
+        (["nowhere"], "there is no such run folder, and it is not a Hub id"),
+        (["tests"], "tests has no model.safetensors and no config.json: it is not a run folder"),
         (["RUN", "--split", "validation"], "sklearn:digits has no split 'validation'; it has: train, test"),
         (["RUN", "--revision", "main"], "is a folder; only a Hub id has revisions"),
         (["RUN", "outer.steps=1"], "outer.steps=1: only the data section can be changed here"),
@@ -127,11 +128,12 @@ def test_a_damaged_network(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
 FROM_THE_HUB = """
 import sys
-from ohl_accel.engine.evaluate import evaluate, main
+from ohl_accel.engine.evaluate import evaluate
+from ohl_accel.evaluate import main
 from ohl_accel.policy.baselines import open_learned_policy
 
-print(evaluate("user/net", sys.argv[1], None, None, [])[0].document()["top1"])
-print(evaluate("user/bare", None, "sklearn:digits", None, [])[0].document()["top1"])
+print(evaluate("user/net", revision=sys.argv[1]).document()["top1"])
+print(evaluate("user/bare", data="sklearn:digits").document()["top1"])
 print(main(["user/bare"]), main(["user/nobody"]))
 print(open_learned_policy("user/net@" + sys.argv[1]).theta.tolist() == [0.0] * 1296)
 """

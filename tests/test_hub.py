@@ -12,9 +12,10 @@ from hub_server import READER, WRITER, Fault, HubServer
 from PIL import Image
 from processes import Client, check, classify, command, draw, run_search, upload_all
 
-from ohl_accel.engine.search import main, search
+from ohl_accel.engine.search import search
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe
+from ohl_accel.search import main
 
 DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
 PUBLISHED = {
@@ -210,7 +211,7 @@ def test_a_commit_of_somebody_else_is_kept(hub: HubServer, client: Client, run: 
     hub.add_model("user/busy", {"theirs": b"1"})
     hub.faults.append(Fault("POST /api/models/user/busy/commit", "stale"))
     (said,) = client(upload_all, WRITER, run, [{"repo": "user/busy", "patience": 0.6}])
-    assert "somebody else has committed in the meantime" in said[0]
+    assert "someone else has committed in the meantime" in said[0]
     assert hub.repositories["user/busy"].messages == ["added", "added", "Network and policy"]
     assert {"theirs", "other", "policy.json"} <= set(hub.repositories["user/busy"].files)
 
@@ -303,7 +304,7 @@ def test_no_network_at_all(hub: HubServer, client: Client, tmp_path: Path) -> No
     with Client(gone, tmp_path / "cache") as offline:
         done = offline(run_search, WRITER, DIGITS, *overrides)
     assert done.code == 0, done
-    assert "it is not known whether user/later can be written" in done.out
+    assert "whether user/later can be written is not known" in done.out
     (line,) = [line for line in done.out.splitlines() if line.startswith("nothing is lost")]
     _, repeat = line.split(": ", 1)
     assert repeat == f"python -m ohl_accel.hub push {folder} user/later"
@@ -317,6 +318,5 @@ def test_what_is_no_finished_run(client: Client, tmp_path: Path) -> None:
     missing = client(command, WRITER, "push", str(tmp_path), "user/none")
     assert missing.code == 2
     assert (
-        "is not the folder of a finished run: it holds no recipe.yaml, result.json, metrics.jsonl"
-        in missing.err
+        "is not the folder of a finished run: it lacks recipe.yaml, result.json, metrics.jsonl" in missing.err
     )

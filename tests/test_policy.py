@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from ohl_accel.operations.space import PAPER
 from ohl_accel.policy import Policy
-from ohl_accel.policy.estimators import OuterOptimizer, advantage_of, outer_gradient
+from ohl_accel.policy.estimators import FinishedStep, Reinforce, advantage_of, outer_gradient
 from ohl_accel.policy.policy import probabilities_of
 from ohl_accel.rng import keyed_generator
 
@@ -68,12 +69,25 @@ def test_equation_6_by_autograd() -> None:
     )
 
 
+def reinforce(policy: Policy, lr: float = 0.05) -> Reinforce:
+    return Reinforce(policy, lr=lr, betas=(0.5, 0.999), trajectories=4, seed=0)
+
+
+def finished(counts_NK: Tensor, reward_N: Tensor) -> FinishedStep:
+    return FinishedStep(
+        outer_step=0,
+        reward_N=reward_N,
+        finite_N=torch.ones(len(reward_N), dtype=torch.bool),
+        recorded={"counts": counts_NK},
+    )
+
+
 def test_first_update_is_adam_ascent() -> None:
     """Adam's first step has length lr whatever the gradient's scale; its sign is that of ascent."""
     policy = Policy()
     counts = torch.zeros(2, 1296)
     counts[0, 5], counts[1, 9] = 10, 10
-    OuterOptimizer(policy, 0.05, (0.5, 0.999)).step(counts, torch.tensor([0.1, -0.1], dtype=torch.float64))
+    reinforce(policy).step(finished(counts, torch.tensor([0.1, -0.1], dtype=torch.float64)))
     assert policy.theta[5].item() == pytest.approx(0.05)
     assert policy.theta[9].item() == pytest.approx(-0.05)
 
@@ -83,7 +97,7 @@ def test_bandit_learns_the_better_arm(seed: int) -> None:
     """Two operations, of which one is worth more: its probability must rise (a sign test of it all)."""
     policy = Policy()
     policy.theta = torch.zeros(2, dtype=torch.float64)
-    optimizer = OuterOptimizer(policy, 0.05, (0.5, 0.999))
+    estimator = reinforce(policy)
     for outer_step in range(150):
         counts, rewards = [], []
         for trajectory in range(4):
@@ -91,15 +105,14 @@ def test_bandit_learns_the_better_arm(seed: int) -> None:
             noise = torch.randn(1, generator=keyed_generator(seed, "noise", outer_step, trajectory)).item()
             counts.append(torch.bincount(drawn, minlength=2))
             rewards.append(0.5 + 0.2 * (drawn == 1).double().mean().item() + 0.01 * noise)
-        optimizer.step(torch.stack(counts), advantage_of(torch.tensor(rewards, dtype=torch.float64)))
+        estimator.step(finished(torch.stack(counts), torch.tensor(rewards, dtype=torch.float64)))
     assert policy.probabilities[1] > 0.9
 
 
 def test_frozen_policy_stays_uniform() -> None:
     policy = Policy()
-    OuterOptimizer(policy, 0.0, (0.5, 0.999)).step(
-        torch.randint(0, 9, (4, 1296)), torch.tensor([0.2, -0.2, 0.1, -0.1], dtype=torch.float64)
-    )
+    rewards = torch.tensor([0.2, -0.2, 0.1, -0.1], dtype=torch.float64)
+    reinforce(policy, lr=0.0).step(finished(torch.randint(0, 9, (4, 1296)), rewards))
     assert torch.equal(policy.theta, torch.zeros(1296, dtype=torch.float64))
 
 
@@ -113,20 +126,17 @@ def test_sampling_follows_the_probabilities_and_the_generator() -> None:
     assert not torch.equal(drawn, policy.sample(400_000, keyed_generator(0, "operations", 2)))
 
 
-def test_outer_optimizer_goes_on_from_its_state() -> None:
-    gradients = [torch.randint(0, 9, (4, 1296), generator=keyed_generator(i, "test")) for i in range(4)]
-    advantage = torch.tensor([0.3, -0.1, -0.1, -0.1], dtype=torch.float64)
-    straight = Policy()
-    optimizer = OuterOptimizer(straight, 0.05, (0.5, 0.999))
-    for counts in gradients[:2]:
-        optimizer.step(counts, advantage)
-    state = {key: value.clone() for key, value in optimizer.state().items()}
-    resumed = Policy()
-    other = OuterOptimizer(resumed, 0.05, (0.5, 0.999))
-    other.load_state(state)
-    for counts in gradients[2:]:
-        optimizer.step(counts, advantage)
-        other.step(counts, advantage)
+def test_reinforce_resumes_from_its_state() -> None:
+    counts = [torch.randint(0, 9, (4, 1296), generator=keyed_generator(i, "test")) for i in range(4)]
+    steps = [finished(each, torch.tensor([0.3, -0.1, -0.1, -0.1], dtype=torch.float64)) for each in counts]
+    straight, resumed = Policy(), Policy()
+    estimator, other = reinforce(straight), reinforce(resumed)
+    for step in steps[:2]:
+        estimator.step(step)
+    other.load_state({key: value.clone() for key, value in estimator.state().items()})
+    for step in steps[2:]:
+        estimator.step(step)
+        other.step(step)
     assert torch.equal(straight.theta, resumed.theta)
 
 

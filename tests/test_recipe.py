@@ -123,12 +123,56 @@ def test_every_problem_is_in_one_message(tmp_path: Path) -> None:
         (["run.dir.x=1"], "override 'run.dir.x=1': run.dir is not a section"),
         (["run.dir={"], "is not valid YAML; quote it"),
         (["outer=3"], "outer: input should be a valid dictionary"),
+        (["hub.private=true"], "hub.private: has no effect without hub.repo"),
+        (
+            ["augment.random_resized_crop={scales: 1}", "data.image_size=8"],
+            "random_resized_crop.scales: unknown key;",
+        ),
+        (
+            ["augment.random_resized_crop.ratio=[2, 1]", "data.image_size=8"],
+            "ratio=[2, 1]: the first must not",
+        ),
     ],
 )
 def test_one_problem(recipe_file: Path, overrides: list[str], message: str) -> None:
     first, *rest = problems(recipe_file, *overrides)
     assert first == f"{recipe_file}: 1 problem"
     assert message in rest[0], rest
+
+
+def test_rules_between_fields_whose_section_has_other_mistakes(recipe_file: Path) -> None:
+    """A rule is asked as soon as its own fields are right, and not where one of them is wrong or missing."""
+    crop = "augment.random_resized_crop={scale: [0.9, 0.1], ratio: [4, wide]}"
+    first, *rest = problems(
+        recipe_file, crop, "outer.groups=3", "outer.steps=none", "run.dir=null", "hub.tags=[a]"
+    )
+    assert first == f"{recipe_file}: 6 problems"
+    text = "\n".join(rest)
+    for expected in (
+        "run.dir: input should be a valid string, got None",
+        "outer.steps: input should be a valid integer, unable to parse string as an integer, got 'none'",
+        "augment.random_resized_crop.ratio: input should be a valid number, unable to parse string",
+        "augment.random_resized_crop.scale=[0.9, 0.1]: the first must not be greater",
+        "outer.groups=3 does not divide outer.trajectories=8: use one of [1, 2, 4, 8]",
+        "hub.tags: has no effect without hub.repo",
+    ):
+        assert expected in text
+    _, *rest = problems(recipe_file, "outer.groups=3", "outer.trajectories=0")
+    assert len(rest) == 1
+    assert "outer.trajectories" in rest[0]
+
+
+def test_a_recipe_of_values_and_of_a_recipe(recipe_file: Path) -> None:
+    recipe = Recipe.load(str(recipe_file), ["outer.steps=3"])
+    values = {**MINIMAL, "outer": {"steps": 9}}
+    assert Recipe.of(recipe_file, ["outer.steps=3"]) == recipe == Recipe.of(values, ["outer.steps=3"])
+    assert Recipe.of(recipe) == recipe
+    assert Recipe.of(recipe, ["outer.steps=4"]).outer.steps == 4
+    assert values["outer"] == {"steps": 9}
+    with pytest.raises(UserError, match=r"recipe: 2 problems\n.*outer.steps: is required.*\n.*'outer.steps'"):
+        Recipe.of({**MINIMAL, "outer": {"stepz": 9}})
+    with pytest.raises(UserError, match=r"override 'x': must look like section.key=value"):
+        Recipe.of(recipe, ["x"])
 
 
 def test_files_that_are_no_recipes(tmp_path: Path, recipe_file: Path) -> None:

@@ -12,19 +12,21 @@ PACKAGE = REPOSITORY / "ohl_accel"
 
 LAYERS = [
     {"errors", "rng", "run_folder.files", "run_folder.atomic"},
+    {"extensions"},
     {"run_folder", "hub.download", "models"},
     {"operations", "distributed", "recipe"},
     {"policy"},
     {"data"},
-    {"engine.augment", "engine.network", "engine.phases"},
+    {"engine.augment", "engine.network", "engine.objective", "engine.phases"},
     {"engine.scoring", "engine.trajectory"},
-    {"engine.checkpoint", "cli"},
-    {"observers.display"},
+    {"engine.checkpoint"},
     {"report"},
-    {"observers", "hub"},
+    {"hub"},
+    {"observers"},
     {"engine"},
     {"comparison"},
-    {"search", "train", "evaluate", "compare"},
+    {"cli"},
+    {"search", "train", "evaluate", "compare", "report.__main__", "hub.__main__", "__main__"},
 ]
 """Packages and modules; each imports from layers above its own in this list, or from its own entry. A module that is
 not listed by itself belongs to its package."""
@@ -37,7 +39,7 @@ ONLY_IN = {
 }
 TRAINING_LIBRARIES = {"accelerate", "datasets", "timm", "wandb", "pydantic", "huggingface_hub", "yaml"}
 FOR_USING_A_POLICY = (
-    *("errors", "rng", "operations", "run_folder.files", "run_folder.atomic", "hub.download"),
+    *("errors", "rng", "extensions", "operations", "run_folder.files", "run_folder.atomic", "hub.download"),
     *("policy.policy", "policy.file", "policy.protocol", "policy.transform"),
 )
 
@@ -104,6 +106,38 @@ def test_modules_are_of_a_size_to_read(file: Path) -> None:
 def is_overload(node: ast.FunctionDef | ast.ClassDef) -> bool:
     """Whether this is a signature alone, for type checkers."""
     return any(isinstance(name, ast.Name) and name.id == "overload" for name in node.decorator_list)
+
+
+def assigned_to_self(function: ast.FunctionDef) -> set[str]:
+    targets = [
+        target for node in ast.walk(function) if isinstance(node, ast.Assign) for target in node.targets
+    ]
+    targets += [node.target for node in ast.walk(function) if isinstance(node, ast.AnnAssign | ast.AugAssign)]
+    flat = [one for target in targets for one in (target.elts if isinstance(target, ast.Tuple) else [target])]
+    return {
+        one.attr
+        for one in flat
+        if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name) and one.value.id == "self"
+    }
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_objects_are_whole_once_they_are_constructed(file: Path) -> None:
+    """No attribute appears only when some method has been called; networks follow timm's ways."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ClassDef) and module_of(file) != "models.resnet_cifar":
+            fields = {
+                item.target.id
+                for item in node.body
+                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+            }
+            methods = [item for item in node.body if isinstance(item, ast.FunctionDef)]
+            constructed = fields.union(
+                *(assigned_to_self(item) for item in methods if item.name == "__init__")
+            )
+            for method in methods:
+                late = assigned_to_self(method) - constructed
+                assert not late, f"{node.name}.{method.name} makes {late}"
 
 
 def test_everything_public_has_a_docstring() -> None:

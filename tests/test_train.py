@@ -10,11 +10,12 @@ from conftest import REPOSITORY, SMALL, final_state, launch
 from safetensors.torch import load_file
 
 from ohl_accel.engine.search import search
-from ohl_accel.engine.train import fixed, main, train
+from ohl_accel.engine.train import for_one_network, train
 from ohl_accel.errors import RunFailedError, UserError
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe
 from ohl_accel.run_folder.metrics import read_metrics
+from ohl_accel.train import main
 
 DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
 
@@ -67,11 +68,11 @@ def test_images_seen_are_matched_or_those_of_all_trajectories(tmp_path: Path) ->
     assert result(tmp_path)["images_trained_on"] == 4 * 1 * 3 * 100
     recipe = Recipe.load(DIGITS, ["augment.policy=none", "train.match=compute", "inner.schedule.name=multistep",
                                   "inner.schedule.milestones=[30,60]"])  # fmt: skip
-    matched = fixed(recipe)
+    matched = for_one_network(recipe)
     assert (matched.outer.trajectories, matched.outer.steps) == (1, 400)
     assert matched.inner.schedule.milestones == (120, 240)
-    assert fixed(matched) == matched
-    once = fixed(recipe.with_values(train={"match": "images"}))
+    assert for_one_network(matched) == matched
+    once = for_one_network(recipe.with_values(train={"match": "images"}))
     assert (once.outer.trajectories, once.outer.steps, once.inner) == (1, 100, recipe.inner)
 
 

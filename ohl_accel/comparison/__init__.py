@@ -1,1 +1,6 @@
-"""Is a policy any good? Runs, statistics and the write-up of a paired comparison (`python -m ohl_accel.compare`)."""
+"""Policies compared fairly: pairs of runs with equal seeds, and what their differences say."""
+
+from ohl_accel.comparison.compare import compare
+from ohl_accel.comparison.summary import Row
+
+__all__ = ["Row", "compare"]

@@ -3,27 +3,27 @@
 python -m ohl_accel.compare RECIPE --policies none,uniform,trivialaugment,ohl --seeds 10
 """
 
-import argparse
 import json
 import shlex
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
-from ohl_accel.cli import run_command
-from ohl_accel.comparison.contenders import Contender, arguments, check, contender, known_names
+from ohl_accel.comparison.contenders import Contender, arguments, check, contender
 from ohl_accel.comparison.jobs import Job, default_side_by_side, last_words, run_jobs
 from ohl_accel.comparison.summary import MARKDOWN_FILE, Row, rows_of, write
 from ohl_accel.errors import RunFailedError, UserError
 from ohl_accel.recipe import Recipe
 from ohl_accel.run_folder.atomic import write_text
+from ohl_accel.run_folder.files import RECIPE_FILE
 
 _SETTINGS_FILE = "settings.json"
 _OWN_FIELDS = ("run.dir", "run.seed", "run.resume", "run.overwrite", "augment.policy", "train.match")
@@ -31,43 +31,94 @@ _OWN_FIELDS = ("run.dir", "run.seed", "run.resume", "run.overwrite", "augment.po
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was asked for on the command line."""
+    """What is to be compared, and where."""
 
-    recipe: str
-    overrides: list[str]
-    contenders: list[Contender]
+    recipe: Recipe
+    contenders: Sequence[Contender]
     seeds: int
-    reference: str
     out: Path
-    side_by_side: int | None
-    command: str
-    """The command as it was typed."""
 
 
-def compare(asked: Comparison, console: Console) -> None:
-    """Run what has no result yet, then write the comparison.
+def compare(
+    recipe: str | PathLike[str] | Mapping[str, Any] | Recipe,
+    policies: Sequence[str],
+    seeds: int = 5,
+    *,
+    overrides: Sequence[str] = (),
+    reference: str | None = None,
+    out: str | PathLike[str] | None = None,
+    jobs: int | None = None,
+    console: Console | None = None,
+) -> list[Row]:
+    """Train by one recipe with several policies, in pairs of equal seeds, and compare final test accuracies.
+
+    Runs are processes of their own. Those that `out` holds a result of are not repeated, so the same call continues
+    what was stopped. The comparison is written to `out` as comparison.json, comparison.md and comparison.png.
+
+    Args:
+        recipe: a path or name, plain values, or a recipe.
+        policies: names (`ohl_accel.comparison.contenders`), paths or Hub ids.
+        seeds: how many, from 0 on.
+        overrides: `section.key=value`, of the recipe.
+        reference: the policy that differences are to; the first one if None.
+        out: the folder; runs/compare-RECIPE if None.
+        jobs: runs side by side; one for each GPU, or as cores allow, if None.
+        console: shows progress and the table; None for standard output.
+
+    Returns:
+        A row for each policy that has a result, in the order of `policies`.
 
     Raises:
-        UserError: if a contender, the recipe or the folder cannot work; before anything runs.
+        UserError: if a policy, the recipe or the folder cannot work; before anything runs.
         RunFailedError: if runs failed; what could be compared is written.
     """
-    recipe = Recipe.load(asked.recipe, asked.overrides)
-    if recipe.data.test_split is None:
+    console = console or Console(highlight=False, soft_wrap=True)
+    names = list(policies)
+    if not names:
+        raise UserError("--policies names nothing")
+    for text in overrides:
+        if text.split("=")[0] in _OWN_FIELDS:
+            raise UserError(f"{text}: a comparison sets {text.split('=')[0]} by itself")
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds}: must be 1 or more")
+    resolved = Recipe.of(recipe, overrides)
+    if resolved.data.test_split is None:
         raise UserError("data.test_split=null: a comparison needs a test split")
-    names = [one.name for one in asked.contenders]
-    if asked.reference not in names:
-        raise UserError(f"--reference {asked.reference} is none of --policies: {', '.join(names)}")
-    check(asked.contenders, asked.recipe, asked.overrides)
-    lock = _claim(asked.out, recipe)
+    reference = reference or names[0]
+    if reference not in names:
+        raise UserError(f"--reference {reference} is not one of --policies: {', '.join(names)}")
+    named = isinstance(recipe, str | PathLike)
+    stem = Path(recipe if isinstance(recipe, str | PathLike) else resolved.run.dir).stem
+    asked = Comparison(
+        recipe=resolved,
+        contenders=[contender(name) for name in names],
+        seeds=seeds,
+        out=Path(out or Path("runs") / f"compare-{stem}"),
+    )
+    check(asked.contenders, resolved)
+    command = [
+        "python",
+        "-m",
+        "ohl_accel.compare",
+        str(recipe if named else asked.out / RECIPE_FILE),
+        *overrides,
+    ]
+    command += ["--policies", ",".join(names), "--seeds", str(seeds), "--reference", reference]
+    lock = _claim(asked.out, resolved)
     try:
-        jobs = plan(asked)
-        missing = _run(jobs, asked.side_by_side or default_side_by_side(recipe.run.cpu_threads), console)
-        rows = _collect(jobs, asked, recipe.outer.trajectories)
+        write_text(asked.out / RECIPE_FILE, resolved.to_yaml())
+        planned = plan(asked)
+        missing = _run(planned, jobs or default_side_by_side(resolved.run.cpu_threads), console)
+        rows = _collect(planned, asked, reference)
         problems = [f"{job.contender} seed {job.seed}: {last_words(job)}" for job in missing]
         if rows:
-            about = {"command": asked.command, "recipe": recipe.model_dump(mode="json"), "missing": problems}
-            write(asked.out, rows, asked.reference, about)
-            console.print(_table(rows, asked.reference))
+            about = {
+                "command": shlex.join(command),
+                "recipe": resolved.model_dump(mode="json"),
+                "missing": problems,
+            }
+            write(asked.out, rows, reference, about)
+            console.print(_table(rows, reference))
             console.print(f"{asked.out / MARKDOWN_FILE} and beside it comparison.json, comparison.png")
     finally:
         lock.release()
@@ -75,12 +126,13 @@ def compare(asked: Comparison, console: Console) -> None:
         raise RunFailedError(
             "\n  ".join(
                 [
-                    f"{len(problems)} of {len(jobs)} runs failed; the same command runs them again (logs in "
+                    f"{len(problems)} of {len(planned)} runs failed; the same command runs them again (logs in "
                     f"{asked.out / 'logs'})",
                     *problems,
                 ]
             )
         )
+    return rows
 
 
 def plan(asked: Comparison) -> list[Job]:
@@ -106,8 +158,8 @@ def plan(asked: Comparison) -> list[Job]:
 
 def _command(asked: Comparison, one: Contender, seed: int, folder: Path, after: Job | None) -> list[str]:
     own = [f"run.seed={seed}", f"run.dir={folder}", "run.resume=auto"]
-    overrides = [*asked.overrides, *arguments(one, after.folder if after else None), *own]
-    return [f"ohl_accel.{one.command}", asked.recipe, *overrides]
+    overrides = [*arguments(one, after.folder if after else None), *own]
+    return [f"ohl_accel.{one.command}", str(asked.out / RECIPE_FILE), *overrides]
 
 
 def _claim(out: Path, recipe: Recipe) -> FileLock:
@@ -122,7 +174,7 @@ def _claim(out: Path, recipe: Recipe) -> FileLock:
             if json.loads(file.read_text()) != json.loads(json.dumps(settings)):
                 raise UserError(
                     f"--out {out} holds a comparison of another recipe or with other overrides: choose another folder, "
-                    "or give the same ones to go on with it"
+                    "or give the same ones to continue it"
                 )
         elif any(entry.name != ".lock" for entry in out.iterdir()):
             raise UserError(f"--out {out} is not empty and holds no comparison: choose another folder")
@@ -143,8 +195,8 @@ def _run(jobs: Sequence[Job], side_by_side: int, console: Console) -> list[Job]:
     def ended(job: Job, seconds: float) -> None:
         nonlocal count
         count += 1
-        result = job.result
-        text = f"{100 * result['test_accuracy']:.2f} %" if result else f"failed: {last_words(job)}"
+        score = job.test_score
+        text = f"{100 * score:.2f} %" if score is not None else f"failed: {last_words(job)}"
         remaining = len(jobs) - finished - count
         left = (time.monotonic() - began) / count * remaining / 60
         console.print(
@@ -156,13 +208,13 @@ def _run(jobs: Sequence[Job], side_by_side: int, console: Console) -> list[Job]:
     return run_jobs(jobs, side_by_side, ended)
 
 
-def _collect(jobs: Sequence[Job], asked: Comparison, trajectories: int) -> list[Row]:
+def _collect(jobs: Sequence[Job], asked: Comparison, reference: str) -> list[Row]:
     accuracy: dict[str, dict[int, float]] = {one.name: {} for one in asked.contenders}
     for job in jobs:
-        if job.result is not None:
-            accuracy[job.contender][job.seed] = job.result["test_accuracy"]
-    compute = {one.name: one.compute(trajectories) for one in asked.contenders}
-    return rows_of(accuracy, compute, asked.reference)
+        if (score := job.test_score) is not None:
+            accuracy[job.contender][job.seed] = score
+    compute = {one.name: one.compute(asked.recipe.outer.trajectories) for one in asked.contenders}
+    return rows_of(accuracy, compute, reference)
 
 
 def _table(rows: Sequence[Row], reference: str) -> Table:
@@ -181,58 +233,3 @@ def _table(rows: Sequence[Row], reference: str) -> Table:
             row.verdict,
         )
     return table
-
-
-def parse(argv: Sequence[str] | None) -> Comparison:
-    """The command line.
-
-    Raises:
-        UserError: for overrides that a comparison sets by itself.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m ohl_accel.compare",
-        description="Compare policies fairly: the same recipe, seeds in pairs, final test accuracy.",
-        epilog=f"Policies: {known_names()}, a policy.json, a run folder or a Hub id.",
-    )
-    parser.add_argument("recipe", help="a YAML recipe, such as recipes/digits.yaml")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's"
-    )
-    parser.add_argument("--policies", required=True, help="names, separated by commas")
-    parser.add_argument("--seeds", type=_count, default=5, help="how many seeds, from 0 on (default: 5)")
-    parser.add_argument("--reference", help="what differences are to (default: the first of --policies)")
-    parser.add_argument("--out", type=Path, help="folder (default: runs/compare-RECIPE)")
-    parser.add_argument(
-        "--jobs", type=_count, help="runs side by side (default: one for each GPU, or as cores allow)"
-    )
-    found = parser.parse_intermixed_args(argv)
-    names = [name.strip() for name in found.policies.split(",") if name.strip()]
-    if not names:
-        raise UserError("--policies names nothing")
-    for text in found.overrides:
-        if text.split("=")[0] in _OWN_FIELDS:
-            raise UserError(f"{text}: a comparison sets {text.split('=')[0]} by itself")
-    return Comparison(
-        found.recipe,
-        found.overrides,
-        [contender(name) for name in names],
-        found.seeds,
-        found.reference or names[0],
-        found.out or Path("runs") / f"compare-{Path(found.recipe).stem}",
-        found.jobs,
-        shlex.join(["python", "-m", "ohl_accel.compare", *(sys.argv[1:] if argv is None else argv)]),
-    )
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
-    return number
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    console = Console(highlight=False, soft_wrap=True)
-    resume = "the same command goes on where it stopped"
-    return run_command(lambda: compare(parse(argv), console), resume)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ohl_accel.errors import UserError
-from ohl_accel.policy.baselines import FIXED_POLICIES, open_policy
+from ohl_accel.policy.baselines import open_policy
 from ohl_accel.recipe import Recipe
 from ohl_accel.run_folder.files import POLICY_FILE
 
@@ -67,7 +67,7 @@ def contender(name: str) -> Contender:
     return Contender(name, "train", (f"augment.policy={fixed}", f"train.match={match}"))
 
 
-def check(contenders: Sequence[Contender], path: str, overrides: Sequence[str]) -> None:
+def check(contenders: Sequence[Contender], recipe: Recipe) -> None:
     """Refuse, before anything runs, what cannot run.
 
     Raises:
@@ -80,10 +80,10 @@ def check(contenders: Sequence[Contender], path: str, overrides: Sequence[str]) 
     for one in contenders:
         if one.after is not None and one.after not in names:
             raise UserError(f"--policies has {one.name}, which needs {one.after}: name both")
-        recipe = Recipe.load(path, [*overrides, *one.overrides])
+        own = Recipe.of(recipe, one.overrides)
         if one.command == "train" and one.after is None:
             try:
-                open_policy(recipe.augment, _SIDE_FOR_CHECKS)
+                open_policy(own.augment, _SIDE_FOR_CHECKS)
             except UserError as error:
                 known = (OHL, OHL_FRESH, BEST_OF_N, f"NAME{_MATCHED}")
                 raise UserError(f"--policies {one.name}: {error}; here also {', '.join(known)}") from None
@@ -94,8 +94,3 @@ def arguments(one: Contender, run_folder_of_after: Path | None) -> list[str]:
     if run_folder_of_after is None:
         return list(one.overrides)
     return [*one.overrides, f"augment.policy={run_folder_of_after / POLICY_FILE}"]
-
-
-def known_names() -> str:
-    """For the help text."""
-    return ", ".join([*FIXED_POLICIES, OHL, OHL_FRESH, BEST_OF_N, f"NAME{_MATCHED}"])

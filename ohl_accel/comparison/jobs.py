@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ohl_accel.run_folder.files import RESULT_FILE
+from ohl_accel.run_folder.result import main_score
 
 
 @dataclass
@@ -35,6 +36,14 @@ class Job:
         file = self.folder / RESULT_FILE
         result: dict[str, Any] | None = json.loads(file.read_text()) if file.is_file() else None
         return result
+
+    @property
+    def test_score(self) -> float | None:
+        """The main score on the test images of the finished run; higher is better."""
+        result = self.result
+        score = main_score(result) if result is not None else None
+        better = result is None or result.get("greater_is_better", True)
+        return score if score is None or better else -score
 
 
 def default_side_by_side(cpu_threads: int) -> int:

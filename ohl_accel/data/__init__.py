@@ -1,5 +1,6 @@
-"""The way of the data: where it is (`source`), pixels (`images`, `crops`), splits (`schema`, `splits`), mini-batches
-(`batches`); of a stream its files (`shards`), what is in them (`index`) and how they are read (`stream`).
+"""The way of the data: where it is (`source`, `memory`), pixels (`images`, `crops`), labels (`labels`), splits
+(`schema`, `splits`, `stratification`), mini-batches (`batches`); of a stream its files (`shards`), what is in them
+(`index`) and how they are read (`stream`).
 """
 
 from ohl_accel.data.batches import (
@@ -13,6 +14,7 @@ from ohl_accel.data.batches import (
 )
 from ohl_accel.data.crops import RandomResizedCrop
 from ohl_accel.data.images import Images, Tally
+from ohl_accel.data.memory import GivenData
 from ohl_accel.data.schema import Schema
 from ohl_accel.data.splits import Data, open_data, open_images
 
@@ -20,6 +22,7 @@ __all__ = [
     "Batch",
     "Blocks",
     "Data",
+    "GivenData",
     "Images",
     "RandomResizedCrop",
     "Schema",

@@ -1,27 +1,30 @@
 """What the training split tells about every split: columns, classes, size and channels."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import datasets
-import torch
 from torch import Tensor
 
 from ohl_accel.data.images import Decoding, Images, Rows, Source, first_image, is_grey
-from ohl_accel.errors import UserError
+from ohl_accel.data.labels import class_feature, class_names, is_list, labels_of
+from ohl_accel.errors import UserError, first_line
 from ohl_accel.recipe import DataSection
 
 
 @dataclass(frozen=True)
 class Schema:
-    """What the training split tells about every split: columns, classes, size and channels."""
+    """What the training split tells about every split: columns, classes, size (H, W) and channels.
+
+    `multi_label`: whether an image may have several classes, or none (labels uint8 [n, C]), rather than exactly
+    one (int64 [n]).
+    """
 
     image_column: str
     label_column: str
     class_names: tuple[str, ...]
     size: tuple[int, int]
     channels: int
+    multi_label: bool = False
 
     @classmethod
     def of(cls, rows: datasets.Dataset, data: DataSection, description: str) -> "Schema":
@@ -30,28 +33,38 @@ class Schema:
         Raises:
             UserError: if there is no such column, or no label or image can be made of it.
         """
-        image_column, label_column = image_column_of(rows, data), label_column_of(rows, data)
-        class_names = _class_names(rows, label_column)
+        image_column = image_column_of(rows, data, description)
+        label_column = label_column_of(rows, data, description)
         source = Rows(_with_images(rows, image_column), image_column, description)
-        return cls.found(source, image_column, label_column, class_names, data, description)
+        return cls.found(
+            source,
+            data,
+            description,
+            image_column=image_column,
+            label_column=label_column,
+            class_names=class_names(rows, label_column),
+            multi_label=is_list(rows.features[label_column]),
+        )
 
     @classmethod
     def found(
         cls,
         source: Source,
+        data: DataSection,
+        description: str,
+        *,
         image_column: str,
         label_column: str,
         class_names: tuple[str, ...],
-        data: DataSection,
-        description: str,
+        multi_label: bool = False,
     ) -> "Schema":
         """With the size and channels of the first images, where the recipe does not say them."""
-        if data.channels and data.image_size:
-            return cls(image_column, label_column, class_names, data.image_size, data.channels)
-        first = first_image(source, description)
-        channels = data.channels or (1 if is_grey(source) else 3)
-        size = data.image_size or (first.height, first.width)
-        return cls(image_column, label_column, class_names, size, channels)
+        size, channels = data.image_size, data.channels
+        if not (size and channels):
+            first = first_image(source, description)
+            channels = channels or (1 if is_grey(source) else 3)
+            size = size or (first.height, first.width)
+        return cls(image_column, label_column, class_names, size, channels, multi_label)
 
     def decoding(self, data: DataSection) -> Decoding:
         """What becomes of the images."""
@@ -69,13 +82,41 @@ class Schema:
                 raise UserError(
                     f"{description} has no column {column!r}; it has: {', '.join(rows.column_names)}"
                 )
-        labels = _labels(rows, self, description)
+        self.check_labels(is_list(rows.features[self.label_column]), description)
+        labels = labels_of(rows, self.label_column, self.class_names, description)
         source = Rows(_with_images(rows, self.image_column), self.image_column, description)
         return Images(source, labels, self.decoding(data), description)
 
+    def check_labels(self, multi_label: bool, description: str) -> None:
+        """Refuse a split whose images have lists of classes where those of the training split have one, or vice versa.
 
-def image_column_of(rows: datasets.Dataset, data: DataSection) -> str:
+        Raises:
+            UserError: naming the split.
+        """
+        if multi_label != self.multi_label:
+            own, others = (
+                ("a list of labels", "one label") if multi_label else ("one label", "a list of labels")
+            )
+            raise UserError(f"{description} has {own} per image, but the training split has {others}")
+
+    def label_text(self, label: Tensor) -> str:
+        """The class of an image by name; of multi-label data all of them, separated by commas.
+
+        Args:
+            label: of one image: int64 [], or uint8 or float [C].
+        """
+        if not self.multi_label:
+            return self.class_names[int(label)]
+        return ", ".join(self.class_names[index] for index in label.nonzero().flatten().tolist()) or "none"
+
+
+def image_column_of(rows: datasets.Dataset, data: DataSection, description: str) -> str:
     """The image column: as named, or the only one.
+
+    Args:
+        rows: of a split.
+        data: the recipe's data section.
+        description: what messages call the split.
 
     Raises:
         UserError: if there is none, or several.
@@ -85,27 +126,41 @@ def image_column_of(rows: datasets.Dataset, data: DataSection) -> str:
     found = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     if len(found) != 1:
         raise UserError(
-            f"{data.path} has {'several' if found else 'no'} image columns; set data.image_column to one of: "
+            f"{description} has {'several' if found else 'no'} image columns; set data.image_column to one of: "
             f"{', '.join(found or rows.column_names)}"
         )
     return str(found[0])
 
 
-def label_column_of(rows: datasets.Dataset, data: DataSection) -> str:
-    """The label column: as named, or the only one, or the one named `label`.
+def label_column_of(rows: datasets.Dataset, data: DataSection, description: str) -> str:
+    """The label column: as named, or the only one of classes, or the one named `label`, or the only one of lists.
+
+    Args:
+        rows: of a split.
+        data: the recipe's data section.
+        description: what messages call the split.
 
     Raises:
         UserError: if there is none, or several.
     """
     if data.label_column is not None:
         return _named_column(rows, "data.label_column", data.label_column)
-    found = [name for name, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)]
-    if len(found) == 1:
-        return str(found[0])
+    columns = rows.features.items()
+    one = [name for name, feature in columns if isinstance(feature, datasets.ClassLabel)]
+    several = [
+        name
+        for name, feature in columns
+        if is_list(feature) and isinstance(class_feature(feature), datasets.ClassLabel)
+    ]
+    if len(one) == 1:
+        return str(one[0])
     if "label" in rows.column_names:
         return "label"
+    if not one and len(several) == 1:
+        return str(several[0])
+    found = one or several
     raise UserError(
-        f"{data.path} has {'several' if found else 'no'} label columns; set data.label_column to one of: "
+        f"{description} has {'several' if found else 'no'} label columns; set data.label_column to one of: "
         f"{', '.join(found or rows.column_names)}"
     )
 
@@ -121,60 +176,7 @@ def _with_images(rows: datasets.Dataset, column: str) -> datasets.Dataset:
     if isinstance(rows.features[column], datasets.Image):
         return rows
     try:
-        return rows.cast_column(column, datasets.Image())
+        cast: datasets.Dataset = rows.cast_column(column, datasets.Image())
+        return cast
     except Exception as error:
-        raise UserError(f"column {column!r} holds no images: {error}") from error
-
-
-def _class_names(rows: datasets.Dataset, column: str) -> tuple[str, ...]:
-    """Names of the classes: of the ClassLabel, or the sorted values of a column of numbers or text."""
-    feature = rows.features[column]
-    if isinstance(feature, datasets.ClassLabel):
-        return tuple(feature.names)
-    kinds = ("string", "bool", *(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)))
-    if getattr(feature, "dtype", None) not in kinds:
-        raise UserError(
-            f"column {column!r} holds no labels: it is {feature}, not classes, whole numbers or text"
-        )
-    values = rows.unique(column)
-    if None in values:
-        raise UserError(f"column {column!r} holds rows without a label")
-    return tuple(str(value) for value in sorted(values))
-
-
-def _labels(rows: datasets.Dataset, schema: Schema, description: str) -> Tensor:
-    feature = rows.features[schema.label_column]
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    column = schema.label_column
-    values = rows.data.column(column).to_pylist() if rows._indices is None else rows[column][:]
-    known = list(set(values))
-    place_of = dict(zip(known, class_places(known, names, schema, description), strict=True))
-    return torch.tensor([place_of[value] for value in values], dtype=torch.int64)
-
-
-def class_places(
-    values: Sequence[Any], names: Sequence[str] | None, schema: Schema, description: str
-) -> list[int]:
-    """The place of each label in the list of classes.
-
-    Args:
-        values: as they stand in the data.
-        names: of ClassLabel's numbers, if the values are such.
-        schema: has the list.
-        description: of the split.
-
-    Raises:
-        UserError: for a label that is not in the list.
-    """
-    place_of = {name: place for place, name in enumerate(schema.class_names)}
-    places = []
-    for value in values:
-        known = names is None or (value is not None and 0 <= value < len(names))
-        name = str(value) if names is None else names[value] if known else None
-        if name is None or name not in place_of:
-            raise UserError(
-                f"{description} has the label {value!r} in column {schema.label_column!r}, which is none of the "
-                f"{len(schema.class_names)} training classes"
-            )
-        places.append(place_of[name])
-    return places
+        raise UserError(f"column {column!r} holds no images: {first_line(error)}") from error

@@ -1,15 +1,14 @@
 """Files of a stream: what one pass over a file finds in it, and its images' bytes, block by block.
 
 Three kinds of files: parquet (a block is a row group), tar in webdataset's layout and files of bytes (a
-block is a run of neighbouring images) and single images (each its own block). Reads are patient: one that
-fails is tried again, ever later, and then ends with an error that names the file.
+block is a run of neighbouring images) and single images (each its own block). A read that fails is retried with
+exponential back-off, and ends with an error that names the file.
 """
 
 import hashlib
 import io
 import json
 import tarfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -22,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from ohl_accel.errors import UserError, first_line
 
@@ -48,32 +48,38 @@ class Findings:
     label: NDArray[Any]
 
 
-def patiently(read: Callable[[], T], what: str, retries: int) -> T:
-    """The result of a read, tried again with back-off while it fails.
+def with_retries(read: Callable[[], T], what: str, retries: int) -> T:
+    """The result of a read, which is retried with exponential back-off while it fails.
+
+    Args:
+        read: may be done several times.
+        what: is read, for messages.
+        retries: how often it is tried again, after 0.5, 1, 2, 4, ... seconds.
 
     Raises:
         UserError: if it fails `retries` + 1 times, or at once where trying again cannot help.
     """
-    for attempt in range(retries + 1):
-        try:
-            return read()
-        except UserError:
-            raise
-        except Exception as error:  # whatever the reader of this kind of file or network raises
-            if attempt == retries:
-                times = "once" if retries == 0 else f"{retries + 1} times"
-                raise UserError(
-                    f"{what} cannot be read, tried {times} (data.retries): {first_line(error)}"
-                ) from error
-            time.sleep(FIRST_WAIT * 2**attempt)
-    raise AssertionError
+    # whatever the reader of this kind of file or network raises
+    failed = retry_if_exception(
+        lambda error: isinstance(error, Exception) and not isinstance(error, UserError)
+    )
+    waits = wait_exponential(multiplier=FIRST_WAIT)
+    try:
+        return Retrying(stop=stop_after_attempt(retries + 1), wait=waits, retry=failed, reraise=True)(read)
+    except UserError:
+        raise
+    except Exception as error:
+        times = "once" if retries == 0 else f"{retries + 1} times"
+        raise UserError(
+            f"{what} cannot be read, tried {times} (data.retries): {first_line(error)}"
+        ) from error
 
 
 def kind_of(url: str) -> str:
     """`parquet`, `tar` or `image`, by the file's ending.
 
     Raises:
-        UserError: for another one.
+        UserError: for any other kind.
     """
     suffix = PurePosixPath(url).suffix.lower()
     kinds = {".parquet": "parquet", ".tar": "tar"} | dict.fromkeys(Image.registered_extensions(), "image")
@@ -89,26 +95,26 @@ def features_of(url: str, retries: int) -> datasets.Features:
     """Columns of a file: of a parquet file its own, of a tar the endings of its first image."""
     kind = kind_of(url)
     if kind == "image":
-        return datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+        return datasets.Features(image=datasets.Image(), label=datasets.Value("string"))
     if kind == "parquet":
 
         def read() -> datasets.Features:
             with open_file(url) as file:
                 return datasets.Features.from_arrow_schema(pq.ParquetFile(file).schema_arrow)
 
-        return patiently(read, url, retries)
+        return with_retries(read, url, retries)
 
     def read_first() -> dict[str, tuple[int, int, bytes]]:
         with open_file(url) as file:
             return next(_samples(file, url), {})
 
     found: dict[str, Any] = {}
-    for ending, (_, _, content) in patiently(read_first, url, retries).items():
+    for ending, (_, _, content) in with_retries(read_first, url, retries).items():
         if ending == "json":
             found |= {f"json.{field}": datasets.Value("string") for field in json.loads(content)}
         else:
             found[ending] = datasets.Image() if _is_image(ending) else datasets.Value("string")
-    return datasets.Features(found)
+    return datasets.Features(**found)
 
 
 def default_label(url: str) -> str | None:
@@ -134,7 +140,7 @@ def scan(urls: Sequence[str], image_column: str, label_column: str, retries: int
         def read(url: str = url, number: int = number) -> Findings:
             return scans[kind_of(url)](url, number, image_column, label_column)
 
-        parts.append(patiently(read, url, retries))
+        parts.append(with_retries(read, url, retries))
     return joined(parts)
 
 
@@ -149,7 +155,7 @@ def read_row_group(
 ) -> list[bytes | None]:
     """The images of a row group, undecoded; None where there are no bytes."""
     # pyarrow's own file and no buffer ahead: bytes are copied half as often
-    with open_file(url) if "://" in url else pa.OSFile(url) as file:
+    with open_file(url) if "://" in url else pa.OSFile(url, "r") as file:
         parquet = pq.ParquetFile(file, metadata=metadata, pre_buffer=False)
         group = parquet.read_row_group(number, [column], use_threads=False)
     return _bytes_of(group.column(column))
@@ -228,10 +234,10 @@ def runs(images: Sequence[tuple[int, int]]) -> list[int]:
     """Cut the (offset, size) of neighbouring images into blocks: images in each."""
     lengths: list[int] = []
     first = 0
-    for place, (offset, size) in enumerate(images):
-        if place == 0 or place - first == _BLOCK_IMAGES or offset + size - images[first][0] > _BLOCK_BYTES:
+    for index, (offset, size) in enumerate(images):
+        if index == 0 or index - first == _BLOCK_IMAGES or offset + size - images[first][0] > _BLOCK_BYTES:
             lengths.append(0)
-            first = place
+            first = index
         lengths[-1] += 1
     return lengths
 
@@ -259,9 +265,8 @@ def _findings(
     )
 
 
-def _bytes_of(column: pa.ChunkedArray) -> list[bytes | None]:
-    is_struct = pa.types.is_struct(column.type)
-    chunks = [chunk.field("bytes") if is_struct else chunk for chunk in column.chunks]
+def _bytes_of(column: "pa.ChunkedArray[Any]") -> list[bytes | None]:
+    chunks = [chunk.field("bytes") if isinstance(chunk, pa.StructArray) else chunk for chunk in column.chunks]
     return [content for chunk in chunks for content in chunk.to_pylist()]
 
 

@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ohl_accel.data.images import Images
+from ohl_accel.data.memory import GivenData, open_given, section_of
 from ohl_accel.data.schema import Schema
 from ohl_accel.data.source import check_split_exists, open_split
+from ohl_accel.data.stratification import choose_stratified
 from ohl_accel.data.stream import Shards, open_stream
 from ohl_accel.errors import UserError
 from ohl_accel.recipe import DataSection, Recipe
@@ -35,6 +37,8 @@ class Data:
     heldout_rows: list[int] | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    dataset: GivenData | None = None
+    """What the caller gave, if the data is not where the recipe says."""
 
     @property
     def record(self) -> dict[str, Any]:
@@ -64,15 +68,16 @@ class Data:
         data = self.section
         if data.test_split is None:
             return None
-        test, _ = open_images(data, data.test_split, data.test_path, self.schema)
+        test, _ = open_images(data, data.test_split, data.test_path, self.schema, self.dataset)
         test.keep(data.in_memory)
         return test
 
     def resolve(self, recipe: Recipe) -> Recipe:
         """The recipe with all filled in that was found in the data."""
+        columns = {"image_column": self.schema.image_column, "label_column": self.schema.label_column}
         found = {
-            "image_column": self.schema.image_column,
-            "label_column": self.schema.label_column,
+            **self.section.model_dump(),
+            **columns,
             "channels": self.schema.channels,
             "mean": self.mean,
             "std": self.std,
@@ -81,7 +86,11 @@ class Data:
 
 
 def open_images(
-    data: DataSection, split: str, path: str | None = None, schema: Schema | None = None
+    data: DataSection,
+    split: str,
+    path: str | None = None,
+    schema: Schema | None = None,
+    dataset: GivenData | None = None,
 ) -> tuple[Images, Schema]:
     """The images of a split, and the schema: the one given, or what is found in the split.
 
@@ -90,10 +99,13 @@ def open_images(
         split: its name.
         path: where it is, if not in `data.path`.
         schema: of the training split.
+        dataset: in memory, instead of what is in `data.path`.
 
     Raises:
         UserError: if it cannot be read, or does not go with the schema.
     """
+    if dataset is not None:
+        return open_given(data, dataset, split, schema)
     name = f"split {split!r} of {path or data.path}"
     if data.streaming:
         return open_stream(data, split, path, schema, name)
@@ -102,20 +114,27 @@ def open_images(
     return schema.images(rows, data, name), schema
 
 
-def open_data(recipe: Recipe) -> Data:
+def open_data(recipe: Recipe, dataset: GivenData | None = None) -> Data:
     """Open the training and held-out splits of a recipe; only check that there is a test split.
+
+    Args:
+        recipe: of the run.
+        dataset: to be used instead of what is in `data.path`: the training split, or splits by name, each a
+            `datasets.Dataset` or a map-style torch dataset of (image, label).
 
     Raises:
         UserError: if anything about the data cannot work.
     """
     data, seed = recipe.data, recipe.run.seed
-    if data.test_split is not None:
+    if dataset is not None:
+        data = section_of(data, dataset)
+    elif data.test_split is not None:
         check_split_exists(data, data.test_split, data.test_path)
-    train, schema = open_images(data, data.train_split)
+    train, schema = open_images(data, data.train_split, dataset=dataset)
     hash_n = train.source.index.found.hash if isinstance(train.source, Shards) else None
     heldout, heldout_rows = None, None
     if data.heldout_split is not None:
-        heldout, _ = open_images(data, data.heldout_split, schema=schema)
+        heldout, _ = open_images(data, data.heldout_split, schema=schema, dataset=dataset)
         if len(heldout) == 0:
             raise UserError(f"{heldout.description} is empty: there is nothing to score trajectories with")
     elif data.heldout is not None:
@@ -148,7 +167,7 @@ def open_data(recipe: Recipe) -> Data:
         raise UserError(
             f"data.mean={list(mean)} has {len(mean)} numbers, but the images have {schema.channels} channels"
         )
-    return Data(data, schema, train, heldout, heldout_rows, mean, std)
+    return Data(data, schema, train, heldout, heldout_rows, mean, std, dataset)
 
 
 def _keep_near(heldout: Images, data: DataSection) -> Images:
@@ -181,42 +200,6 @@ def keyed_hash(hash_n: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def choose_stratified(
-    labels: Tensor, asked: int | float, field: str, does: str, seed: int, order: Tensor | None = None
-) -> list[int]:
-    """Rows of a part of a split: exactly as many as asked for, each class with its share, ascending.
-
-    Shares are rounded by largest remainder; which rows of a class are taken is keyed by the seed.
-
-    Args:
-        labels: int64 [rows], places in the list of classes.
-        asked: how many rows, or which fraction of them.
-        field: of the recipe; its last part is the purpose that keys the choice.
-        does: what the part does, for messages.
-        seed: of the run.
-        order: int64 [rows], in which the rows of a class are taken; None: keyed by the seed.
-
-    Raises:
-        UserError: if none, or all, of the rows would be taken.
-    """
-    total = len(labels)
-    count = round(asked * total) if isinstance(asked, float) else asked
-    if not 0 < count < total:
-        raise UserError(
-            f"{field}={asked} {does} {count} of the {total} images: it must leave some on both sides"
-        )
-    sizes = torch.bincount(labels)
-    exact = sizes.double() * count / total
-    quota = exact.floor().long()
-    by_remainder = (quota - exact).argsort(stable=True)
-    quota[by_remainder[: count - int(quota.sum())]] += 1
-    shuffled = order
-    if shuffled is None:
-        shuffled = torch.randperm(total, generator=keyed_generator(seed, field.removeprefix("data.")))
-    of_class = [shuffled[labels[shuffled] == label][: int(quota[label])] for label in range(len(sizes))]
-    return torch.cat(of_class).sort().values.tolist()
-
-
 def channel_statistics(images: Images, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel in 0..1, over at most 10,000 images (keyed choice).
 
@@ -233,7 +216,7 @@ def channel_statistics(images: Images, seed: int) -> tuple[tuple[float, ...], tu
         chosen = rank[block_n.long()].argsort(stable=True)[:_IMAGES_FOR_STATISTICS_OF_A_STREAM]
     pixels, total, squares = 0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     for part in chosen.split(500):
-        images_nCHW = images.room(len(part))
+        images_nCHW = images.empty(len(part))
         images.decode(part.tolist(), images_nCHW)  # not counted: a run that is resumed knows the statistics
         levels = images_nCHW.long()
         pixels += levels[:, 0].numel()

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ohl_accel.data.images import Images, Opened, why_not
 from ohl_accel.data.index import Index, build_index
-from ohl_accel.data.schema import Schema, class_places, image_column_of, label_column_of
+from ohl_accel.data.labels import class_index, is_list
+from ohl_accel.data.schema import Schema, image_column_of, label_column_of
 from ohl_accel.data.shards import decode, default_label, features_of
 from ohl_accel.data.source import files_of_split
 from ohl_accel.errors import UserError
@@ -135,11 +136,16 @@ def open_stream(
     features = files.features or features_of(first, data.retries)
     if schema is None:
         rows = datasets.Dataset.from_dict({name: [] for name in features}, features=features)
-        image_column = image_column_of(rows, data)
+        image_column = image_column_of(rows, data, description)
         label_column = default_label(first) if data.label_column is None else None
-        label_column = label_column or label_column_of(rows, data)
+        label_column = label_column or label_column_of(rows, data, description)
     else:
         image_column, label_column = schema.image_column, schema.label_column
+    if is_list(features.get(label_column)):
+        raise UserError(
+            f"{description} has lists of labels in column {label_column!r}: multi-label data cannot be streamed, set "
+            "data.streaming=false"
+        )
     index = build_index(files, image_column, label_column, data.retries)
     if len(index) == 0:
         raise UserError(f"{description} is empty")
@@ -148,8 +154,15 @@ def open_stream(
     source = Shards(index)
     if schema is None:
         class_names = tuple(names or [str(value) for value in np.unique(index.found.label)])
-        schema = Schema.found(source, image_column, label_column, class_names, data, description)
-    values, place_n = np.unique(index.found.label, return_inverse=True)
-    places = class_places(values.tolist(), names, schema, description)
-    labels = torch.tensor(places, dtype=torch.int64)[torch.from_numpy(place_n)]
+        schema = Schema.found(
+            source,
+            data,
+            description,
+            image_column=image_column,
+            label_column=label_column,
+            class_names=class_names,
+        )
+    values, index_n = np.unique(index.found.label, return_inverse=True)
+    indices = class_index(values.tolist(), names, schema.class_names, description, label_column)
+    labels = indices[torch.from_numpy(index_n)]
     return Images(source, labels, schema.decoding(data), description), schema

@@ -2,7 +2,7 @@
 
 Section 4.1 of the paper. Every draw belongs to an inner step (counted over the whole run) and is made
 for the whole batch of a group, of which a process takes its own slice. Only the operations differ
-between trajectories (footnote 1): flips, crops, signs and Cutout's places are the same for all.
+between trajectories (footnote 1): flips, crops, signs and Cutout's positions are the same for all.
 
 Shapes: B images of the group's batch, b of this process, C channels, H rows, W columns.
 """
@@ -33,6 +33,7 @@ class Augmentation:
     def __init__(
         self,
         section: AugmentSection,
+        *,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         seed: int,
@@ -41,13 +42,8 @@ class Augmentation:
         device: torch.device,
         num_classes: int,
     ) -> None:
-        self.section, self.seed, self.batch_size, self.own, self.device = (
-            section,
-            seed,
-            batch_size,
-            own,
-            device,
-        )
+        self.section, self.seed, self.device = section, seed, device
+        self.batch_size, self.own = batch_size, own
         self._mean_C11 = 255 * torch.tensor(mean, device=device)[:, None, None]
         self._std_C11 = 255 * torch.tensor(std, device=device)[:, None, None]
         self._mixup = MixUp(section.policy_args, num_classes) if section.policy == "mixup" else None

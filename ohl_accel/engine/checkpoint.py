@@ -1,7 +1,7 @@
 """Save and resume at the outer boundary, where all trajectories are equal.
 
-A checkpoint is one network, one optimizer, theta with its Adam state, and a counter, so it can be gone
-on with on another number of processes. It is a folder `checkpoints/step-000012` with `state.safetensors`
+A checkpoint is one network, one optimizer, the estimator's state (theta with Adam's moments), and a counter, so a
+run can be resumed on another number of processes. It is a folder `checkpoints/step-000012` with `state.safetensors`
 and `state.json`, written aside, renamed, and then named in `checkpoints/latest`; no pickle.
 """
 
@@ -20,7 +20,7 @@ from ohl_accel.distributed.groups import Groups
 from ohl_accel.distributed.sharding import whole_on_cpu
 from ohl_accel.engine.trajectory import Trajectory
 from ohl_accel.errors import UserError
-from ohl_accel.policy.estimators import OuterOptimizer
+from ohl_accel.policy.estimators import Estimator
 from ohl_accel.recipe import HubSection, Recipe
 from ohl_accel.run_folder.atomic import replacing, write_text
 
@@ -30,7 +30,7 @@ Contents = tuple[dict[str, Any], dict[str, Tensor]]
 
 _LATEST = "latest"
 _GROUP = "group"
-_PLAIN = bool | int | float | str | list | tuple | None
+_PLAIN = bool | int | float | str | list | tuple | None  # type: ignore[type-arg]  # for isinstance
 _STATE_JSON, _STATE_TENSORS = "state.json", "state.safetensors"
 _FREE_FIELDS = frozenset(
     {
@@ -45,13 +45,13 @@ _FREE_FIELDS = frozenset(
         "data.retries",
     }
 )
-"""Fields that may change when a run is gone on with: the result does not depend on them."""
+"""Fields that may change when a run is resumed: the result does not depend on them."""
 
 
 def collect(trajectory: Trajectory, groups: Groups) -> Contents:
     """A trajectory's whole state on the CPU of the main process: (plain values of the optimizer, tensors).
 
-    Sharded tensors are put together by all processes of the group, one after the other; so every process
+    Sharded tensors are put together by all processes of the group, one after the other, so every process
     calls it, and those that are not the main one get no tensors.
     """
     scalars, tensors = _split_optimizer(trajectory.optimizer)
@@ -64,35 +64,33 @@ def collect_network(trajectory: Trajectory, groups: Groups) -> dict[str, Tensor]
     return _whole_on_main(trajectory.network.state_dict(), groups)
 
 
-def save(
-    folder: Path, outer_step: int, state: Contents, outer: OuterOptimizer | None, recipe: Recipe
-) -> None:
+def save(folder: Path, outer_step: int, state: Contents, estimator: Estimator | None, recipe: Recipe) -> None:
     """Write a checkpoint and drop those beyond `run.keep_checkpoints` (main process only).
 
     Args:
         folder: `checkpoints` of the run folder.
         outer_step: outer steps done.
         state: from `collect`, of any trajectory; all are equal.
-        outer: the policy and its optimizer; None where nothing is learned.
+        estimator: with the policy; None where nothing is learned.
         recipe: resolved.
     """
     scalars, tensors = state
-    if outer is not None:
-        tensors = tensors | {f"policy.{name}": value for name, value in outer.state().items()}
+    if estimator is not None:
+        tensors = tensors | {f"policy.{name}": value for name, value in estimator.state().items()}
     document = {
         "schema_version": SCHEMA_VERSION,
         "outer_step": outer_step,
         "recipe": recipe.model_dump(mode="json"),
         "optimizer": scalars,
     }
-    place = folder / f"step-{outer_step:06d}"
+    path = folder / f"step-{outer_step:06d}"
     folder.mkdir(exist_ok=True)
-    with replacing(place) as aside:
+    with replacing(path) as aside:
         aside.mkdir()
         save_file(tensors, aside / _STATE_TENSORS)
         (aside / _STATE_JSON).write_text(json.dumps(document), encoding="utf-8")
-    write_text(folder / _LATEST, place.name)
-    older = [other for other in _checkpoints(folder) if other.name < place.name]
+    write_text(folder / _LATEST, path.name)
+    older = [other for other in _checkpoints(folder) if other.name < path.name]
     for old in older[: max(0, len(older) + 1 - recipe.run.keep_checkpoints)]:
         shutil.rmtree(old)
 
@@ -105,27 +103,29 @@ def latest(folder: Path) -> Path | None:
         return None
 
 
-def read(place: Path, recipe: Recipe) -> Contents:
+def read(path: Path, recipe: Recipe) -> Contents:
     """The contents of a checkpoint.
 
     Raises:
         UserError: if it is damaged, of another version, or of a run with another recipe.
     """
     try:
-        document = json.loads((place / _STATE_JSON).read_text(encoding="utf-8"))
-        tensors = load_file(place / _STATE_TENSORS)
+        document = json.loads((path / _STATE_JSON).read_text(encoding="utf-8"))
+        tensors = load_file(path / _STATE_TENSORS)
         version = document["schema_version"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        others = [other.name for other in _checkpoints(place.parent) if other != place]
+        others = [other.name for other in _checkpoints(path.parent) if other != path]
         hint = (
-            f"; to go on from {others[-1]}, write that name into {place.parent / _LATEST}" if others else ""
+            f"; to resume from {others[-1]}, write that name into {path.parent / _LATEST}" if others else ""
         )
-        raise UserError(f"checkpoint {place} is damaged: {error}{hint}") from None
+        raise UserError(f"checkpoint {path} is damaged: {error}{hint}") from None
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"checkpoint {place} has schema_version {version}; this version reads {SCHEMA_VERSION}"
+            f"checkpoint {path} has schema_version {version}; this version reads {SCHEMA_VERSION}"
         )
-    then, now = _flat(document["recipe"]), _flat(recipe.model_dump(mode="json"))
+    # through the recipe of this version: fields that did not exist then have their defaults
+    then = _flat(type(recipe).check(document["recipe"], f"checkpoint {path}").model_dump(mode="json"))
+    now = _flat(recipe.model_dump(mode="json"))
     changed = [
         f"{key} was {then.get(key)!r}, now {now.get(key)!r}"
         for key in sorted({*then, *now})
@@ -133,8 +133,8 @@ def read(place: Path, recipe: Recipe) -> Contents:
     ]
     if changed:
         raise UserError(
-            f"run.dir={place.parent.parent} holds a run with another recipe ({'; '.join(changed)}): give the same "
-            "values to go on with it, or choose another run.dir"
+            f"run.dir={path.parent.parent} holds a run with another recipe ({'; '.join(changed)}): give the same "
+            "values to resume it, or choose another run.dir"
         )
     return document, tensors
 
@@ -142,14 +142,14 @@ def read(place: Path, recipe: Recipe) -> Contents:
 def restore(
     contents: Contents | None,
     hosted: list[Trajectory],
-    outer: OuterOptimizer | None,
+    estimator: Estimator | None,
     groups: Groups,
 ) -> int:
     """Bring all trajectories of all processes to a checkpoint.
 
     Args:
         contents: what the main process has read; None on the others.
-        hosted, outer: brought to it in place.
+        hosted, estimator: brought to it in place.
         groups: where this process stands.
 
     Returns:
@@ -168,8 +168,8 @@ def restore(
         trajectory.optimizer.load_state_dict(
             _joined_optimizer(trajectory.optimizer, document["optimizer"], under("optimizer.", state))
         )
-    if outer is not None:
-        outer.load_state({name: value.cpu() for name, value in under("policy.", state).items()})
+    if estimator is not None:
+        estimator.load_state({name: value.cpu() for name, value in under("policy.", state).items()})
     return int(document["outer_step"])
 
 
@@ -180,19 +180,19 @@ def _whole_on_main(tensors: Mapping[str, Tensor], groups: Groups) -> dict[str, T
 
 
 def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """An optimizer's state as plain values for JSON and named tensors; settings of other kinds are left out."""
+    """An optimizer's state as plain values for JSON and named tensors; other kinds of settings are omitted."""
     state = optimizer.state_dict()
-    places = {str(index): entries for index, entries in state["state"].items()}
+    states = {str(index): entries for index, entries in state["state"].items()}
     groups = {f"{_GROUP}{number}": group for number, group in enumerate(state["param_groups"])}
     plain: dict[str, dict[str, Any]] = {}
     tensors: dict[str, Tensor] = {}
-    for place, entries in (places | groups).items():
-        plain[place] = {key: value for key, value in entries.items() if isinstance(value, _PLAIN)}
+    for name, entries in (states | groups).items():
+        plain[name] = {key: value for key, value in entries.items() if isinstance(value, _PLAIN)}
         for key, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"optimizer.{place}.{key}"] = value
+                tensors[f"optimizer.{name}.{key}"] = value
     return {
-        "state": {place: plain[place] for place in places},
+        "state": {name: plain[name] for name in states},
         "param_groups": [plain[group] for group in groups],
     }, tensors
 
@@ -200,17 +200,17 @@ def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], 
 def _joined_optimizer(
     optimizer: torch.optim.Optimizer, scalars: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """The opposite of `_split_optimizer`; what that left out is the optimizer's own."""
-    places = {index: dict(entries) for index, entries in scalars["state"].items()}
+    """The opposite of `_split_optimizer`; what that omitted is taken from the optimizer."""
+    states = {index: dict(entries) for index, entries in scalars["state"].items()}
     own = optimizer.state_dict()["param_groups"]
     for number, (group, saved) in enumerate(zip(own, scalars["param_groups"], strict=True)):
-        places[f"{_GROUP}{number}"] = {**group, **saved}
+        states[f"{_GROUP}{number}"] = {**group, **saved}
     for name, value in tensors.items():
-        place, key = name.split(".", 1)
+        index, key = name.split(".", 1)
         # step counters belong on the CPU; those that must not be are moved by load_state_dict
-        places[place][key] = value.clone() if value.ndim else value.to("cpu", copy=True)
-    groups = [places.pop(f"{_GROUP}{number}") for number in range(len(own))]
-    return {"state": {int(index): entries for index, entries in places.items()}, "param_groups": groups}
+        states[index][key] = value.clone() if value.ndim else value.to("cpu", copy=True)
+    groups = [states.pop(f"{_GROUP}{number}") for number in range(len(own))]
+    return {"state": {int(index): entries for index, entries in states.items()}, "param_groups": groups}
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

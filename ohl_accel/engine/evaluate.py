@@ -6,36 +6,37 @@ RUN is a run folder of the search or of training; a Hub id is that of a network 
 split and precision are those of its recipe.yaml; a network without one needs --data.
 """
 
-import argparse
 import dataclasses
-import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import datasets
 import timm
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 import ohl_accel.models  # noqa: F401  registers our networks with timm
-from ohl_accel.cli import run_command
-from ohl_accel.data import Images, evaluation_batches, open_images
+from ohl_accel.data import open_images
 from ohl_accel.engine.augment import Augmentation
+from ohl_accel.engine.objective import OBJECTIVES, open_objective
 from ohl_accel.engine.scoring import outcomes_of
 from ohl_accel.engine.setup import configure_torch, start_accelerator
 from ohl_accel.errors import UserError
 from ohl_accel.hub.download import fetch_file
 from ohl_accel.recipe import AugmentSection, DataSection, Recipe, RunSection
 from ohl_accel.recipe.reading import override
-from ohl_accel.run_folder.atomic import write_text
 from ohl_accel.run_folder.files import NETWORK_FILES, RECIPE_FILE
 
 _MAX_RECIPE_BYTES = 2**20
 _MAX_CLASSES_SHOWN = 40
+_JSON_NAMES = {"accuracy": "top1", "top5_accuracy": "top5"}
+_HEADINGS = {"accuracy": "top-1", "top5_accuracy": "top-5", "top1": "top-1", "top5": "top-5"}
+_FRACTIONS = {"accuracy", "top5_accuracy", "top1", "top5", "mAP", "average_precision"}
 _NO_RECIPE: dict[str, Any] = {
     "run": {"dir": "."},
     "data": {},
@@ -46,99 +47,60 @@ _NO_RECIPE: dict[str, Any] = {
 """The recipe of a network that comes without one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Of one network on one split: C classes; counts are of images."""
+    """Of one network on one split."""
 
-    class_names: tuple[str, ...]
-    outcomes_C3: Tensor
-    """float64: correct, correct among the best five and summed loss, for the images of each class."""
-    confusion_CC: Tensor
-    """int64: images of the class of a row that were taken for the class of a column."""
+    what: str
+    """The split, in words."""
+    images: int
+    scores: dict[str, float]
+    """Of all images: `accuracy` and `top5_accuracy` in 0..1, `loss` in nats; or what the objective has."""
+    classes: list[dict[str, Any]]
+    """The same for each class, and what its images were most often mistaken for (`Objective.table`)."""
 
     def document(self) -> dict[str, Any]:
-        """Plain numbers for people and JSON: accuracies in 0..1, mean loss in nats; None where a class is empty."""
-        images_C = self.confusion_CC.sum(1)
-        mean_C3 = (self.outcomes_C3 / images_C[:, None]).tolist()
-        top1, top5, loss = (self.outcomes_C3.sum(0) / images_C.sum()).tolist()
-        mistaken_CC = self.confusion_CC.clone().fill_diagonal_(0)
-        classes = []
-        for place, name in enumerate(self.class_names):
-            count, taken_for = int(mistaken_CC[place].max()), int(mistaken_CC[place].argmax())
-            images = int(images_C[place])
-            classes.append(
-                {
-                    "class": name,
-                    "images": images,
-                    "top1": mean_C3[place][0] if images else None,
-                    "top5": mean_C3[place][1] if images else None,
-                    "loss": mean_C3[place][2] if images else None,
-                    "most_often_taken_for": self.class_names[taken_for] if count else None,
-                    "mistaken": count,
-                }
-            )
-        return {"images": int(images_C.sum()), "top1": top1, "top5": top5, "loss": loss, "classes": classes}
-
-
-@torch.no_grad()
-def evaluate_network(
-    network: nn.Module,
-    images: Images,
-    augmentation: Augmentation,
-    batch_size: int,
-    names: tuple[str, ...],
-    workers: int,
-) -> Evaluation:
-    """Score a network on all images of a split, decoded by some workers, class by class."""
-    outcomes_C3 = torch.zeros(len(names), 3, dtype=torch.float64)
-    confusion_CC = torch.zeros(len(names), len(names), dtype=torch.int64)
-    network.eval()
-    for _, (pixels, labels_b) in evaluation_batches(images, batch_size, 0, 1, workers):
-        logits = network(augmentation.normalize(pixels))
-        outcomes = outcomes_of(logits, labels_b.to(logits.device, non_blocking=True)).cpu()
-        outcomes_C3.index_add_(0, labels_b, outcomes)
-        taken_for_b = logits.argmax(1).cpu()
-        confusion_CC.index_put_((labels_b, taken_for_b), torch.ones_like(labels_b), accumulate=True)
-    return Evaluation(names, outcomes_C3, confusion_CC)
+        """Plain numbers for JSON."""
+        named = {_JSON_NAMES.get(name, name): score for name, score in self.scores.items()}
+        return {"images": self.images, **named, "classes": self.classes}
 
 
 def evaluate(
-    name: str,
-    revision: str | None,
-    data_path: str | None,
-    split: str | None,
-    overrides: Sequence[str],
-) -> tuple[Evaluation, str]:
+    network: str | PathLike[str],
+    *,
+    revision: str | None = None,
+    data: str | None = None,
+    split: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Evaluation:
     """Load a network and score it on a split of its own data or of other data.
 
     Args:
-        name: a run folder or a Hub id.
+        network: a run folder or a Hub id.
         revision: of the Hub id.
-        data_path: other data than the recipe's.
+        data: other data than the recipe's: a Hub dataset, a folder or a file.
         split: another split than the recipe's test split.
-        overrides: of the data section.
-
-    Returns:
-        The scores, and what they are of.
+        overrides: `data.key=value`, of the data section.
 
     Raises:
         UserError: if there is no such network, or data that it can be scored on.
     """
-    network, recipe_file = _open_network(name, revision)
-    config: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
-    data, run = _sections(name, recipe_file, data_path, overrides)
-    data = data.model_copy(update={"image_size": data.image_size or tuple(config["input_size"][1:])})
-    split = split or (data.test_split if recipe_file else "test")
+    name = os.fspath(network)
+    module, recipe_file = _open_network(name, revision)
+    config: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
+    section, run, objective_name = _sections(name, recipe_file, data, overrides)
+    section = section.model_copy(update={"image_size": section.image_size or tuple(config["input_size"][1:])})
+    split = split or (section.test_split if recipe_file else "test")
     if split is None:
         raise UserError(
-            f"{name} was trained without a test split (data.test_split=null): name one by --split"
+            f"{name} was trained without a test split (data.test_split=null): name one with --split"
         )
     accelerator = start_accelerator(run)
     configure_torch(run, accelerator.device)
     datasets.disable_progress_bars()
-    place = data.test_path if data.test_path and split == data.test_split else data.path
-    data = data.model_copy(update={"max_corrupt": 0.0})  # a score is of the images themselves
-    images, found = open_images(data, split, place)
+    path = section.test_path if section.test_path and split == section.test_split else section.path
+    section = section.model_copy(update={"max_corrupt": 0.0})  # a score is of the images themselves
+    images, found = open_images(section, split, path)
     what = images.description
     names = tuple(config.get("label_names") or found.class_names)
     if len(names) != config["num_classes"]:
@@ -148,22 +110,38 @@ def evaluate(
         )
     channels, height, width = config["input_size"]
     schema = dataclasses.replace(found, class_names=names, size=(height, width), channels=channels)
-    images, _ = open_images(data, split, place, schema)
+    images, _ = open_images(section, split, path, schema)
     if len(images) == 0:
         raise UserError(f"{what} is empty")
-    batch = data.eval_batch_size
+    objective = open_objective(
+        objective_name or ("multilabel" if schema.multi_label else "classification"), len(names)
+    )
+    batch = section.eval_batch_size
     augmentation = Augmentation(
         AugmentSection(),
-        config["mean"],
-        config["std"],
-        0,
-        batch,
-        slice(0, batch),
-        accelerator.device,
-        len(names),
+        mean=config["mean"],
+        std=config["std"],
+        seed=0,
+        batch_size=batch,
+        own=slice(0, batch),
+        device=accelerator.device,
+        num_classes=len(names),
     )
-    network = accelerator.prepare_model(network, evaluation_mode=True)
-    return evaluate_network(network, images, augmentation, batch, names, data.workers), what
+    module = accelerator.prepare_model(module, evaluation_mode=True)
+    (outcomes_nM,) = outcomes_of(
+        [module],
+        images,
+        objective=objective,
+        augmentation=augmentation,
+        batch_size=batch,
+        workers=section.workers,
+    )
+    return Evaluation(
+        what=what,
+        images=len(images),
+        scores=objective.scores(outcomes_nM, images.labels),
+        classes=objective.table(outcomes_nM, images.labels, names),
+    )
 
 
 def _open_network(name: str, revision: str | None) -> tuple[nn.Module, Path | None]:
@@ -174,7 +152,7 @@ def _open_network(name: str, revision: str | None) -> tuple[nn.Module, Path | No
         missing = [file for file in NETWORK_FILES if not (folder / file).is_file()]
         if missing:
             raise UserError(
-                f"{name} holds no {' and no '.join(missing)}: it is no run folder, or its run is not finished"
+                f"{name} has no {' and no '.join(missing)}: it is not a run folder, or its run is not finished"
             )
         if revision is not None:
             raise UserError(f"--revision {revision}: {name} is a folder; only a Hub id has revisions")
@@ -182,7 +160,7 @@ def _open_network(name: str, revision: str | None) -> tuple[nn.Module, Path | No
         recipe_file = folder / RECIPE_FILE if (folder / RECIPE_FILE).is_file() else None
     else:
         if name.count("/") != 1 or name.startswith((".", "~", "/")):
-            raise UserError(f"{name}: there is no such run folder, and it is no Hub id (user/name)")
+            raise UserError(f"{name}: there is no such run folder, and it is not a Hub id (user/name)")
         try:
             fetch_file(name, NETWORK_FILES[1], revision, _MAX_RECIPE_BYTES)
         except ValueError as error:
@@ -200,13 +178,13 @@ def _open_network(name: str, revision: str | None) -> tuple[nn.Module, Path | No
 
 def _sections(
     name: str, recipe_file: Path | None, data_path: str | None, overrides: Sequence[str]
-) -> tuple[DataSection, RunSection]:
-    """What to score the network on, and with which precision."""
+) -> tuple[DataSection, RunSection, str | None]:
+    """What to score the network on, with which precision, and by which objective (None: by the labels)."""
     for text in overrides:
         if not text.startswith("data."):
             raise UserError(f"{text}: only the data section can be changed here (data.key=value)")
     if recipe_file is None and data_path is None:
-        raise UserError(f"{name} has no {RECIPE_FILE}, so its data are not known: name them by --data")
+        raise UserError(f"{name} has no {RECIPE_FILE}, so its data is unknown: name it with --data")
     values: dict[str, Any] = _NO_RECIPE
     if recipe_file is not None:
         values = Recipe.load(str(recipe_file)).model_dump()
@@ -216,59 +194,45 @@ def _sections(
         values["data"] |= {"path": data_path, **dict.fromkeys(own)}
     problems = [problem for text in overrides for problem in override(values, text)]
     recipe = Recipe.check(values, "data", problems)
-    return recipe.data, recipe.run
+    # a recipe that was downloaded must not name code to run
+    trusted = recipe_file is not None and (Path(name).exists() or recipe.objective in OBJECTIVES)
+    return recipe.data, recipe.run, recipe.objective if trusted else None
 
 
-def _show(evaluation: Evaluation, title: str, console: Console) -> None:
-    document = evaluation.document()
-    classes = document["classes"]
-    note = ""
+def show(evaluation: Evaluation, network: str) -> None:
+    """Print the numbers, and a table by class (of many classes those with the lowest score)."""
+    console = Console(highlight=False, soft_wrap=True)
+    key = next(name for name in evaluation.classes[0] if name not in ("class", "images"))
+    classes, note = evaluation.classes, ""
     if len(classes) > _MAX_CLASSES_SHOWN:
         filled = [row for row in classes if row["images"]]
-        classes = sorted(filled, key=lambda row: row["top1"])[:_MAX_CLASSES_SHOWN]
-        note = f"; the {_MAX_CLASSES_SHOWN} classes with the lowest top-1 (--json has all)"
-    console.print(
-        f"{title}: {document['images']} images\n"
-        f"top-1 {100 * document['top1']:.2f} %, top-5 {100 * document['top5']:.2f} %, loss {document['loss']:.4f}"
-        f"{note}",
-        markup=False,
-    )
-    table = Table()
-    for heading in ("class", "images", "top-1 %", "top-5 %", "loss", "most often taken for"):
-        table.add_column(heading)
-    for row in classes:
-        table.add_row(
-            row["class"],
-            str(row["images"]),
-            *(f"{100 * row[key]:.2f}" if row["images"] else "" for key in ("top1", "top5")),
-            f"{row['loss']:.4f}" if row["images"] else "",
-            f"{row['most_often_taken_for']} ({row['mistaken']})" if row["mistaken"] else "",
+        classes = sorted(filled, key=lambda row: row[key])[:_MAX_CLASSES_SHOWN]
+        note = (
+            f"; the {_MAX_CLASSES_SHOWN} classes with the lowest {_HEADINGS.get(key, key)} (--json has all)"
         )
+    scores = ", ".join(_in_words(name, score) for name, score in evaluation.scores.items())
+    console.print(f"{network} on {evaluation.what}: {evaluation.images} images\n{scores}{note}", markup=False)
+    table = Table()
+    columns = [name for name in classes[0] if name != "mistaken"]
+    for name in columns:
+        percent = " %" if name in _FRACTIONS else ""
+        table.add_column(_HEADINGS.get(name, name.replace("_", " ")) + percent)
+    for row in classes:
+        table.add_row(*(_cell(row, name) for name in columns))
     console.print(table)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ohl_accel.evaluate", description="Score a trained network on a split."
-    )
-    parser.add_argument("network", help="a run folder, or the Hub id of a network in timm's format")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="data.key=value", help="values of the recipe's data section"
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
-    parser.add_argument("--data", help="other data than the recipe's: a Hub dataset, a folder or a file")
-    parser.add_argument("--split", help="another split than the recipe's test split")
-    parser.add_argument("--json", type=Path, help="write the numbers to this file, too")
-    asked = parser.parse_intermixed_args(argv)
+def _in_words(name: str, score: float) -> str:
+    heading = _HEADINGS.get(name, name.replace("_", " "))
+    return f"{heading} {100 * score:.2f} %" if name in _FRACTIONS else f"{heading} {score:.4f}"
 
-    def command() -> None:
-        evaluation, what = evaluate(asked.network, asked.revision, asked.data, asked.split, asked.overrides)
-        _show(evaluation, f"{asked.network} on {what}", Console(highlight=False, soft_wrap=True))
-        if asked.json is not None:
-            try:
-                write_text(asked.json, json.dumps(evaluation.document(), indent=2) + "\n")
-            except OSError as error:
-                raise UserError(f"--json {asked.json} cannot be written: {error.strerror}") from None
 
-    return run_command(command)
+def _cell(row: Mapping[str, Any], name: str) -> str:
+    value = row[name]
+    if value is None:
+        return ""
+    if name == "most_often_taken_for":
+        return f"{value} ({row['mistaken']})"
+    if isinstance(value, float):
+        return f"{100 * value:.2f}" if name in _FRACTIONS else f"{value:.4f}"
+    return str(value)

@@ -1,5 +1,7 @@
 """The network of a recipe: any of timm's by name, made the same on every process, saved timm's way."""
 
+import copy
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -7,45 +9,49 @@ from typing import Any, cast
 
 import timm
 import torch
+from safetensors.torch import save_model
 from timm.models import save_for_hf
 from torch import nn
 
 import ohl_accel.models  # noqa: F401  registers our networks with timm
 from ohl_accel.data import Schema
-from ohl_accel.distributed.sharding import check_can_be_cut
+from ohl_accel.distributed.sharding import check_can_be_sharded
 from ohl_accel.errors import UserError, did_you_mean
 from ohl_accel.recipe import ModelSection
 from ohl_accel.rng import keyed_seed
 from ohl_accel.run_folder.atomic import replacing
-from ohl_accel.run_folder.files import NETWORK_FILES
+from ohl_accel.run_folder.files import CONFIG_FILE, NETWORK_FILES, WEIGHTS_FILE
 
 
-def create_network(section: ModelSection, schema: Schema, seed: int) -> nn.Module:
+def create_network(
+    section: ModelSection, schema: Schema, seed: int, model: nn.Module | None = None
+) -> nn.Module:
     """The network with its first weights, keyed by the seed; tried once on a blank image.
 
     Args:
         section: the recipe's model section.
         schema: of the images and classes.
         seed: of the run.
+        model: instead of what the section names: a network of the user's own, of which a copy is made.
 
     Raises:
         UserError: for an unknown name, arguments that it does not take, or images that it cannot see.
     """
     classes, channels, (height, width) = len(schema.class_names), schema.channels, schema.size
     torch.manual_seed(keyed_seed(seed, "weights"))
-    network = _build(section, schema)
+    network = _build(section, schema) if model is None else copy.deepcopy(model).cpu()
+    what = f"model.name={section.name}" if model is None else f"the {type(model).__name__} given as model"
     try:
         with torch.no_grad():
             outputs = network.eval()(torch.zeros(2, channels, height, width))
     except Exception as error:
         raise UserError(
-            f"model.name={section.name} cannot take images of {channels} x {height} x {width} "
+            f"{what} cannot take images of {channels} x {height} x {width} "
             f"(data.image_size resizes them): {error}"
         ) from error
     if outputs.shape != (2, classes):
         raise UserError(
-            f"model.name={section.name} gives outputs of shape {list(outputs.shape[1:])} instead of {classes} "
-            "classes"
+            f"{what} gives outputs of shape {list(outputs.shape[1:])} instead of {classes} classes"
         )
     if section.channels_last:
         network = network.to(memory_format=torch.channels_last)
@@ -61,10 +67,10 @@ def outline_network(section: ModelSection, schema: Schema) -> nn.Module:
     Raises:
         UserError: as there, or if the network cannot be sharded.
     """
-    # trained weights, too, are for the process that has memory for them
+    # trained weights are for the process that has memory for them
     with torch.device("meta"):
         network = _build(section, schema, pretrained=False, checkpoint_path="")
-    check_can_be_cut(network)
+    check_can_be_sharded(network)
     return network.train()
 
 
@@ -100,7 +106,8 @@ def save_network(
 ) -> None:
     """Write `model.safetensors` and timm's `config.json`, each whole or not at all.
 
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` reads them back.
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` reads them back; a network that is not timm's, its own
+    `load_state_dict`.
 
     Args:
         network: on any device; its memory format becomes contiguous.
@@ -108,25 +115,37 @@ def save_network(
         section: the recipe's model section.
         schema: of the images and classes.
         mean, std: of each channel in 0..1, by which inputs are to be normalized.
-        crop_pct: share of a resized image's side that its centre crop keeps.
+        crop_pct: fraction of a resized image's side that its centre crop keeps.
     """
-    network.pretrained_cfg = {  # type: ignore[assignment]
-        **cast(dict[str, Any], network.pretrained_cfg),
+    classes = len(schema.class_names)
+    evaluated_with = {
         "input_size": (schema.channels, *schema.size),
-        "num_classes": len(schema.class_names),
+        "num_classes": classes,
         "mean": tuple(mean),
         "std": tuple(std),
         "crop_pct": crop_pct,
         "interpolation": "bicubic",
     }
+    network = network.to(memory_format=torch.contiguous_format)
     with TemporaryDirectory(dir=folder) as made:
-        save_for_hf(
-            network.to(memory_format=torch.contiguous_format),
-            made,
-            model_config={"label_names": list(schema.class_names)},
-            model_args={"num_classes": len(schema.class_names), "in_chans": schema.channels, **section.args},
-            safe_serialization=True,
-        )
+        if hasattr(network, "pretrained_cfg"):
+            network.pretrained_cfg = {**cast(dict[str, Any], network.pretrained_cfg), **evaluated_with}  # type: ignore[assignment]
+            save_for_hf(
+                network,
+                made,
+                model_config={"label_names": list(schema.class_names)},
+                model_args={"num_classes": classes, "in_chans": schema.channels, **section.args},
+                safe_serialization=True,
+            )
+        else:
+            save_model(network, str(Path(made) / WEIGHTS_FILE))
+            config = {
+                "architecture": type(network).__name__,
+                "num_classes": classes,
+                "label_names": list(schema.class_names),
+                "pretrained_cfg": evaluated_with,
+            }
+            (Path(made) / CONFIG_FILE).write_text(json.dumps(config, indent=2), encoding="utf-8")
         for name in NETWORK_FILES:
             with replacing(folder / name) as partial:
                 (Path(made) / name).replace(partial)

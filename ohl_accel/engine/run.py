@@ -1,14 +1,16 @@
-"""One run on one process: what the search and training with a fixed policy have in common."""
+"""One run on one process: what the search and training with a fixed policy have in common.
 
-import shlex
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+Shapes: N trajectories, R hosted ones, K operations, I inner steps, n images of a split, M numbers kept of each.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from ohl_accel.data import (
     Batch,
@@ -16,7 +18,6 @@ from ohl_accel.data import (
     Data,
     Images,
     RandomResizedCrop,
-    Tally,
     TrainingOrder,
     ahead_on_device,
     training_batches,
@@ -25,37 +26,39 @@ from ohl_accel.distributed.groups import Groups
 from ohl_accel.distributed.launch import run_on_all_ranks
 from ohl_accel.engine import checkpoint
 from ohl_accel.engine.augment import Augmentation
-from ohl_accel.engine.network import create_network, save_network
+from ohl_accel.engine.network import save_network
+from ohl_accel.engine.objective import Objective
 from ohl_accel.engine.phases import Phases
-from ohl_accel.engine.scoring import partial_scores, total_scores
+from ohl_accel.engine.replacements import Replacements
+from ohl_accel.engine.scoring import outcomes_of
 from ohl_accel.engine.trajectory import Trajectory
 from ohl_accel.errors import RunFailedError, UserError
-from ohl_accel.observers.dashboards import Dashboards, Table
-from ohl_accel.observers.display import Display
-from ohl_accel.policy import Policy
-from ohl_accel.policy.estimators import OuterOptimizer
+from ohl_accel.observers.observer import Observer, RunInfo
+from ohl_accel.policy.estimators import Estimator, FinishedStep
 from ohl_accel.policy.protocol import AugmentationPolicy
 from ohl_accel.recipe import Recipe
-from ohl_accel.report import figures
-from ohl_accel.report.write import write_at_end
-from ohl_accel.run_folder.files import (
-    CHECKPOINTS,
-    METRICS_FILE,
-    POLICY_FILE,
-    RECIPE_FILE,
-    REPLACED_FILE,
-    RESULT_FILE,
-)
+from ohl_accel.run_folder.files import CHECKPOINTS, POLICY_FILE
 from ohl_accel.run_folder.folder import RunFolder
-from ohl_accel.run_folder.metrics import amend_last_line, append_line, read_metrics
 
-SAMPLES = 32
-"""Training images on a dashboard's picture."""
-LOOK_EVERY = 100
+CHECK_EVERY = 100
 """Inner steps after which the undecodable images so far are counted: an outer step may be a long epoch."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of an outer step, of all trajectories, on every process. float64 [N] unless said otherwise."""
+
+    reward_N: Tensor
+    """The objective's score on the held-out images; NaN where it was not measured, or is not finite."""
+    heldout_loss_N: Tensor
+    train_loss_N: Tensor
+    finite_N: Tensor
+    """bool: whether loss and state are finite."""
+    outcomes_RnM: Tensor | None
+    """What the objective keeps of the held-out images, for the hosted trajectories of this process's group."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """Everything that takes part in a run, on one process."""
 
@@ -65,19 +68,26 @@ class Run:
     folder: RunFolder | None
     """On the main process only."""
     data: Data
+    objective: Objective
     augmentation: Augmentation
     hosted: list[Trajectory]
-    policy: AugmentationPolicy
-    outer_optimizer: OuterOptimizer | None
-    """None where the policy is fixed."""
+    fixed_policy: AugmentationPolicy
+    """What all trajectories train with where nothing is learned; else what the estimator began with."""
+    estimator: Estimator | None
+    """Learns the policy; None where it is fixed."""
+    new_network: Callable[[], nn.Module]
+    """A network of the run's architecture on the CPU, whose weights do not matter."""
     inner_steps: int
     """I."""
     first_outer_step: int
-    """0, or where a resumed run goes on."""
+    """0, or where a resumed run begins."""
+    rewards_before: list[float] | None
+    """Of the last outer step before `first_outer_step` (main process only)."""
     phases: Phases
-    """Where the time of an outer step goes."""
-    dashboards: Dashboards | None = None
-    """On the main process only."""
+    replacements: Replacements
+    observers: Observer
+    info: RunInfo | None
+    """What observers are told with; on the main process only."""
 
     def batches(self) -> Iterator[Batch]:
         """This process's part of every mini-batch that is still to come, on its device."""
@@ -89,8 +99,8 @@ class Run:
             seed=seed,
             first=self.first_outer_step * self.inner_steps,
             last=self.recipe.outer.steps * self.inner_steps,
-            share=self.groups.data_rank,
-            shares=self.groups.group_size,
+            rank=self.groups.data_rank,
+            num_replicas=self.groups.group_size,
             blocks=Blocks.of(train, batch_size, data.shuffle_window) if train.blocks is not None else None,
         )
         crop = RandomResizedCrop(section, train.decoding.size, seed) if section is not None else None
@@ -98,136 +108,125 @@ class Run:
         batches = training_batches(train, order, data.workers, device.type == "cuda", crop)
         return ahead_on_device(batches, device)
 
-    def train(self, batches: Iterator[Batch], outer_step: int, display: Display) -> None:
+    def policy_of(self, trajectory: int) -> AugmentationPolicy:
+        """What a trajectory trains with in this outer step."""
+        return self.fixed_policy if self.estimator is None else self.estimator.policy_of(trajectory)
+
+    def train(self, batches: Iterator[Batch], outer_step: int) -> None:
         """The inner loop of Algorithm 1: I inner steps of every hosted trajectory, on the same batches.
 
         Raises:
             RunFailedError: as soon as more images were replaced than the whole outer step may have.
         """
         planned = self.inner_steps * self.recipe.inner.batch_size
-        num_operations = self.policy.space.num_operations if isinstance(self.policy, Policy) else 0
+        policies = [self.policy_of(trajectory.number) for trajectory in self.hosted]
         for trajectory in self.hosted:
-            trajectory.begin_outer_step(num_operations)
+            trajectory.begin_outer_step()
         for step in range(outer_step * self.inner_steps, (outer_step + 1) * self.inner_steps):
             with self.phases("load", within="train"):
                 images, labels = next(batches)
             with self.phases("augment", within="train"):
                 images, labels = self.augmentation.basic(images, labels, step)
-            for trajectory in self.hosted:
+            for trajectory, policy in zip(self.hosted, policies, strict=True):
                 with self.phases("augment", within="train"):
-                    inputs, targets = trajectory.augment(images, labels, step, self.policy)
+                    inputs, targets = trajectory.augment(images, labels, step, policy)
                 trajectory.inner_step(inputs, targets, step)
-            display.inner_step()
-            if (step + 1) % LOOK_EVERY == 0:
-                self._end_if_corrupt(outer_step, self.data.train, planned)
+            if self.info is not None:
+                self.observers.inner_step(self.info)
+            if (step + 1) % CHECK_EVERY == 0:
+                self.replacements.check(outer_step, self.data.train, planned)
 
-    def validate(self, outer_step: int, look: bool = True) -> dict[str, Tensor]:
+    def validate(self, outer_step: int, score: bool = True) -> Outcome:
         """End an outer step and score every trajectory on the held-out images.
 
         Args:
             outer_step: that ends, from 0.
-            look: False leaves the held-out images out this time.
-
-        Returns:
-            float64 [N] of each kind, on every process: `accuracy` and `heldout_loss` (NaN where nothing
-            was looked at), `train_loss`, and `finite`, 1 where loss and state are finite, else 0.
+            score: False leaves the held-out images out this time.
 
         Raises:
             RunFailedError: if no trajectory is finite.
         """
         ends = [trajectory.end_outer_step() for trajectory in self.hosted]
-        scores = [(float("nan"), float("nan"))] * len(ends)
-        heldout, groups = self.data.heldout, self.groups
-        if look and heldout is not None:
-            parts = partial_scores(
-                [trajectory.network for trajectory in self.hosted],
-                heldout,
-                self.augmentation,
-                self.recipe.data.eval_batch_size,
-                groups.data_rank,
-                groups.group_size,
-                self.recipe.data.workers,
-                groups.sharded,
+        rewards, losses = [float("nan")] * len(ends), [float("nan")] * len(ends)
+        heldout, groups, outcomes = self.data.heldout, self.groups, None
+        if score and heldout is not None:
+            networks = [trajectory.network for trajectory in self.hosted]
+            own = self._outcomes(networks, heldout, groups.data_rank, groups.group_size)
+            self.replacements.count(outer_step, heldout)
+            outcomes = groups.sum_in_group(own)
+            scores = [self.objective.scores(outcomes_nM, heldout.labels) for outcomes_nM in outcomes]
+            rewards, losses = (
+                [self.objective.reward(each) for each in scores],
+                [each["loss"] for each in scores],
             )
-            self.count_replaced(outer_step, heldout)
-            totals = total_scores(groups.sum_in_group(parts), len(heldout))
-            scores = [(score.accuracy, score.loss) for score in totals]
-        rows = [[*score, *end] for score, end in zip(scores, ends, strict=True)]
+        rows = [[*row[:2], *row[2]] for row in zip(rewards, losses, ends, strict=True)]
         with self.phases("gather", within="validate"):
-            columns = groups.gather(torch.tensor(rows, dtype=torch.float64)).unbind(1)
-        outcome = dict(zip(("accuracy", "heldout_loss", "train_loss", "finite"), columns, strict=True))
-        if not bool(outcome["finite"].any()):
+            reward, heldout_loss, train_loss, finite = groups.gather(
+                torch.tensor(rows, dtype=torch.float64)
+            ).unbind(1)
+        if not bool(finite.any()):
             who = "every trajectory" if groups.trajectories > 1 else "the network"
             raise RunFailedError(
                 f"in outer step {outer_step + 1} the loss or the weights of {who} became infinite or NaN; the "
                 "last good state is the newest one in the run folder's checkpoints. A lower inner.optimizer.lr "
                 "or a longer inner.schedule.warmup_epochs may help"
             )
-        return outcome
+        return Outcome(
+            reward_N=reward,
+            heldout_loss_N=heldout_loss,
+            train_loss_N=train_loss,
+            finite_N=finite.bool(),
+            outcomes_RnM=outcomes,
+        )
 
-    def record(self, line: dict[str, Any], display: Display) -> None:
-        """The line of metrics of an outer step, written, shown and tracked (main process only).
+    def recorded(self, outcome: Outcome) -> dict[str, Tensor]:
+        """What the estimator asked to be recorded, of all trajectories, on every process."""
+        assert self.estimator is not None
+        own: dict[str, Tensor] = {}
+        for name in sorted(self.estimator.records):
+            match name:
+                case "counts":
+                    own[name] = torch.stack([trajectory.counts_K for trajectory in self.hosted])
+                case "operations":
+                    own[name] = torch.stack([torch.stack(each.operations) for each in self.hosted])
+                case "heldout_outcomes":
+                    assert outcome.outcomes_RnM is not None
+                    own[name] = outcome.outcomes_RnM
+        return {name: self.groups.gather(tensor) for name, tensor in own.items()}
+
+    def finished(self, outer_step: int, outcome: Outcome, reward_N: Tensor) -> FinishedStep:
+        """What the estimator learns from."""
+        return FinishedStep(
+            outer_step=outer_step,
+            reward_N=reward_N,
+            finite_N=outcome.finite_N,
+            recorded=self.recorded(outcome),
+        )
+
+    def record(self, outer_step: int, outcome: Outcome, replaced: int, more: Mapping[str, Any]) -> None:
+        """Tell the observers of an outer step, by the line of `metrics.jsonl`.
 
         Args:
-            line: of `metrics.jsonl`, without the times.
-            display: what the user sees.
+            outer_step: that has ended, from 0.
+            outcome: of it.
+            replaced: training images that could not be decoded.
+            more: what only the search knows.
         """
-        folder, dashboards = self.folder, self.dashboards
-        assert folder is not None
-        assert dashboards is not None
+        if self.info is None:
+            return
         images = self.groups.trajectories * self.inner_steps * self.recipe.inner.batch_size
-        line = {**line, **self.phases.take(images)}
-        append_line(folder / METRICS_FILE, line)
-        display.outer_step(line)
+        line = {
+            "outer_step": outer_step,
+            "reward": outcome.reward_N.tolist(),
+            "train_loss": outcome.train_loss_N.tolist(),
+            "heldout_loss": outcome.heldout_loss_N.tolist(),
+            "replaced_images": replaced,
+            "learning_rate": self.hosted[0].learning_rate,
+            **more,
+            **self.phases.take(images),
+        }
         with self.phases("track"):
-            dashboards.outer_step(line, lambda: pictures_of(self, line["outer_step"]))
-
-    def count_replaced(self, outer_step: int, images: Images | None, everywhere: bool = False) -> int:
-        """How many different images of a split could not be decoded since the last call.
-
-        Images in memory count each time; those that were not met before are logged in the run folder.
-
-        Args:
-            outer_step: that ends, from 0.
-            images: of the split; None counts as empty.
-            everywhere: whether all processes have shared the split; otherwise each group has gone through it.
-
-        Raises:
-            RunFailedError: if they are more than `data.max_corrupt` of those decoded.
-        """
-        if images is None:
-            return 0
-        different = self._end_if_corrupt(outer_step, images, everywhere=everywhere)
-        if not images.kept:
-            images.tally = Tally()
-        return different
-
-    def _end_if_corrupt(
-        self, outer_step: int, images: Images, planned: int | None = None, everywhere: bool = False
-    ) -> int:
-        """As `count_replaced`, but the count goes on; of a stretch that is under way, with its `planned` images."""
-        groups, allowed, tally = self.groups, self.recipe.data.corrupt_fraction, images.tally
-        add = groups.sum_in_world if everywhere else groups.sum_in_group
-        decoded, bad = add(torch.tensor([tally.decoded, len(tally.replaced)], dtype=torch.float64)).tolist()
-        whole = decoded if planned is None or images.kept else planned
-        too_many = bad > allowed * whole
-        if planned is not None and not too_many:
-            return 0
-        replaced = groups.gather_objects(tally.replaced, everywhere)
-        different = list(dict.fromkeys(replaced))
-        if self.folder is not None and different:
-            logged = {line["image"] for line in read_metrics(self.folder / REPLACED_FILE)}
-            for one in different:
-                if one.image not in logged:
-                    append_line(self.folder / REPLACED_FILE, {"outer_step": outer_step, **asdict(one)})
-        if too_many:
-            of = f"{decoded:.0f}" if whole == decoded else f"the first {decoded:.0f} of {whole}"
-            raise RunFailedError(
-                f"{bad:.0f} of {of} images of {images.description} could not be decoded, more than "
-                f"data.max_corrupt={allowed:g} allows; {REPLACED_FILE} in {self.recipe.run.dir} names them, the "
-                f"first is {replaced[0].image}: {replaced[0].why}"
-            )
-        return len(different)
+            self.observers.outer_step(self.info, line)
 
     def save(self, outer_steps_done: int) -> None:
         """Write the checkpoint and the learned policy if they are due; every process calls it.
@@ -235,25 +234,31 @@ class Run:
         Raises:
             RunFailedError: if the disk does not take them.
         """
-        recipe, folder, outer = self.recipe, self.folder, self.outer_optimizer
+        recipe, folder, estimator = self.recipe, self.folder, self.estimator
         if outer_steps_done % recipe.run.checkpoint_every and outer_steps_done != recipe.outer.steps:
             return
         state = checkpoint.collect(self.hosted[0], self.groups)
         if folder is None:
             return
         try:
-            checkpoint.save(folder / CHECKPOINTS, outer_steps_done, state, outer, recipe)
-            if outer is not None:
-                outer.policy.provenance["outer_steps_done"] = outer_steps_done
-                outer.policy.save(folder / POLICY_FILE)
+            checkpoint.save(folder / CHECKPOINTS, outer_steps_done, state, estimator, recipe)
+            if estimator is not None:
+                estimator.policy.provenance["outer_steps_done"] = outer_steps_done
+                estimator.policy.save(folder / POLICY_FILE)
         except (OSError, SafetensorError) as error:
             raise RunFailedError(
                 f"the checkpoint after outer step {outer_steps_done} cannot be written to {recipe.run.dir}: "
-                f"{error}; the one before it is kept, and run.resume=auto goes on from it"
+                f"{error}; the one before it is kept, and run.resume=auto resumes from it"
             ) from error
 
-    def finish(self, display: Display) -> None:
-        """Save the network; then open the test split, for the first time, and report.
+    def finish(self, rewards: list[float] | None) -> dict[str, Any]:
+        """Save the network; then open the test split, for the first time, and score it.
+
+        Args:
+            rewards: of the last outer step; None: no step was left to do.
+
+        Returns:
+            What `result.json` holds, the same on every process.
 
         Raises:
             UserError: if the test split cannot be used; everything else is on disk by then.
@@ -261,96 +266,50 @@ class Run:
         groups, folder, recipe, data = self.groups, self.folder, self.recipe, self.data
         tensors = checkpoint.collect_network(self.hosted[0], groups)
         if folder is not None:
-            network = create_network(recipe.model, data.schema, recipe.run.seed)
+            network = self.new_network()
             network.load_state_dict(tensors)
             save_network(
                 network, folder.path, recipe.model, data.schema, data.mean, data.std, recipe.data.crop_pct
             )
+        metric = self.objective.metric
         images = groups.trajectories * recipe.outer.steps * self.inner_steps * recipe.inner.batch_size
-        result: dict[str, Any] = {"outer_steps": recipe.outer.steps, "images_trained_on": images}
+        result: dict[str, Any] = {
+            "outer_steps": recipe.outer.steps,
+            "images_trained_on": images,
+            "metric": metric,
+            "greater_is_better": self.objective.greater_is_better,
+        }
         try:
             test = run_on_all_ranks(data.open_test, one_first=True, long=True)
         except UserError as error:
             raise UserError(
                 f"the run is finished and saved in {recipe.run.dir}, but the test split cannot be used: {error}. "
-                "When that is mended, the same command with run.resume=auto tests the network"
+                "Once fixed, rerun the same command with run.resume=auto: it tests the network"
             ) from error
         if test is not None:
-            batch_size = recipe.data.eval_batch_size
-            parts = partial_scores(
-                [self.hosted[0].network],
-                test,
-                self.augmentation,
-                batch_size,
-                groups.rank,
-                groups.processes,
-                recipe.data.workers,
-                groups.sharded,
-            )
-            self.count_replaced(recipe.outer.steps, test, everywhere=True)
-            (score,) = total_scores(groups.sum_in_world(parts), len(test))
-            result |= {
-                "test_accuracy": score.accuracy,
-                "test_top5_accuracy": score.top5_accuracy,
-                "test_loss": score.loss,
-                "test_images": score.images,
-            }
-        if folder is not None:
-            rewards = read_metrics(folder / METRICS_FILE)[-1]["reward"]
-            result["heldout_accuracy"] = max(rewards) if rewards[0] is not None else None
-            amend_last_line(folder / METRICS_FILE, result)
-            folder.write_json(RESULT_FILE, result)
-            write_at_end(folder.path, display.say)
-            learned = None if self.outer_optimizer is None else self.outer_optimizer.policy
-            if self.dashboards is not None:
-                self.dashboards.finish(result, tables_of(learned) if learned else {}, folder.results())
-            display.summary(learned, result, folder.contents(), self._next_commands())
+            own = self._outcomes([self.hosted[0].network], test, groups.rank, groups.processes)
+            self.replacements.count(recipe.outer.steps, test, everywhere=True)
+            scores = self.objective.scores(groups.sum_in_world(own)[0], test.labels)
+            result |= {f"test_{name}": score for name, score in scores.items()}
+            result["test_images"] = len(test)
+        rewards = groups.broadcast_object(rewards or self.rewards_before)
+        sign = 1.0 if self.objective.greater_is_better else -1.0
+        measured = [reward for reward in rewards or [] if reward is not None and math.isfinite(reward)]
+        result[f"heldout_{metric}"] = sign * max(measured) if measured else None
+        if self.info is not None:
+            self.observers.finish(self.info, result)
+        return result
 
-    def _next_commands(self) -> dict[str, str]:
-        """Command -> what it does, for the user who asks what now."""
-        place, commands = self.recipe.run.dir, {}
-        if self.outer_optimizer is not None:
-            again = ["python", "-m", "ohl_accel.train", f"{place}/{RECIPE_FILE}", f"augment.policy={place}"]
-            unpublished = ["hub={}"] if self.recipe.hub.repo else []
-            command = shlex.join([*again, f"run.dir={place}-learned", *unpublished])
-            commands[command] = "to train a network with this policy"
-        if self.recipe.hub.repo is None:
-            push = shlex.join(["python", "-m", "ohl_accel.hub", "push", place])
-            commands[f"{push} USER/NAME"] = "to publish it on the Hub"
-        return commands
-
-
-def pictures_of(run: Run, outer_step: int) -> dict[str, np.ndarray]:
-    """The policy, and training images as the network sees them but for Cutout: uint8 [height, width, 3].
-
-    Args:
-        run: on the main process.
-        outer_step: that has just ended.
-    """
-    step = (outer_step + 1) * run.inner_steps - 1
-    own = range(run.recipe.inner.batch_size)[run.augmentation.own]
-    images, labels = run.data.train.__getitems__(own)
-    images, _ = run.augmentation.basic(images, labels, step)
-    images, _ = run.augmentation.apply(run.policy, images, step, trajectory=0)
-    pictures = {"images/augmented": figures.image_grid(images[:SAMPLES], columns=8)}
-    if run.outer_optimizer is not None:
-        policy = run.outer_optimizer.policy
-        pictures["policy/heatmap"] = figures.pixels_of(figures.policy_heatmap(policy))
-        pictures["policy/marginals"] = figures.pixels_of(figures.policy_marginals(policy))
-    return pictures
-
-
-def tables_of(policy: Policy) -> dict[str, Table]:
-    """A policy as numbers: each element's probability at each position, and each operation's."""
-    space = policy.space
-    names = [element.name for element in space.elements]
-    positions = ("first", "second", "third")[: space.arity]
-    elements = list(zip(names, *policy.element_probabilities.tolist(), strict=True))
-    operations = [
-        (*(names[element] for element in space.elements_of(operation)), probability)
-        for operation, probability in enumerate(policy.probabilities.tolist())
-    ]
-    return {
-        "policy/elements": Table(("element", *positions), elements),
-        "policy/operations": Table((*positions, "probability"), operations),
-    }
+    def _outcomes(self, networks: list[nn.Module], images: Images, rank: int, num_replicas: int) -> Tensor:
+        """[R, n, M], zero for the images that other processes score."""
+        return outcomes_of(
+            networks,
+            images,
+            objective=self.objective,
+            augmentation=self.augmentation,
+            batch_size=self.recipe.data.eval_batch_size,
+            workers=self.recipe.data.workers,
+            rank=rank,
+            num_replicas=num_replicas,
+            in_step=self.groups.sharded,
+        )

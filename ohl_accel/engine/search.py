@@ -1,93 +1,101 @@
 """The search: one run learns the network and the augmentation policy together (Algorithm 1).
 
-python -m ohl_accel.search RECIPE [section.key=value ...]
-accelerate launch --config_file accelerate_configs/node_8gpu.yaml -m ohl_accel.search RECIPE
+Shapes: N trajectories.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ohl_accel.cli import recipe_arguments, run_command
 from ohl_accel.engine.run import Run
-from ohl_accel.engine.setup import execute, join_launch
-from ohl_accel.observers.display import Display
-from ohl_accel.policy.estimators import advantage_of
+from ohl_accel.engine.session import RecipeSource, Result, execute
+from ohl_accel.observers.observer import Observer
 
 
-def learn(run: Run, display: Display) -> None:
-    """The outer loop of Algorithm 1, from the last checkpoint to T_max."""
-    groups, hosted, outer = run.groups, run.hosted, run.outer_optimizer
-    assert outer is not None
-    batches, phases, policy = run.batches(), run.phases, outer.policy
+def outer_loop(run: Run) -> list[float] | None:
+    """The outer loop of Algorithm 1, from the last checkpoint to T_max; returns the last rewards."""
+    groups, hosted, estimator, phases = run.groups, run.hosted, run.estimator, run.phases
+    assert estimator is not None
+    batches, policy = run.batches(), estimator.policy
+    rewards: list[float] | None = None
     for outer_step in range(run.first_outer_step, run.recipe.outer.steps):
         with phases("train"):
-            run.train(batches, outer_step, display)
+            run.train(batches, outer_step)
         with phases("validate"):
             outcome = run.validate(outer_step)
-            replaced = run.count_replaced(outer_step, run.data.train)
-            reward_N = rewards_of(outcome["accuracy"], outcome["finite"])
-            winner = winner_of(reward_N, outcome["finite"])
+            replaced = run.replacements.count(outer_step, run.data.train)
+            reward_N = finite_rewards(outcome.reward_N, outcome.finite_N)
+            winner = winner_of(reward_N, outcome.finite_N)
         with phases("gather"):
-            counts_NK = groups.gather(torch.stack([trajectory.counts_K for trajectory in hosted]))
+            finished = run.finished(outer_step, outcome, reward_N)
         with phases("update"):
-            advantage_N = advantage_of(reward_N)
-            outer.step(counts_NK, advantage_N)
+            learned = estimator.step(finished)
         with phases("adopt"):
             groups.adopt(winner, [trajectory.state_tensors() for trajectory in hosted])
         with phases("check"):
             groups.assert_equal([[*t.state_tensors(), policy.theta] for t in hosted], "the states adopted")
-        if run.folder is not None:
-            line = {
-                "outer_step": outer_step,
-                "reward": reward_N.tolist(),
-                "winner": winner,
-                "advantage": advantage_N.tolist(),
-                "diverged": (outcome["finite"] == 0).nonzero().flatten().tolist(),
-                "train_loss": outcome["train_loss"].tolist(),
-                "heldout_loss": outcome["heldout_loss"].tolist(),
-                "entropy": policy.entropy,
-                "replaced_images": replaced,
-                "element_probabilities": policy.element_probabilities.tolist(),
-                "top_operations": [{"operation": name, "probability": p} for name, p in policy.top(5)],
-                "learning_rate": hosted[0].learning_rate,
-                "theta_learning_rate": run.recipe.outer.lr,
-            }
-            run.record(line, display)
+        rewards = reward_N.tolist()
+        line = {
+            "reward": rewards,
+            "winner": winner,
+            "diverged": (~outcome.finite_N).nonzero().flatten().tolist(),
+            "entropy": policy.entropy,
+            "element_probabilities": policy.element_probabilities.tolist(),
+            "top_operations": [{"operation": name, "probability": p} for name, p in policy.top(5)],
+        }
+        run.record(outer_step, outcome, replaced, {**line, **learned})
         with phases("save"):
             run.save(outer_step + 1)
+    return rewards
 
 
-def rewards_of(accuracy_N: Tensor, finite_N: Tensor) -> Tensor:
-    """Validation accuracies; a trajectory that is not finite gets the lowest of the others'.
+def finite_rewards(reward_N: Tensor, finite_N: Tensor) -> Tensor:
+    """Rewards in which a trajectory that diverged has the lowest of the others'. float64 [N].
 
     A reward of 0 instead would dwarf the differences between sound trajectories, and Adam's second
     moment would remember it for a thousand steps.
+
+    Args:
+        reward_N: float64.
+        finite_N: bool, at least one True.
     """
-    sound_N = finite_N.bool()
-    return torch.where(sound_N, accuracy_N, accuracy_N[sound_N].min())
+    return torch.where(finite_N, reward_N, reward_N[finite_N].min())
 
 
 def winner_of(reward_N: Tensor, finite_N: Tensor) -> int:
     """The trajectory with the best reward among the finite ones; of equals, the first."""
-    sound_N = finite_N.bool()
-    return int(((reward_N == reward_N[sound_N].max()) & sound_N).nonzero()[0])
+    return int(((reward_N == reward_N[finite_N].max()) & finite_N).nonzero()[0])
 
 
-def search(path: str, overrides: Sequence[str] = ()) -> None:
-    """Run a recipe, whole or from its last checkpoint, in the launch that this process belongs to.
+def search(
+    recipe: RecipeSource,
+    overrides: Sequence[str] = (),
+    *,
+    dataset: Any = None,
+    model: nn.Module | None = None,
+    observers: Sequence[Observer] = (),
+) -> Result:
+    """Learn a policy while training a network, in the launch that this process belongs to; or resume it.
+
+    Every process of a launch (`accelerate launch script.py`, `accelerate.notebook_launcher`) must call it alike.
+
+    Args:
+        recipe: a file, the name of a recipe that comes with the package, a mapping of its sections, or a `Recipe`.
+        overrides: `section.key=value`, as on the command line.
+        dataset: instead of `data.path`: a `datasets.Dataset` of training images, a mapping from split to one (such as a
+            `DatasetDict`), or map-style torch data sets of (image, label).
+        model: instead of `model.name`: a network; it is copied, not changed.
+        observers: told how the run goes, on the main process.
+
+    Returns:
+        The learned policy, the network, the metrics and the test scores.
 
     Raises:
         UserError: if it cannot work; before training begins wherever that can be known.
-        RunFailedError: if no trajectory can go on.
+        RunFailedError: if no trajectory can continue.
     """
-    recipe, accelerator = join_launch(path, overrides)
-    execute(recipe, accelerator, learn, learn_policy=True)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    purpose = "Learn an augmentation policy while training the network."
-    path, overrides = recipe_arguments("search", purpose, argv)
-    return run_command(lambda: search(path, overrides))
+    return execute(
+        recipe, overrides, outer_loop, learn=True, dataset=dataset, model=model, observers=observers
+    )

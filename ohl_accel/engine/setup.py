@@ -3,15 +3,17 @@
 import copy
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs
-from torch import nn
+from torch import Tensor, nn
 
 from ohl_accel import __version__
 from ohl_accel.data import Data, open_data
@@ -20,82 +22,36 @@ from ohl_accel.distributed.launch import check_launch, choose_interface, ending_
 from ohl_accel.engine import checkpoint
 from ohl_accel.engine.augment import Augmentation
 from ohl_accel.engine.network import create_network, outline_network
+from ohl_accel.engine.objective import Objective, open_objective
 from ohl_accel.engine.phases import Phases
+from ohl_accel.engine.replacements import Replacements
 from ohl_accel.engine.run import Run
-from ohl_accel.engine.trajectory import Trajectory
+from ohl_accel.engine.trajectory import Trajectory, create_optimizer, create_schedule
 from ohl_accel.errors import UserError
-from ohl_accel.hub.access import check_access
-from ohl_accel.hub.transfer import publish
-from ohl_accel.observers.dashboards import Dashboards, check_installed
 from ohl_accel.observers.display import Display
+from ohl_accel.observers.observer import Observer, RunInfo
 from ohl_accel.policy import Policy
 from ohl_accel.policy.baselines import open_policy, resolve_augment
-from ohl_accel.policy.estimators import OuterOptimizer
+from ohl_accel.policy.estimators import Estimator, open_estimator
 from ohl_accel.policy.protocol import AugmentationPolicy
 from ohl_accel.recipe import ModelSection, Recipe, RunSection
-from ohl_accel.run_folder import folder as run_folder
+from ohl_accel.run_folder.files import (
+    CHECKPOINTS,
+    HELDOUT_FILE,
+    METRICS_FILE,
+    POLICY_FILE,
+    RECIPE_FILE,
+    REPLACED_FILE,
+)
 from ohl_accel.run_folder.folder import RunFolder
-from ohl_accel.run_folder.metrics import keep_lines_before
-
-
-def join_launch(path: str, overrides: Sequence[str]) -> tuple[Recipe, Accelerator]:
-    """Read the recipe and join the launch that this process belongs to.
-
-    Raises:
-        UserError: for a recipe or a launch that cannot work.
-    """
-    try:
-        recipe = Recipe.load(path, overrides)
-    except UserError:
-        start_accelerator(None)  # so that processes agree on what to say, and one says it
-        run_on_all_ranks(lambda: Recipe.load(path, overrides))
-        raise
-    accelerator = start_accelerator(recipe.run)
-    run_on_all_ranks(lambda: recipe)
-    return recipe, accelerator
-
-
-def execute(
-    recipe: Recipe, accelerator: Accelerator, loop: Callable[[Run, Display], None], learn_policy: bool
-) -> None:
-    """Prepare a run, go through its loop from where it stands, and finish it.
-
-    Args:
-        recipe: of the run.
-        accelerator: of the launch.
-        loop: does every outer step that is still to come.
-        learn_policy: whether the policy is learned (the search) or fixed (training).
-
-    Raises:
-        UserError: if it cannot work; before training begins wherever that can be known.
-        RunFailedError: if it cannot go on.
-    """
-    with Display(accelerator.is_main_process, recipe.run.display) as display:
-        run = prepare(recipe, accelerator, display, learn_policy)
-        folder = run.folder
-        if folder is not None:
-            for name in (run_folder.METRICS_FILE, run_folder.REPLACED_FILE):
-                keep_lines_before(folder / name, run.first_outer_step)
-            run.dashboards = Dashboards(run.recipe, folder, run.first_outer_step, display)
-        display.start(run.first_outer_step, run.recipe.outer.steps, run.inner_steps)
-        try:
-            loop(run, display)
-            run.finish(display)
-        except BaseException:
-            if run.dashboards is not None:
-                run.dashboards.end(failed=True)
-            raise
-        if folder is not None:
-            if recipe.hub.repo is not None:
-                publish(folder.path, recipe.hub, display)
-            folder.release()
+from ohl_accel.run_folder.metrics import read_metrics
 
 
 def start_accelerator(section: RunSection | None) -> Accelerator:
     """Join the launch: device, precision, process group. Without a run section, by defaults.
 
     Raises:
-        UserError: for processes that do not see each other, or a precision that cannot be had.
+        UserError: for processes that do not see each other, or a precision that is not available.
     """
     timeout = timedelta(seconds=section.timeout if section else 1800)
     choose_interface()
@@ -122,14 +78,26 @@ def start_accelerator(section: RunSection | None) -> Accelerator:
     return accelerator
 
 
-def prepare(recipe: Recipe, accelerator: Accelerator, display: Display, learn_policy: bool) -> Run:
+def set_up(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    display: Display,
+    observers: Observer,
+    *,
+    learn: bool,
+    dataset: Any = None,
+    model: nn.Module | None = None,
+) -> Run:
     """Check and build everything; nothing of an earlier run is touched before all of it works.
 
     Args:
         recipe: of the run.
         accelerator: from `start_accelerator`.
         display: for what is said at the start.
-        learn_policy: whether the policy is learned (the search) or fixed (training).
+        observers: of the run; they do nothing but on the main process.
+        learn: whether the policy is learned (the search) or fixed (training).
+        dataset: instead of `data.path`, as in `search`.
+        model: instead of `model.name`, as in `search`.
 
     Raises:
         UserError: if the recipe, the data, the network, the layout or the run folder cannot work.
@@ -146,53 +114,134 @@ def prepare(recipe: Recipe, accelerator: Accelerator, display: Display, learn_po
         sharded=recipe.model.shard,
     )
     _check_batch_size(recipe, groups)
-    run_on_all_ranks(lambda: check_installed(recipe.track))
-    run_on_all_ranks(lambda: _check_hub(recipe, accelerator, display))
+    run_on_all_ranks(lambda: observers.check(recipe))
     folder = run_on_all_ranks(lambda: _open_folder(recipe, accelerator))
-    data = run_on_all_ranks(lambda: open_data(recipe), one_first=True, long=True)
+    data = run_on_all_ranks(lambda: open_data(recipe, dataset), one_first=True, long=True)
+    objective = run_on_all_ranks(lambda: _open_objective(recipe, data))
     side = min(data.schema.size)
-    policy = run_on_all_ranks(lambda: _open_policy(recipe, data, side, learn_policy), one_first=True)
+    policy = run_on_all_ranks(lambda: _open_policy(recipe, data, side, learn), one_first=True)
     recipe = data.resolve(recipe).with_values(
         run={"mixed_precision": accelerator.mixed_precision},
         augment=resolve_augment(recipe.augment, side).model_dump(),
     )
-    steps_per_epoch = len(data.train) // recipe.inner.batch_size
-    inner_steps = steps_per_epoch if recipe.outer.inner_steps == "epoch" else recipe.outer.inner_steps
+    estimator = None
+    if learn and isinstance(policy, Policy):
+        policy = Policy(policy.theta, _provenance(recipe, data), space=policy.space)
+        estimator = run_on_all_ranks(lambda: _open_estimator(recipe, policy))
     own_size = recipe.inner.batch_size // groups.group_size
     augmentation = run_on_all_ranks(
         lambda: Augmentation(
             recipe.augment,
-            data.mean,
-            data.std,
-            recipe.run.seed,
-            recipe.inner.batch_size,
-            slice(groups.data_rank * own_size, (groups.data_rank + 1) * own_size),
-            accelerator.device,
-            len(data.schema.class_names),
+            mean=data.mean,
+            std=data.std,
+            seed=recipe.run.seed,
+            batch_size=recipe.inner.batch_size,
+            own=slice(groups.data_rank * own_size, (groups.data_rank + 1) * own_size),
+            device=accelerator.device,
+            num_classes=len(data.schema.class_names),
         )
     )
+    steps_per_epoch = len(data.train) // recipe.inner.batch_size
+    inner_steps = steps_per_epoch if recipe.outer.inner_steps == "epoch" else recipe.outer.inner_steps
 
-    def trajectory_of(number: int, network: nn.Module) -> Trajectory:
-        total_steps = recipe.outer.steps * inner_steps
-        return Trajectory(number, network, recipe, steps_per_epoch, total_steps, augmentation, accelerator)
+    def new_network() -> nn.Module:
+        return create_network(recipe.model, data.schema, recipe.run.seed, model)
 
-    hosted = _begin_trajectories(trajectory_of, recipe, data, accelerator, groups)
-    outer_optimizer = None
-    if learn_policy and isinstance(policy, Policy):
-        policy = Policy(policy.theta, _provenance(recipe, data), space=policy.space)
-        outer_optimizer = OuterOptimizer(policy, recipe.outer.lr, recipe.outer.betas)
-    phases = Phases(groups.device)
-    run = Run(
-        recipe, groups, folder, data, augmentation, hosted, policy, outer_optimizer, inner_steps, 0, phases
+    first, pattern = run_on_all_ranks(
+        lambda: _first_network(recipe, data, groups, new_network, model is None), one_first=True
     )
-    _resume_or_begin(run)
+    total_steps = recipe.outer.steps * inner_steps
+
+    def try_steps() -> None:
+        optimizer = create_optimizer(recipe.inner.optimizer, pattern)
+        create_schedule(recipe.inner.schedule, optimizer, steps_per_epoch, total_steps)
+
+    run_on_all_ranks(try_steps)
+    hosted = [
+        Trajectory(
+            number=number,
+            network=_on_device(copy.deepcopy(pattern), recipe.model, accelerator, groups),
+            recipe=recipe,
+            groups=groups,
+            objective=objective,
+            augmentation=augmentation,
+            accelerator=accelerator,
+            steps_per_epoch=steps_per_epoch,
+            total_steps=total_steps,
+            num_operations=policy.space.num_operations if isinstance(policy, Policy) else 0,
+            keep_operations=estimator is not None and "operations" in estimator.records,
+        )
+        for number in groups.hosted
+    ]
+    if groups.sharded:
+        groups.broadcast_parameters([trajectory.network for trajectory in hosted], first)
+    first_outer_step = _resume_or_begin(recipe, folder, data, hosted, estimator, policy, groups)
+    rewards_before = None
+    if folder is not None:
+        before = [
+            line for line in read_metrics(folder / METRICS_FILE) if line["outer_step"] < first_outer_step
+        ]
+        rewards_before = before[-1]["reward"] if before else None
+    info = None
+    if folder is not None:
+        info = RunInfo(
+            recipe=recipe,
+            folder=folder,
+            first_outer_step=first_outer_step,
+            inner_steps=inner_steps,
+            policy=estimator.policy if estimator is not None else None,
+            augmented_images=partial(_augmented_images, data, augmentation, policy, inner_steps),
+            say=display.say,
+            warn=display.warn,
+        )
+    run = Run(
+        recipe=recipe,
+        groups=groups,
+        folder=folder,
+        data=data,
+        objective=objective,
+        augmentation=augmentation,
+        hosted=hosted,
+        fixed_policy=policy,
+        estimator=estimator,
+        new_network=new_network,
+        inner_steps=inner_steps,
+        first_outer_step=first_outer_step,
+        rewards_before=rewards_before,
+        phases=Phases(groups.device),
+        replacements=Replacements(
+            groups=groups,
+            allowed=recipe.data.corrupt_fraction,
+            log=folder / REPLACED_FILE if folder is not None else None,
+            first_outer_step=first_outer_step,
+        ),
+        observers=observers,
+        info=info,
+    )
     _introduce(run, accelerator, display)
     return run
 
 
-def _open_policy(recipe: Recipe, data: Data, side: int, learn_policy: bool) -> AugmentationPolicy:
+def _open_objective(recipe: Recipe, data: Data) -> Objective:
+    objective = open_objective(recipe.objective, len(data.schema.class_names))
+    if objective.multi_label != data.schema.multi_label:
+        have, fit = (
+            ("several labels", "multilabel") if data.schema.multi_label else ("one label", "classification")
+        )
+        raise UserError(
+            f"objective={recipe.objective}: the images of {data.train.description} have {have} each; "
+            f"use objective={fit}, or one of your own"
+        )
+    if objective.multi_label and recipe.augment.policy == "mixup":
+        raise UserError(
+            "augment.policy=mixup: mixes single labels; it does not work with several labels for an image"
+        )
+    return objective
+
+
+def _open_policy(recipe: Recipe, data: Data, side: int, learn: bool) -> AugmentationPolicy:
     policy = open_policy(recipe.augment, side)
-    if not learn_policy:
+    if not learn:
         return policy
     if not isinstance(policy, Policy):
         raise UserError(
@@ -206,6 +255,30 @@ def _open_policy(recipe: Recipe, data: Data, side: int, learn_policy: bool) -> A
     return policy
 
 
+def _open_estimator(recipe: Recipe, policy: Policy) -> Estimator:
+    outer = recipe.outer
+    return open_estimator(
+        outer.estimator,
+        policy,
+        outer.estimator_args,
+        lr=outer.lr,
+        betas=outer.betas,
+        trajectories=outer.trajectories,
+        seed=recipe.run.seed,
+    )
+
+
+def _augmented_images(
+    data: Data, augmentation: Augmentation, policy: AugmentationPolicy, inner_steps: int, outer_step: int
+) -> Tensor:
+    """As in `RunInfo`."""
+    step = (outer_step + 1) * inner_steps - 1
+    images, labels = data.train.__getitems__(range(augmentation.batch_size)[augmentation.own])
+    images, _ = augmentation.basic(images, labels, step)
+    images, _ = augmentation.apply(policy, images, step, trajectory=0)
+    return images
+
+
 def configure_torch(section: RunSection, device: torch.device) -> None:
     """Threads on the CPU, kernels on CUDA, as the recipe says."""
     if device.type == "cpu":
@@ -217,45 +290,26 @@ def configure_torch(section: RunSection, device: torch.device) -> None:
         torch.backends.cudnn.benchmark = True
 
 
-def _begin_trajectories(
-    make: Callable[[int, nn.Module], Trajectory],
-    recipe: Recipe,
-    data: Data,
-    accelerator: Accelerator,
-    groups: Groups,
-) -> list[Trajectory]:
-    """The hosted trajectories, all with the same first weights, on this process's device.
+def _first_network(
+    recipe: Recipe, data: Data, groups: Groups, new_network: Callable[[], nn.Module], from_timm: bool
+) -> tuple[nn.Module | None, nn.Module]:
+    """(the whole network with its first weights, what each trajectory copies).
 
-    Where they are sharded, the main process alone makes the whole network, in main memory, and hands it out.
-
-    Args:
-        make: a trajectory out of its number and its network.
-        recipe, data, accelerator, groups: of the run.
+    Where trajectories are sharded, the main process alone makes the whole network, in main memory; what is copied
+    is its outline on the meta device.
     """
-    model, schema, seed = recipe.model, data.schema, recipe.run.seed
-
-    def build() -> tuple[nn.Module | None, nn.Module]:
-        if not groups.sharded:
-            network = create_network(model, schema, seed)
-            return network, network
-        outline = outline_network(model, schema)
-        return create_network(model, schema, seed) if groups.rank == 0 else None, outline
-
-    first, pattern = run_on_all_ranks(build, one_first=True)
-    hosted = run_on_all_ranks(
-        lambda: [
-            make(number, _placed(copy.deepcopy(pattern), model, accelerator, groups))
-            for number in groups.hosted
-        ]
-    )
-    for trajectory in hosted:
-        trajectory.join(groups)
-    if groups.sharded:
-        groups.broadcast_parameters([trajectory.network for trajectory in hosted], first)
-    return hosted
+    if not groups.sharded:
+        network = new_network()
+        return network, network
+    if not from_timm:
+        raise UserError("model.shard: needs a network of timm's by name, not one given as model")
+    outline = outline_network(recipe.model, data.schema)
+    return new_network() if groups.rank == 0 else None, outline
 
 
-def _placed(network: nn.Module, model: ModelSection, accelerator: Accelerator, groups: Groups) -> nn.Module:
+def _on_device(
+    network: nn.Module, model: ModelSection, accelerator: Accelerator, groups: Groups
+) -> nn.Module:
     """The network with Accelerate's precision, compiled if asked for, and on the device unless it is an outline."""
     prepared: nn.Module = accelerator.prepare_model(
         network, device_placement=not groups.sharded, evaluation_mode=True
@@ -275,55 +329,63 @@ def _check_batch_size(recipe: Recipe, groups: Groups) -> None:
         )
 
 
-def _check_hub(recipe: Recipe, accelerator: Accelerator, display: Display) -> None:
-    if accelerator.is_main_process and recipe.hub.repo is not None:
-        check_access(recipe.hub, display.warn)
-
-
 def _open_folder(recipe: Recipe, accelerator: Accelerator) -> RunFolder | None:
     if not accelerator.is_main_process:
         return None
     return RunFolder(recipe.run.dir, recipe.run.resume == "auto", recipe.run.overwrite)
 
 
-def _resume_or_begin(run: Run) -> None:
-    """Go on from the last checkpoint, if that is asked for and there is one; else write the first files."""
-    folder, recipe = run.folder, run.recipe
+def _resume_or_begin(
+    recipe: Recipe,
+    folder: RunFolder | None,
+    data: Data,
+    hosted: list[Trajectory],
+    estimator: Estimator | None,
+    policy: AugmentationPolicy,
+    groups: Groups,
+) -> int:
+    """Resume from the last checkpoint, if that is asked for and there is one; else write the first files.
+
+    Returns:
+        Outer steps done.
+    """
 
     def read() -> checkpoint.Contents | None:
         if folder is None or recipe.run.resume == "never":
             return None
-        place = checkpoint.latest(folder / run_folder.CHECKPOINTS)
-        if place is None:
+        newest = checkpoint.latest(folder / CHECKPOINTS)
+        if newest is None:
             return None
-        contents = checkpoint.read(place, recipe)
-        _check_same_images(folder / run_folder.HELDOUT_FILE, run.data)
+        contents = checkpoint.read(newest, recipe)
+        _check_same_images(folder / HELDOUT_FILE, data)
         return contents
 
     contents = run_on_all_ranks(read)
-    if run.groups.broadcast_object(contents is not None):
-        run.first_outer_step = checkpoint.restore(contents, run.hosted, run.outer_optimizer, run.groups)
+    first_outer_step = 0
+    if groups.broadcast_object(contents is not None):
+        first_outer_step = checkpoint.restore(contents, hosted, estimator, groups)
     else:
-        state = checkpoint.collect(run.hosted[0], run.groups)
+        state = checkpoint.collect(hosted[0], groups)
         if folder is not None:
             folder.clear()
-            checkpoint.save(folder / run_folder.CHECKPOINTS, 0, state, run.outer_optimizer, recipe)
-            if isinstance(run.policy, Policy):
-                run.policy.save(folder / run_folder.POLICY_FILE)
+            checkpoint.save(folder / CHECKPOINTS, 0, state, estimator, recipe)
+            if isinstance(policy, Policy):
+                policy.save(folder / POLICY_FILE)
     if folder is not None:
-        folder.write_text(run_folder.RECIPE_FILE, recipe.to_yaml())
-        if run.data.record:
-            folder.write_json(run_folder.HELDOUT_FILE, run.data.record)
+        folder.write_text(RECIPE_FILE, recipe.to_yaml())
+        if data.record:
+            folder.write_json(HELDOUT_FILE, data.record)
+    return first_outer_step
 
 
 def _check_same_images(file: Path, data: Data) -> None:
-    """Refuse to go on with a stream whose images, labels or order are not those the run began with."""
+    """Refuse to resume with a stream whose images, labels or order are not those the run began with."""
     then = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for key, images in (("fingerprint", data.train), ("heldout_fingerprint", data.heldout)):
         if images is not None and then.get(key) != data.record.get(key):
             raise UserError(
                 f"run.dir={file.parent} holds a run on other images: those of {images.description} have changed "
-                "since it began; give the same files to go on with it, or choose another run.dir"
+                "since it began; give the same files to resume it, or choose another run.dir"
             )
 
 
@@ -353,7 +415,7 @@ def _introduce(run: Run, accelerator: Accelerator, display: Display) -> None:
     )
     processes = f"{groups.processes} {'process' if groups.processes == 1 else 'processes'}"
     layout = f"policy {recipe.augment.policy} on {processes}"
-    if run.outer_optimizer is not None:
+    if run.estimator is not None:
         layout = f"{groups.trajectories} trajectories in {groups.groups} x {groups.group_size} of {processes}"
     display.say(
         f"{recipe.model.name}: {parameters:,} parameters, precision {accelerator.mixed_precision}, {layout} "
@@ -362,5 +424,5 @@ def _introduce(run: Run, accelerator: Accelerator, display: Display) -> None:
     display.say(
         f"{recipe.outer.steps} outer steps of {run.inner_steps} inner steps of {recipe.inner.batch_size} images, "
         f"run folder {recipe.run.dir}"
-        + (f"; going on after outer step {run.first_outer_step}" if run.first_outer_step else "")
+        + (f"; resuming after outer step {run.first_outer_step}" if run.first_outer_step else "")
     )

@@ -1,24 +1,23 @@
 """Training with a fixed policy, for comparison with the search and with what it learned.
 
-python -m ohl_accel.train RECIPE augment.policy=none|cutout|mixup|uniform|autoaugment|...|runs/mine
-accelerate launch --config_file accelerate_configs/node_8gpu.yaml -m ohl_accel.train RECIPE augment.policy=...
-
 The same recipe, the same images in the same order and the same first weights as the search with the same
 seed; all processes train one network.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
-from ohl_accel.cli import recipe_arguments, run_command
+from torch import nn
+
 from ohl_accel.engine.run import Run
-from ohl_accel.engine.setup import execute, join_launch
+from ohl_accel.engine.session import RecipeSource, Result, execute
 from ohl_accel.errors import UserError
-from ohl_accel.observers.display import Display
+from ohl_accel.observers.observer import Observer
 from ohl_accel.policy.baselines import FIXED_POLICIES
 from ohl_accel.recipe import Recipe
 
 
-def fixed(recipe: Recipe) -> Recipe:
+def for_one_network(recipe: Recipe) -> Recipe:
     """The recipe of one network that trains with a fixed policy, as many steps as `train.match` says.
 
     Raises:
@@ -40,44 +39,51 @@ def fixed(recipe: Recipe) -> Recipe:
     )
 
 
-def descend(run: Run, display: Display) -> None:
-    """All inner steps, in the outer steps of the search: after each, held-out accuracy and a checkpoint."""
+def training_loop(run: Run) -> list[float] | None:
+    """All inner steps, in the outer steps of the search: after each, held-out scores and a checkpoint."""
     batches, phases, steps = run.batches(), run.phases, run.recipe.outer.steps
+    rewards: list[float] | None = None
     for outer_step in range(run.first_outer_step, steps):
         with phases("train"):
-            run.train(batches, outer_step, display)
+            run.train(batches, outer_step)
         with phases("validate"):
             done = outer_step + 1
-            look = done % run.recipe.train.validate_every == 0 or done == steps
-            outcome = run.validate(outer_step, look)
-            replaced = run.count_replaced(outer_step, run.data.train)
-        if run.folder is not None:
-            line = {
-                "outer_step": outer_step,
-                "reward": outcome["accuracy"].tolist(),
-                "train_loss": outcome["train_loss"].tolist(),
-                "heldout_loss": outcome["heldout_loss"].tolist(),
-                "replaced_images": replaced,
-                "learning_rate": run.hosted[0].learning_rate,
-            }
-            run.record(line, display)
+            outcome = run.validate(outer_step, done % run.recipe.train.validate_every == 0 or done == steps)
+            replaced = run.replacements.count(outer_step, run.data.train)
+        rewards = outcome.reward_N.tolist()
+        run.record(outer_step, outcome, replaced, {})
         with phases("save"):
             run.save(outer_step + 1)
+    return rewards
 
 
-def train(path: str, overrides: Sequence[str] = ()) -> None:
-    """Train by a recipe, whole or from its last checkpoint, in the launch that this process belongs to.
+def train(
+    recipe: RecipeSource,
+    overrides: Sequence[str] = (),
+    *,
+    dataset: Any = None,
+    model: nn.Module | None = None,
+    observers: Sequence[Observer] = (),
+) -> Result:
+    """Train one network with the fixed policy that `augment.policy` names, or resume it.
+
+    Args:
+        recipe, overrides, dataset, model, observers: as in `search`.
+
+    Returns:
+        The network, the metrics and the test scores; the policy is that of the recipe if it is one of ours.
 
     Raises:
         UserError: if it cannot work; before training begins wherever that can be known.
         RunFailedError: if the weights become infinite or NaN.
     """
-    recipe, accelerator = join_launch(path, overrides)
-    execute(fixed(recipe), accelerator, descend, learn_policy=False)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    purpose = "Train a network with a fixed augmentation policy (augment.policy=NAME)."
-    path, overrides = recipe_arguments("train", purpose, argv)
-    return run_command(lambda: train(path, overrides))
+    return execute(
+        recipe,
+        overrides,
+        training_loop,
+        learn=False,
+        adapt=for_one_network,
+        dataset=dataset,
+        model=model,
+        observers=observers,
+    )

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ohl_accel.distributed.groups import Groups
 from ohl_accel.distributed.sharding import own_part
 from ohl_accel.engine.augment import Augmentation
+from ohl_accel.engine.objective import Objective
 from ohl_accel.errors import UserError, did_you_mean
 from ohl_accel.policy.protocol import AugmentationPolicy
 from ohl_accel.recipe import OptimizerSection, Recipe, ScheduleSection
@@ -23,68 +23,68 @@ from ohl_accel.rng import keyed_seed, seed_device
 class Trajectory:
     """A network, its optimizer and schedule, and what it drew and lost since the last outer step.
 
+    Every process of a group must construct its trajectories in the same order.
+
     Args:
         number: n in 0..N-1.
         network: on its device, with Accelerate's precision, not yet wrapped for its group.
         recipe: of the run.
-        steps_per_epoch, total_steps: inner steps.
+        groups: the position of this process.
+        objective: what the network learns.
         augmentation: of this process.
         accelerator: for the backward pass.
-
-    Raises:
-        UserError: if the optimizer or the schedule cannot be had.
+        steps_per_epoch, total_steps: inner steps.
+        num_operations: K of the policy's space; 0 if there is none.
+        keep_operations: whether `operations` is needed.
     """
 
     def __init__(
         self,
+        *,
         number: int,
         network: nn.Module,
         recipe: Recipe,
-        steps_per_epoch: int,
-        total_steps: int,
+        groups: Groups,
+        objective: Objective,
         augmentation: Augmentation,
         accelerator: Accelerator,
+        steps_per_epoch: int,
+        total_steps: int,
+        num_operations: int,
+        keep_operations: bool = False,
     ) -> None:
         self.number = number
         self.network = network
-        self._inner, self._steps_per_epoch, self._total_steps = recipe.inner, steps_per_epoch, total_steps
-        self._prepare_steps()
-        self._seed = recipe.run.seed
+        self._training_network = groups.wrap(network)
+        self.optimizer = create_optimizer(recipe.inner.optimizer, network)
+        self.schedule = create_schedule(recipe.inner.schedule, self.optimizer, steps_per_epoch, total_steps)
+        self._groups, self._objective, self._seed = groups, objective, recipe.run.seed
         self._augmentation, self._accelerator = augmentation, accelerator
         self._memory_format = torch.channels_last if recipe.model.channels_last else torch.contiguous_format
-
-    def join(self, groups: Groups) -> None:
-        """Take its place among the processes of a group; all of them must call it."""
-        self._groups = groups
-        self._training_network = groups.wrap(self.network)
-        if groups.sharded:
-            self._prepare_steps()  # the parameters are others now
-
-    def _prepare_steps(self) -> None:
-        self.optimizer = create_optimizer(self._inner.optimizer, self.network)
-        self.schedule = create_schedule(
-            self._inner.schedule, self.optimizer, self._steps_per_epoch, self._total_steps
-        )
-
-    def begin_outer_step(self, num_operations: int) -> None:
-        """Forget what the last outer step counted; K operations are counted in this one."""
+        self._keep_operations = keep_operations
         self.counts_K = torch.zeros(num_operations, dtype=torch.int64)
-        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._augmentation.device)
+        """How often the group drew each operation in this outer step."""
+        self.operations: list[Tensor] = []
+        """int64 [B] of each inner step of this outer step, if they are kept."""
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=augmentation.device)
+        self._steps = 0
+
+    def begin_outer_step(self) -> None:
+        """Forget what the last outer step counted."""
+        self.counts_K.zero_()
+        self.operations.clear()
+        self._loss_sum.zero_()
         self._steps = 0
         self.network.train()
 
     def augment(
-        self,
-        images_bCHW: Tensor,
-        labels_b: Tensor,
-        step: int,
-        policy: AugmentationPolicy,
+        self, images_bCHW: Tensor, labels_b: Tensor, step: int, policy: AugmentationPolicy
     ) -> tuple[Tensor, Tensor]:
         """This trajectory's operations on this process's part of a mini-batch, which are counted.
 
         Args:
             images_bCHW: uint8 on the device, after the basic transforms.
-            labels_b: int64 on the device.
+            labels_b: on the device.
             step: inner steps done so far in the whole run.
             policy: what transforms the images.
 
@@ -94,16 +94,18 @@ class Trajectory:
         images_bCHW, operation_B = self._augmentation.apply(policy, images_bCHW, step, self.number)
         if operation_B is not None:
             self.counts_K += torch.bincount(operation_B, minlength=len(self.counts_K))
+            if self._keep_operations:
+                self.operations.append(operation_B)
         return self._augmentation.finish(images_bCHW, labels_b, step)
 
     def inner_step(self, inputs: Tensor, targets: Tensor, step: int) -> None:
         """One SGD step (Eq 2) on what `augment` gave; `step` counts those done so far in the whole run."""
         inputs = inputs.contiguous(memory_format=self._memory_format)
-        # dropout and the like, too, must not depend on what a process did before
+        # dropout and the like must not depend on what a process did before
         network_seed = keyed_seed(self._seed, "network", step, self._groups.data_rank)
         seed_device(self._augmentation.device, network_seed)
         self.schedule.step_update(step)
-        loss = F.cross_entropy(self._training_network(inputs), targets)
+        loss = self._objective.loss(self._training_network(inputs), targets)
         self._accelerator.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -133,7 +135,7 @@ class Trajectory:
 
         Of a sharded network, what this process holds.
 
-        Step counters that an optimizer keeps on the CPU are left out: they are equal everywhere.
+        Step counters that an optimizer keeps on the CPU are omitted: they are equal everywhere.
         """
         tensors = list(self.network.state_dict().values())
         for parameter in self.network.parameters():
@@ -148,7 +150,7 @@ def create_optimizer(section: OptimizerSection, network: nn.Module) -> torch.opt
     Raises:
         UserError: for an unknown name, or arguments that it does not take.
     """
-    known = list_optimizers()
+    known = [str(name) for name in list_optimizers()]
     if section.name not in known:
         hint = did_you_mean(section.name, known, otherwise=f"known: {', '.join(known)}")
         raise UserError(f"inner.optimizer.name={section.name}: timm has no such optimizer; {hint}")
@@ -217,7 +219,8 @@ def create_schedule(
     }
     schedule: Scheduler
     if section.name == "cosine":
-        cosine_steps = total_steps - warmup_steps
+        # of a single step timm warns, for each trajectory; its rate is that of the first of two
+        cosine_steps = max(2, total_steps - warmup_steps)
         schedule = CosineLRScheduler(optimizer, t_initial=cosine_steps, lr_min=section.min_lr, **common)
         return schedule
     # a constant rate is a multistep schedule without milestones; timm applies milestone m at step m - 1

@@ -7,10 +7,12 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 
 from ohl_accel import __version__
+from ohl_accel.data.source import IN_MEMORY
 from ohl_accel.hub.contents import HEATMAP, MARGINALS, REWARDS, Finished
 from ohl_accel.operations.space import Space
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import DataSection, HubSection
+from ohl_accel.run_folder.result import in_words, main_score, metric_of
 
 PAPER = "https://arxiv.org/abs/1905.07373"
 _CITATION = """@inproceedings{lin2019ohl,
@@ -64,17 +66,23 @@ def policy_card(policy: Policy, section: HubSection) -> str:
 
 def hub_dataset(data: DataSection) -> str | None:
     """The data set's id on the Hub, if that is where it came from."""
-    on_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data.path) and not Path(data.path).exists()
+    on_hub = (
+        re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data.path)
+        and data.path != IN_MEMORY
+        and not Path(data.path).exists()
+    )
     return data.path if on_hub else None
 
 
 def _metadata(run: Finished, section: HubSection) -> ModelCardData:
     recipe, dataset = run.recipe, hub_dataset(run.recipe.data)
     results = []
-    for key, kind, name in (
-        ("test_accuracy", "accuracy", "Accuracy"),
-        ("test_top5_accuracy", "accuracy_top_5", "Top-5 accuracy"),
-    ):
+    metric = metric_of(run.result)
+    kinds = {
+        f"test_{metric}": (metric, metric[0].upper() + metric[1:]),
+        "test_top5_accuracy": ("accuracy_top_5", "Top-5 accuracy"),
+    }
+    for key, (kind, name) in kinds.items():
         if key in run.result and not section.policy_only:
             results.append(
                 EvalResult(
@@ -95,7 +103,7 @@ def _metadata(run: Finished, section: HubSection) -> ModelCardData:
         pipeline_tag=None if section.policy_only else "image-classification",
         license=section.license,
         datasets=[dataset] if dataset else None,
-        metrics=["accuracy"],
+        metrics=[metric],
         tags=list(dict.fromkeys([*_TAGS, *section.tags])),
         model_name=_name(section),
         eval_results=results or None,
@@ -120,12 +128,10 @@ def _introduction(run: Finished, section: HubSection) -> str:
             f"{what}, trained on {_data_name(recipe.data)} with augmentation policy {recipe.augment.policy}"
         )
     lines[-1] += f" (OHL-Auto-Aug, [Lin et al., ICCV 2019]({PAPER}); ohl_accel {__version__})."
-    if "test_accuracy" in run.result:
+    metric, score = metric_of(run.result), main_score(run.result)
+    if score is not None:
         images = run.result["test_images"]
-        lines += [
-            "",
-            f"Test accuracy of the network: **{100 * run.result['test_accuracy']:.2f} %** of {images} images.",
-        ]
+        lines += ["", f"Test {metric} of the network: **{in_words(metric, score)}** of {images} images."]
     return "\n".join(lines) + "\n"
 
 
@@ -206,10 +212,9 @@ def _training(run: Finished) -> str:
         "seed": recipe.run.seed,
         "precision": recipe.run.mixed_precision,
     }
-    if run.result.get("heldout_accuracy") is not None:
-        rows["held-out accuracy of the winner (chose it: optimistic)"] = (
-            f"{100 * run.result['heldout_accuracy']:.2f} %"
-        )
+    metric, score = metric_of(run.result), main_score(run.result, "heldout")
+    if score is not None:
+        rows[f"held-out {metric} of the winner (chose it: optimistic)"] = in_words(metric, score)
     return f"""## Training
 
 ![held-out accuracy over the outer steps]({REWARDS})

@@ -1,18 +1,18 @@
 """When to ask the Hub again, and what its errors mean in words."""
 
 import os
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
 import huggingface_hub
 from huggingface_hub import errors
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from ohl_accel.errors import RunFailedError, UserError, first_line
 from ohl_accel.hub import download
 
 T = TypeVar("T")
-_REPEATS = 6
+_RETRIES = 6
 _REFUSALS = frozenset({400, 401, 402, 403, 404, 405, 410, 413, 422})
 
 
@@ -20,34 +20,45 @@ class AccessError(Exception):
     """The Hub answered, and the answer is no: asking again does not help."""
 
 
-def persist(action: Callable[[], T], patience: float, say: Callable[[str], None]) -> T:
-    """Repeat an action on the Hub until it succeeds, is refused, or has failed for too long.
+def with_retries(action: Callable[[], T], retry_seconds: float, say: Callable[[str], None]) -> T:
+    """The result of an action on the Hub, which is retried until it succeeds, is refused, or has failed for too long.
 
     Args:
         action: may be done several times.
-        patience: seconds that the six waits, each twice the one before, add up to; 0: try once.
+        retry_seconds: that the six waits, each twice the one before, add up to; 0: try once.
         say: takes a line for each failure that is followed by another attempt.
 
     Raises:
         AccessError: if the Hub refuses it.
         Exception: the client library's, after the last attempt.
     """
-    waits = [patience * 2**repeat / (2**_REPEATS - 1) for repeat in range(_REPEATS if patience else 0)]
-    for wait in waits:
-        try:
-            return action()
-        except Exception as error:
-            if _is_refusal(error):
-                raise AccessError(reason(error)) from error
-            pause = max(wait, min(_retry_after(error), patience))
-            say(f"Hub: {reason(error)}; again in {pause:.2g} s")
-            time.sleep(pause)
+    doubling = wait_exponential(multiplier=retry_seconds / (2**_RETRIES - 1))
+
+    def seconds(attempt: RetryCallState) -> float:
+        return max(doubling(attempt), min(_retry_after(_error_of(attempt)), retry_seconds))
+
+    def announce(attempt: RetryCallState) -> None:
+        say(f"Hub: {reason(_error_of(attempt))}; again in {attempt.upcoming_sleep:.2g} s")
+
+    retrying = Retrying(
+        stop=stop_after_attempt(_RETRIES + 1 if retry_seconds else 1),
+        wait=seconds,
+        retry=retry_if_exception(lambda error: isinstance(error, Exception) and not _is_refusal(error)),
+        before_sleep=announce,
+        reraise=True,
+    )
     try:
-        return action()
+        return retrying(action)
     except Exception as error:
         if _is_refusal(error):
             raise AccessError(reason(error)) from error
         raise
+
+
+def _error_of(attempt: RetryCallState) -> BaseException:
+    error = attempt.outcome.exception() if attempt.outcome is not None else None
+    assert error is not None
+    return error
 
 
 def reason(error: BaseException) -> str:
@@ -69,7 +80,7 @@ def reason(error: BaseException) -> str:
         case _ if status == 403:
             text = "the token may not write there (403): check the name, or use a token with write access"
         case _ if status == 412:
-            text = "somebody else has committed in the meantime (412)"
+            text = "someone else has committed in the meantime (412)"
         case _ if status is not None:
             said = getattr(error, "server_message", None)
             text = f"it answered {status}" + (f" ({said.splitlines()[0]})" if said else "")
@@ -101,7 +112,7 @@ def _is_refusal(error: Exception) -> bool:
     return _status(error) in _REFUSALS or isinstance(error, known)
 
 
-def _retry_after(error: Exception) -> float:
+def _retry_after(error: BaseException) -> float:
     """Seconds that the Hub asks to wait; 0 if it says nothing."""
     if not isinstance(error, errors.HfHubHTTPError):
         return 0.0

@@ -1,7 +1,7 @@
 """Dashboards: what is in metrics.jsonl, and pictures of the policy, in W&B, TensorBoard and trackio.
 
-They are Accelerate's trackers, on the main process only: one run of each for one search, also when it is gone
-on with. A dashboard that fails is left out from then on; the run goes on.
+They are Accelerate's trackers: one run of each for one search, also when it is resumed. A dashboard that fails is
+disabled; the run continues.
 """
 
 import contextlib
@@ -20,14 +20,19 @@ from typing import Any, Protocol
 import numpy as np
 from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 
-from ohl_accel.errors import UserError
-from ohl_accel.observers.display import Display
+from ohl_accel.errors import UserError, first_line
+from ohl_accel.observers.observer import Observer, RunInfo
+from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe
+from ohl_accel.report import figures
 from ohl_accel.run_folder.files import TENSORBOARD, TRACKERS_FILE
-from ohl_accel.run_folder.folder import RunFolder
 
 PICTURES = 20
 """So often in a run, at most, pictures and tables are made."""
+SAMPLES = 32
+"""Training images on a dashboard's picture."""
+ORDINALS = ("first", "second", "third")
+"""Positions of an operation's elements."""
 _PER_TRAJECTORY = ("reward", "advantage", "train_loss", "heldout_loss")
 
 
@@ -45,7 +50,7 @@ class Dashboard(Protocol):
     name: str
 
     def begin(self) -> str:
-        """Start or go on; returns where to look."""
+        """Start or resume; returns where to look."""
 
     def log(self, values: Mapping[str, float | str], step: int | None = None) -> None:
         """Numbers and words of an outer step."""
@@ -57,99 +62,119 @@ class Dashboard(Protocol):
         """What the run ends with."""
 
     def end(self, failed: bool) -> str:
-        """Send what is not sent yet, for a bounded time; returns a command to go on with, or nothing."""
+        """Send what is not sent yet, for a bounded time; returns the command that sends the rest, or nothing."""
 
 
-class Dashboards:
-    """All dashboards of one run (main process only).
+class Dashboards(Observer):
+    """All dashboards of one run: lines of metrics, pictures from time to time, tables and files at the end."""
 
-    Args:
-        recipe: resolved.
-        folder: the run folder; keeps the name under which a dashboard is gone on with.
-        first_outer_step: 0, or where a resumed run goes on.
-        display: says where to look, and what failed.
-    """
-
-    def __init__(self, recipe: Recipe, folder: RunFolder, first_outer_step: int, display: Display) -> None:
-        self._display = display
-        self._steps = recipe.outer.steps
+    def __init__(self) -> None:
         self._begun: list[Dashboard] = []
         self._failed: set[tuple[str, str]] = set()
+
+    def check(self, recipe: Recipe) -> None:
+        """Make sure that the packages of trackers are installed.
+
+        Raises:
+            UserError: with the command that installs what is missing.
+        """
+        missing = [name for name in recipe.track if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UserError(f"track: {', '.join(missing)} is not installed: pip install {' '.join(missing)}")
+
+    def start(self, run: RunInfo) -> None:
+        """Begin a run on each dashboard, or resume it."""
+        folder, recipe = run.folder, run.recipe
         if recipe.track and not (folder / TRACKERS_FILE).exists():
             folder.write_json(TRACKERS_FILE, {"id": secrets.token_hex(4)})
         for name in recipe.track:
             identity = json.loads((folder / TRACKERS_FILE).read_text(encoding="utf-8"))["id"]
-            self._try(_KINDS[name](recipe, folder.path, identity, first_outer_step), "all", self._begin)
+            dashboard = _KINDS[name](recipe, folder.path, identity, run.first_outer_step)
 
-    def outer_step(self, line: Mapping[str, Any], draw: Callable[[], Mapping[str, np.ndarray]]) -> None:
-        """Log a line of `metrics.jsonl`; from time to time, and at the end, pictures too."""
-        step = line["outer_step"]
+            def begin(dashboard: Dashboard) -> None:
+                run.say(f"{dashboard.name}: {dashboard.begin()}")
+                self._begun.append(dashboard)
+
+            self._try(run, dashboard, "all", begin)
+
+    def outer_step(self, run: RunInfo, line: Mapping[str, Any]) -> None:
+        """Log a line of `metrics.jsonl`; from time to time, and at the end, pictures as well."""
+        step, steps = line["outer_step"], run.recipe.outer.steps
         values = flatten(line)
-        self._each("numbers", lambda dashboard: dashboard.log(values, step=step))
-        every = max(1, self._steps // PICTURES)
-        if self._begun and ((step + 1) % every == 0 or step + 1 == self._steps):
-            images = draw()
-            self._each("pictures", lambda dashboard: dashboard.show(images, step))
+        self._each(run, "numbers", lambda dashboard: dashboard.log(values, step=step))
+        every = max(1, steps // PICTURES)
+        if self._begun and ((step + 1) % every == 0 or step + 1 == steps):
+            images = pictures_of(run, step)
+            self._each(run, "pictures", lambda dashboard: dashboard.show(images, step))
 
-    def finish(self, result: Mapping[str, Any], tables: Mapping[str, Table], files: Sequence[Path]) -> None:
-        """Log the result of a run that went well, keep tables and files, and end."""
-        step = self._steps - 1
+    def finish(self, run: RunInfo, result: Mapping[str, Any]) -> None:
+        """Log the result, and keep tables and files."""
+        step = run.recipe.outer.steps - 1
         values = {f"result/{key}": value for key, value in flatten(result).items()}
-        self._each("numbers", lambda dashboard: dashboard.log(values, step=step))
-        self._each("files", lambda dashboard: dashboard.keep(tables, files, step))
-        self.end(failed=False)
+        tables, files = tables_of(run.policy) if run.policy else {}, run.folder.results()
+        self._each(run, "numbers", lambda dashboard: dashboard.log(values, step=step))
+        self._each(run, "files", lambda dashboard: dashboard.keep(tables, files, step))
 
-    def end(self, failed: bool) -> None:
+    def end(self, run: RunInfo, failed: bool) -> None:
         """End all; what could not be sent stays on the disk, and the command that sends it is said."""
 
         def end(dashboard: Dashboard) -> None:
             if command := dashboard.end(failed):
-                self._display.say(f"{dashboard.name}: not all is sent; this sends it: {command}")
+                run.say(f"{dashboard.name}: not everything was sent; to send it: {command}")
 
-        self._each("the end", end)
+        self._each(run, "the end", end)
         self._begun.clear()
 
-    def _begin(self, dashboard: Dashboard) -> None:
-        self._display.say(f"{dashboard.name}: {dashboard.begin()}")
-        self._begun.append(dashboard)
-
-    def _each(self, what: str, action: Callable[[Dashboard], None]) -> None:
+    def _each(self, run: RunInfo, what: str, action: Callable[[Dashboard], None]) -> None:
         for dashboard in self._begun:
             if (dashboard.name, what) not in self._failed:
-                self._try(dashboard, what, action)
+                self._try(run, dashboard, what, action)
 
-    def _try(self, dashboard: Dashboard, what: str, action: Callable[[Dashboard], None]) -> None:
+    def _try(
+        self, run: RunInfo, dashboard: Dashboard, what: str, action: Callable[[Dashboard], None]
+    ) -> None:
         try:
             action(dashboard)
         except Exception as error:  # a dashboard is no reason to lose a run
             self._failed.add((dashboard.name, what))
-            line = next(iter(str(error).splitlines()), "")
-            self._display.warn(
-                f"{dashboard.name} failed ({type(error).__name__}: {line}); left out from now on: {what}"
-            )
+            run.warn(f"{dashboard.name} failed ({first_line(error)}): {what} disabled for this run")
 
 
-def check_installed(names: Sequence[str]) -> None:
-    """Make sure that the packages of trackers are there.
+def pictures_of(run: RunInfo, outer_step: int) -> dict[str, np.ndarray]:
+    """The policy, and training images as the network sees them but for Cutout: uint8 [height, width, 3]."""
+    pictures = {"images/augmented": figures.image_grid(run.augmented_images(outer_step)[:SAMPLES], columns=8)}
+    if run.policy is not None:
+        pictures["policy/heatmap"] = figures.pixels_of(figures.policy_heatmap(run.policy))
+        pictures["policy/marginals"] = figures.pixels_of(figures.policy_marginals(run.policy))
+    return pictures
 
-    Raises:
-        UserError: with the command that installs what is lacking.
-    """
-    lacking = [name for name in names if importlib.util.find_spec(name) is None]
-    if lacking:
-        raise UserError(f"track: {', '.join(lacking)} is not installed: pip install {' '.join(lacking)}")
+
+def tables_of(policy: Policy) -> dict[str, Table]:
+    """A policy as numbers: each element's probability at every position, and each operation's."""
+    space = policy.space
+    names = [element.name for element in space.elements]
+    positions = ORDINALS[: space.arity]
+    elements = list(zip(names, *policy.element_probabilities.tolist(), strict=True))
+    operations = [
+        (*(names[element] for element in space.elements_of(operation)), probability)
+        for operation, probability in enumerate(policy.probabilities.tolist())
+    ]
+    return {
+        "policy/elements": Table(("element", *positions), elements),
+        "policy/operations": Table((*positions, "probability"), operations),
+    }
 
 
 def flatten(line: Mapping[str, Any]) -> dict[str, float | str]:
-    """Stable names for all that a line of `metrics.jsonl` holds.
+    """Stable names for everything in a line of `metrics.jsonl`.
 
     `trajectory/0/reward` and so on for what each trajectory has, with `reward/best` and means over the
     trajectories; `seconds/train`, `top_operations/0/probability` for what is nested; `diverged` is a count.
-    What was not measured is left out.
+    What was not measured is omitted.
     """
     flat: dict[str, Any] = {}
     for key, value in line.items():
-        if key in _PER_TRAJECTORY:
+        if key in _PER_TRAJECTORY and isinstance(value, list):
             flat |= {f"trajectory/{number}/{key}": one for number, one in enumerate(value)}
             if key != "advantage":
                 flat[f"{key}/mean"] = float(np.mean(np.array(value, dtype=float)))
@@ -208,7 +233,7 @@ class _WandB(WandBTracker):
             self.start()
         self.run.define_metric("*", step_metric="outer_step")
         if self.run.offline:
-            return f"offline{because}; {self._sync} sends it"
+            return f"offline{because}; to send it: {self._sync}"
         return str(self.run.url)
 
     def show(self, images: Mapping[str, np.ndarray], step: int) -> None:
@@ -237,7 +262,7 @@ class _WandB(WandBTracker):
         offline = self.run.offline
         try:
             self.run.finish(exit_code=int(failed))
-        except Exception:  # too late, or its process is gone: all that was logged is on the disk
+        except Exception:  # it timed out, or its process is gone: everything logged is on the disk
             return self._sync
         return self._sync if offline and not failed else ""
 
@@ -337,7 +362,7 @@ def _name(recipe: Recipe) -> str:
 
 
 def _bounded(action: Callable[[], None], seconds: float) -> None:
-    """Do something that may wait for a server, and go on without it after some time."""
+    """Do something that may wait for a server, and continue without it after some time."""
     errors: list[Exception] = []
 
     def attempt() -> None:

@@ -1,25 +1,27 @@
-"""What the user sees while a run goes on: bars on a terminal, lines elsewhere, JSON for other programs.
+"""What the user sees during a run: bars on a terminal, lines elsewhere, JSON for other programs.
 
 Only the main process shows anything.
 """
 
 import math
+import shlex
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ohl_accel.policy import Policy
+from ohl_accel.observers.observer import Observer, RunInfo
+from ohl_accel.run_folder.files import RECIPE_FILE
 from ohl_accel.run_folder.metrics import json_line
+from ohl_accel.run_folder.result import in_words, main_score, metric_of
 
 _SPEED_SECONDS = 1800.0
 """Of the past, from which the remaining time is estimated: a long outer step must fit in."""
 
 
-class Display:
+class Display(Observer):
     """Progress and messages of one run.
 
     Args:
@@ -43,15 +45,7 @@ class Display:
         )
         self._outer = self._progress.add_task("outer step", start=False, done=0, all=0)
         self._inner = self._progress.add_task("inner step", start=False, done=0, all=0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self._progress.disable:
-            self._progress.stop()
+        self._steps_done = 0
 
     def say(self, text: str) -> None:
         """Something worth knowing."""
@@ -67,80 +61,69 @@ class Display:
         else:
             self.console.print(f"warning: {text}", markup=False)
 
-    def start(self, first_outer_step: int, outer_steps: int, inner_steps: int) -> None:
+    def start(self, run: RunInfo) -> None:
         """Set the lengths of the bars."""
-        self._outer_steps, self._inner_steps, self._steps_done = outer_steps, inner_steps, 0
+        first, outer_steps, inner_steps = run.first_outer_step, run.recipe.outer.steps, run.inner_steps
         if self.mode == "json":
-            self._event(
-                "start", first_outer_step=first_outer_step, outer_steps=outer_steps, inner_steps=inner_steps
-            )
-        # the outer bar, too, moves with each inner step, or it would stand still for hours
+            self._event("start", first_outer_step=first, outer_steps=outer_steps, inner_steps=inner_steps)
+        # the outer bar also moves with each inner step, or it would stand still for hours
         self._progress.reset(
             self._outer,
             total=outer_steps * inner_steps,
-            completed=first_outer_step * inner_steps,
-            done=first_outer_step,
+            completed=first * inner_steps,
+            done=first,
             all=outer_steps,
         )
         self._progress.reset(self._inner, total=inner_steps, done=0, all=inner_steps)
         if not self._progress.disable:
             self._progress.start()
 
-    def inner_step(self) -> None:
+    def inner_step(self, run: RunInfo) -> None:
         """All hosted trajectories have done one more inner step."""
         self._steps_done += 1
         self._progress.advance(self._outer)
         self._progress.update(self._inner, advance=1, done=self._steps_done)
 
-    def outer_step(self, metrics: Mapping[str, Any]) -> None:
+    def outer_step(self, run: RunInfo, line: Mapping[str, Any]) -> None:
         """Show what came of an outer step, in one line."""
-        done = metrics["outer_step"] + 1
+        done, steps = line["outer_step"] + 1, run.recipe.outer.steps
         self._steps_done = 0
         self._progress.update(self._outer, done=done)
-        if done < self._outer_steps:
-            self._progress.reset(self._inner, done=0, all=self._inner_steps)
+        if done < steps:
+            self._progress.reset(self._inner, done=0, all=run.inner_steps)
         if self.mode == "json":
-            self._event("outer_step", **metrics)
-        if metrics.get("diverged"):
-            numbers = ", ".join(map(str, metrics["diverged"]))
+            self._event("outer_step", **line)
+        if line.get("diverged"):
+            numbers = ", ".join(map(str, line["diverged"]))
             self.warn(f"outer step {done}: trajectories {numbers} diverged; they cannot win")
         if self.mode in ("auto", "plain"):
-            self.say(f"outer step {done}/{self._outer_steps}: {_in_words(metrics)}")
+            self.say(f"outer step {done}/{steps}: {_line_in_words(line)}")
 
-    def summary(
-        self,
-        learned: Policy | None,
-        result: Mapping[str, Any],
-        files: Mapping[str, str],
-        commands: Mapping[str, str],
-    ) -> None:
-        """The end of a run: test accuracy, operations gained and lost, files written, what to do next.
-
-        Args:
-            learned: the policy, if it was learned in this run.
-            result: of the test.
-            files: path -> what it is.
-            commands: command -> what it does.
-        """
+    def finish(self, run: RunInfo, result: Mapping[str, Any]) -> None:
+        """The end of a run: test score, operations gained and lost, files written, what to do next."""
         if not self._progress.disable:
             self._progress.stop()
+        files, commands = run.folder.contents(), _next_commands(run)
         if self.mode == "json":
-            self._event("end", result=dict(result), files=dict(files), commands=dict(commands))
+            self._event("end", result=dict(result), files=dict(files), commands=commands)
             return
+        learned, metric = run.policy, metric_of(result)
+        test, heldout = main_score(result), main_score(result, "heldout")
         title = "Training finished" if learned is None else "Search finished"
         table = Table(title=title, show_header=False, title_justify="left")
-        if "test_accuracy" not in result:
-            table.add_row("test accuracy", "no test split (data.test_split=null)")
+        if test is None:
+            table.add_row(f"test {metric}", "no test split (data.test_split=null)")
         else:
-            images = result["test_images"]
-            table.add_row("test accuracy", f"{100 * result['test_accuracy']:.2f} % of {images} images")
-        if result["heldout_accuracy"] is not None:
+            table.add_row(f"test {metric}", f"{in_words(metric, test)} of {result['test_images']} images")
+        if heldout is not None:
             note = "" if learned is None else " (chose the winner: optimistic)"
-            table.add_row("held-out accuracy", f"{100 * result['heldout_accuracy']:.2f} %{note}")
+            table.add_row(f"held-out {metric}", f"{in_words(metric, heldout)}{note}")
         if learned is not None:
-            table.add_row("entropy", f"{learned.entropy:.4f} nats, uniform {learned.space.max_entropy:.4f}")
+            table.add_row(
+                "entropy", f"{learned.entropy:.4f} nats, uniform {math.log(len(learned.theta)):.4f}"
+            )
             for what, ranked in (("gained", learned.top(3)), ("lost", learned.bottom(3))):
-                lines = [f"{name}: {p * learned.space.num_operations:.2f} x uniform" for name, p in ranked]
+                lines = [f"{name}: {p * len(learned.theta):.2f} x uniform" for name, p in ranked]
                 table.add_row(f"operations {what}", "\n".join(lines))
         self.console.print(table)
         width = max(map(len, files))
@@ -149,12 +132,31 @@ class Display:
         for command, what in commands.items():
             self.console.print(f"\n{what}:\n  {command}", markup=False)
 
+    def end(self, run: RunInfo, failed: bool) -> None:
+        """Take the bars off the terminal."""
+        if not self._progress.disable:
+            self._progress.stop()
+
     def _event(self, event: str, **values: Any) -> None:
         if not self.console.quiet:
             print(json_line({"event": event, **values}), end="", file=self.console.file, flush=True)
 
 
-def _in_words(metrics: Mapping[str, Any]) -> str:
+def _next_commands(run: RunInfo) -> dict[str, str]:
+    """Suggested next commands -> what each does."""
+    path, commands = run.recipe.run.dir, {}
+    if run.policy is not None:
+        again = ["python", "-m", "ohl_accel.train", f"{path}/{RECIPE_FILE}", f"augment.policy={path}"]
+        unpublished = ["hub={}"] if run.recipe.hub.repo else []
+        command = shlex.join([*again, f"run.dir={path}-learned", *unpublished])
+        commands[command] = "to train a network with this policy"
+    if run.recipe.hub.repo is None:
+        push = shlex.join(["python", "-m", "ohl_accel.hub", "push", path])
+        commands[f"{push} USER/NAME"] = "to publish it on the Hub"
+    return commands
+
+
+def _line_in_words(metrics: Mapping[str, Any]) -> str:
     """`best reward 0.9125, entropy 7.1650, winner 2, loss 0.3312, 4.25 s`, as far as it is known."""
     parts = []
     best = max(metrics["reward"])

@@ -1,14 +1,83 @@
-"""How the policy learns: from a finished outer step to a step on theta.
+"""How the policy learns: an estimator turns a finished outer step into a step on the policy.
 
-Shapes: K operations (1296 in the paper), N trajectories.
+`Reinforce` is the paper's (Eq 3 and 6); `outer.estimator` names another one, built in or of the user's own.
+
+Shapes: K operations (1296 in the paper), N trajectories, I inner steps, B images of a mini-batch, n held-out images,
+M numbers kept of each (`Objective.outcomes`).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ohl_accel.errors import UserError
+from ohl_accel.extensions import find_class
 from ohl_accel.policy.policy import Policy, probabilities_of
+from ohl_accel.policy.protocol import AugmentationPolicy
+
+RECORDS = {
+    "counts": "int64 [N, K]: how often each trajectory drew each operation",
+    "operations": "int64 [N, I, B]: the operation of every training image",
+    "heldout_outcomes": "float64 [N, n, M]: what the objective keeps of every held-out image",
+}
+"""What an estimator may ask to be recorded during an outer step, and what it then gets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedStep:
+    """What came of an outer step, the same on every process."""
+
+    outer_step: int
+    """From 0."""
+    reward_N: Tensor
+    """float64: the scores on the held-out images; higher is better, all finite."""
+    finite_N: Tensor
+    """bool: False for trajectories that diverged; their reward is the lowest of the others'."""
+    recorded: Mapping[str, Tensor] = field(default_factory=dict)
+    """What `Estimator.records` asked for."""
+
+
+class Estimator(ABC):
+    """Learns a policy. Derive from it and name the class in the recipe: `outer.estimator: my_module.py:MyEstimator`.
+
+    It runs on every process and must do the same on each: draw only with keys of `ohl_accel.rng`.
+
+    Args:
+        policy: learned in place.
+        lr: eta_theta; 0 keeps the policy as it is.
+        betas: of Adam.
+        trajectories: N.
+        seed: of the run.
+    """
+
+    records: ClassVar[frozenset[str]] = frozenset({"counts"})
+    """Which of `RECORDS` it needs."""
+
+    def __init__(
+        self, policy: Policy, *, lr: float, betas: tuple[float, float], trajectories: int, seed: int
+    ) -> None:
+        self.policy = policy
+        self.lr, self.betas, self.trajectories, self.seed = lr, betas, trajectories, seed
+
+    @abstractmethod
+    def step(self, finished: FinishedStep) -> dict[str, Any]:
+        """One step on the policy; returns plain numbers for the line of `metrics.jsonl`."""
+
+    def policy_of(self, trajectory: int) -> AugmentationPolicy:
+        """What a trajectory trains with in the next outer step: the policy itself, unless the estimator explores."""
+        return self.policy
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a checkpoint must hold, theta included."""
+        return {"theta": self.policy.theta}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` gave."""
+        self.policy.theta.copy_(state["theta"])
 
 
 def advantage_of(reward_N: Tensor) -> Tensor:
@@ -38,32 +107,56 @@ def outer_gradient(theta_K: Tensor, counts_NK: Tensor, advantage_N: Tensor) -> T
     return (advantage_N @ surplus_NK) / len(advantage_N) * (1 - theta_K.sigmoid())
 
 
-class OuterOptimizer:
-    """Adam ascent on theta (Eq 3, section 4.1: lr 0.05, betas 0.5 and 0.999).
+class Reinforce(Estimator):
+    """The paper's: Adam ascent on theta (Eq 3, section 4.1: lr 0.05, betas 0.5 and 0.999) along Eq 6."""
 
-    Args:
-        policy: its `theta` is updated in place.
-        lr: eta_theta; 0 keeps the policy as it is.
-        betas: Adam's.
-    """
+    def __init__(self, policy: Policy, **settings: Any) -> None:
+        super().__init__(policy, **settings)
+        self._adam = torch.optim.Adam([policy.theta], lr=self.lr, betas=self.betas, maximize=True)
 
-    def __init__(self, policy: Policy, lr: float, betas: tuple[float, float]) -> None:
-        self.policy = policy
-        self._adam = torch.optim.Adam([policy.theta], lr=lr, betas=betas, maximize=True)
-
-    def step(self, counts_NK: Tensor, advantage_N: Tensor) -> None:
-        """One update from the counts and advantages of all trajectories."""
-        self.policy.theta.grad = outer_gradient(self.policy.theta, counts_NK, advantage_N)
+    def step(self, finished: FinishedStep) -> dict[str, Any]:
+        """theta + eta_theta * Adam(Eq 6)."""
+        advantage_N = advantage_of(finished.reward_N)
+        self.policy.theta.grad = outer_gradient(self.policy.theta, finished.recorded["counts"], advantage_N)
         self._adam.step()
+        return {"advantage": advantage_N.tolist(), "theta_learning_rate": self.lr}
 
     def state(self) -> dict[str, Tensor]:
         """theta and Adam's state, as float64 tensors (scalars for the step count)."""
         moments = self._adam.state.get(self.policy.theta, {})
-        return {"theta": self.policy.theta, **{key: moments[key] for key in sorted(moments)}}
+        return {**super().state(), **{key: moments[key] for key in sorted(moments)}}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state` gave."""
-        self.policy.theta.copy_(state["theta"])
+        """Restore what `state` gave."""
+        super().load_state(state)
         moments = {key: value.clone() for key, value in state.items() if key != "theta"}
         if moments:
             self._adam.state[self.policy.theta] = moments
+
+
+ESTIMATORS: dict[str, type[Estimator]] = {"reinforce": Reinforce}
+"""What `outer.estimator` may name, besides a class of the user's own."""
+
+
+def open_estimator(name: str, policy: Policy, options: Mapping[str, Any], **settings: Any) -> Estimator:
+    """The estimator that a recipe names.
+
+    Args:
+        name: a key of `ESTIMATORS`, `package.module:Name` or `path/to/file.py:Name`.
+        policy: to learn.
+        options: `outer.estimator_args`, further arguments of its constructor.
+        settings: what every estimator takes: `lr`, `betas`, `trajectories`, `seed`.
+
+    Raises:
+        UserError: if there is none, it does not take the options, or it asks for what is not recorded.
+    """
+    kind = find_class("outer.estimator", name, ESTIMATORS, Estimator)  # type: ignore[type-abstract]
+    unknown = sorted(kind.records - RECORDS.keys())
+    if unknown:
+        raise UserError(
+            f"outer.estimator={name}: {', '.join(unknown)} is not recorded; known: {', '.join(RECORDS)}"
+        )
+    try:
+        return kind(policy, **settings, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"outer.estimator={name}, outer.estimator_args={dict(options)}: {error}") from error

@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from ohl_accel.errors import UserError
+from ohl_accel.errors import UserError, did_you_mean
+from ohl_accel.recipe.packaged import RECIPES, locate, packaged
 
 
 class _Loader(yaml.SafeLoader):
@@ -27,15 +28,21 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: str) -> tuple[dict[str, Any], list[str]]:
     """Read a recipe file: (values, messages about keys that are given twice).
 
+    Args:
+        path: of the file, or the name of a recipe that comes with the package.
+
     Raises:
-        UserError: if the file cannot be read or is no YAML mapping.
+        UserError: if the file cannot be read or is not a YAML mapping.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = locate(path, RECIPES).read_text(encoding="utf-8")
     except FileNotFoundError:
-        folder = Path(path).parent
+        folder, known = Path(path).parent, packaged(RECIPES)
         others = sorted(str(other) for pattern in ("*.yaml", "*.yml") for other in folder.glob(pattern))
         hint = f"; in that folder there are: {', '.join(others)}" if others else ""
+        if folder == Path():
+            near = did_you_mean(path, known)
+            hint += f"; {f'{near} ' if near else ''}recipes that need no path: {', '.join(known)}"
         raise UserError(f"recipe {path} does not exist{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {path} cannot be read: {error}") from None

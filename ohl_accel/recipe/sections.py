@@ -1,9 +1,18 @@
 """The sections of a recipe: every field with its type, range, default and meaning."""
 
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 
 def _no_bool(value: Any) -> Any:
@@ -74,12 +83,28 @@ Part = Annotated[int | float | None, BeforeValidator(_part)]
 """Of a split: how many images, or which fraction of them."""
 
 
+Noted: TypeAlias = tuple[type[BaseModel], str]
+"""A field: the section that has it, and its name. No section occurs twice in a recipe."""
+
+
 class Section(BaseModel):
-    """Frozen; unknown keys are errors."""
+    """Frozen; unknown keys are errors.
+
+    If a dict is given as the context of a validation, the fields that are right are noted in it, so that rules between
+    fields can look at them although others are wrong.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _note(cls, value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        validated = validate(value)
+        if isinstance(info.context, dict) and info.field_name is not None:
+            info.context[cls, info.field_name] = validated
+        return validated
 
 
 class RunSection(Section):
@@ -131,6 +156,7 @@ class DataSection(Section):
     retries: Annotated[Whole, Field(ge=0)] = 5
     """Of a stream: how often a read that failed is tried again, after 0.5, 1, 2, 4, ... seconds."""
     train_split: str = "train"
+    """The split that held-out and training images come from."""
     test_split: str | None = "test"
     """None: there is no test split, and the run ends without a test accuracy."""
     test_path: Place | None = None
@@ -163,6 +189,7 @@ class DataSection(Section):
     workers: Annotated[Whole, Field(ge=0)] = 2
     """Decoding processes for each process that trains, where images are not in memory."""
     eval_batch_size: Annotated[Whole, Field(ge=1)] = 500
+    """Images that a network scores at a time, in validation and in the test."""
     max_corrupt: Annotated[Real, Field(ge=0, lt=1)] | None = None
     """Fraction of the images that may be undecodable: each is replaced by another one, the same on every trajectory,
     and logged. None: 0.01 of a stream; otherwise the first undecodable image ends the run."""
@@ -177,9 +204,11 @@ class ModelSection(Section):
     """The network: any of timm's, or of `ohl_accel.models`."""
 
     name: str = Field(min_length=1)
+    """A name of `timm.list_models()`, or `resnet18_cifar` or `resnet8_cifar`."""
     args: dict[str, Any] = {}
     """Further arguments of `timm.create_model`; classes and channels are set from the data."""
     channels_last: bool = False
+    """Keep weights and images in the channels-last memory format, which is faster for convolutions on GPUs."""
     compile: bool = False
     """`torch.compile` the network."""
     shard: bool = False
@@ -191,10 +220,15 @@ class OptimizerSection(Section):
     """The inner optimizer, by timm's name."""
 
     name: str = "sgd"
+    """A name of `timm.optim.list_optimizers()`."""
     lr: Annotated[Real, Field(gt=0)]
+    """The learning rate that the schedule starts from, after a warm-up."""
     momentum: Annotated[Real, Field(ge=0, lt=1)] = 0.9
+    """Of SGD and of other optimizers that have one."""
     nesterov: bool = False
+    """Nesterov's momentum; for `sgd` only."""
     weight_decay: Annotated[Real, Field(ge=0)] = 0.0
+    """As the optimizer defines it: an L2 penalty for SGD, decoupled for AdamW."""
     decay_norm_and_bias: bool = True
     """Whether weight decay also shrinks biases and normalization weights (plain SGD, as in the paper)."""
     args: dict[str, Any] = {}
@@ -205,14 +239,17 @@ class ScheduleSection(Section):
     """The inner learning rate over the whole run, set before each inner step."""
 
     name: Literal["cosine", "multistep", "constant"] = "cosine"
+    """How the rate falls after the warm-up."""
     warmup_epochs: Annotated[Real, Field(ge=0)] = 0.0
     """Linear warm-up from `warmup_lr`, before the schedule itself."""
     warmup_lr: Annotated[Real, Field(ge=0)] = 0.0
+    """Where the warm-up begins."""
     min_lr: Annotated[Real, Field(ge=0)] = 0.0
     """Where the cosine ends."""
     milestones: tuple[Annotated[Real, Field(gt=0)], ...] = ()
     """Epochs, counted after the warm-up, at which multistep multiplies the rate by `decay_rate`."""
     decay_rate: Annotated[Real, Field(gt=0, le=1)] = 0.1
+    """What multistep multiplies the rate by at each milestone."""
 
 
 class InnerSection(Section):
@@ -221,7 +258,9 @@ class InnerSection(Section):
     batch_size: Annotated[Whole, Field(ge=1)]
     """B: images of one inner step of one trajectory, over all processes of its group."""
     optimizer: OptimizerSection
+    """What takes the steps."""
     schedule: ScheduleSection = ScheduleSection()
+    """How the learning rate changes."""
 
 
 class OuterSection(Section):
@@ -235,9 +274,15 @@ class OuterSection(Section):
     """T_max."""
     inner_steps: Annotated[Literal["epoch"] | int, BeforeValidator(_inner_steps)] = "epoch"
     """I: inner steps per outer step, or `epoch`."""
+    estimator: Place = "reinforce"
+    """What turns a finished outer step into a step on the policy: `reinforce` (Eq 6 with Adam), or a class of your
+    own, `package.module:Name` or `path/to/file.py:Name`, derived from `ohl_accel.policy.estimators.Estimator`."""
+    estimator_args: dict[str, Any] = {}
+    """Further arguments of the estimator."""
     lr: Annotated[Real, Field(ge=0)] = 0.05
     """eta_theta; 0 freezes the policy."""
     betas: tuple[Annotated[Real, Field(ge=0, lt=1)], Annotated[Real, Field(ge=0, lt=1)]] = (0.5, 0.999)
+    """Of Adam on theta."""
 
 
 class TrainSection(Section):
@@ -257,6 +302,7 @@ class RandomResizedCropSection(Section):
     ratio: tuple[Annotated[Real, Field(gt=0)], Annotated[Real, Field(gt=0)]] = (3 / 4, 4 / 3)
     """Least and greatest width over height."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Filter that resizes what was cut out; torchvision's default is bilinear."""
 
 
 class AugmentSection(Section):

@@ -9,6 +9,7 @@ Shapes: T outer steps, N trajectories.
 import io
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -34,7 +35,7 @@ _STAND_INS = {
 PHASES = ("train", "load", "augment", "validate", "gather", "update", "adopt", "check", "save")
 """As `metrics.jsonl` calls the parts of an outer step; any others come after them."""
 
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "path.simplify": False,
     "font.size": 10.5,
@@ -215,7 +216,7 @@ def _in_both_sizes(
 
 def _svg(draw: Callable[[Figure], None], size: tuple[int, int], salt: str) -> Markup:
     """SVG without a size of its own; equal input gives equal text."""
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": salt}):
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": salt}):
         figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
         draw(figure)
         buffer = io.StringIO()

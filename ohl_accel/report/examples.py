@@ -50,11 +50,11 @@ def open_examples(recipe: Recipe) -> TrainingExamples:
     data = open_data(recipe.with_values(data={"in_memory": False}))
     generator = keyed_generator(recipe.run.seed, "report examples")
     order = torch.randperm(len(data.train), generator=generator)[:_CANDIDATES].tolist()
-    label_of = {index: int(data.train.labels[index]) for index in order}
+    label_of = {index: data.schema.label_text(data.train.labels[index]) for index in order}
     first_of_class = {label: index for index, label in reversed(label_of.items())}
     chosen = sorted(order, key=lambda index: first_of_class[label_of[index]] != index)[:_IMAGES]
     images_nCHW, _ = data.train.__getitems__(chosen)
-    return TrainingExamples(images_nCHW, [data.schema.class_names[label_of[index]] for index in chosen])
+    return TrainingExamples(images_nCHW, [label_of[index] for index in chosen])
 
 
 def originals(examples: TrainingExamples) -> list[str]:

@@ -25,6 +25,7 @@ from ohl_accel.report.heatmaps import LEVELS, Heatmap, Scale, heatmap, palette
 from ohl_accel.report.operations import POSITIONS, least_probable, most_probable, ratio_grid
 from ohl_accel.report.pictures import data_uri
 from ohl_accel.report.read import OuterStep, Run
+from ohl_accel.run_folder.result import in_words
 
 _SHOWN_OPERATIONS = 6
 _GALLERY_SIDE = 320
@@ -43,6 +44,7 @@ _environment = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_environment.globals["in_words"] = in_words
 
 
 def run_page(run: Run, examples: TrainingExamples | None, no_examples: str, refresh: float) -> str:
@@ -138,14 +140,15 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 def _cards(run: Run) -> list[tuple[str, str, str]]:
     """The numbers on top: (name, value, what it is to be compared with)."""
     cards: list[tuple[str, str, str]] = []
-    if run.result is not None and run.result.test_accuracy is not None:
+    metric = run.result.metric if run.result is not None else "accuracy"
+    if run.result is not None and run.result.test is not None:
         images = f"of {run.result.test_images:,} images" if run.result.test_images else ""
-        cards.append(("Test accuracy", f"{100 * run.result.test_accuracy:.2f} %", images))
+        cards.append((f"Test {metric}", in_words(metric, run.result.test), images))
     looked = [step.reward[step.winner or 0] for step in run.steps]
     rewards = [reward for reward in looked if reward is not None]
     if rewards:
         hint = "it chose the winner, so it is optimistic" if run.learned else "of the last look"
-        cards.append(("Held-out accuracy", f"{100 * rewards[-1]:.2f} %", hint))
+        cards.append((f"Held-out {metric}", in_words(metric, rewards[-1]), hint))
     if run.steps and run.steps[-1].entropy is not None:
         uniform = run.space.max_entropy
         cards.append(("Entropy", f"{run.steps[-1].entropy:.4f}", f"nats; uniform is {uniform:.4f}"))

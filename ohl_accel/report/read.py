@@ -15,6 +15,7 @@ from ohl_accel.recipe import Recipe
 from ohl_accel.report.tables import Table, read_tables
 from ohl_accel.run_folder.files import METRICS_FILE, POLICY_FILE, RECIPE_FILE, RESULT_FILE
 from ohl_accel.run_folder.metrics import read_metrics
+from ohl_accel.run_folder.result import main_score
 
 _Marginal = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)]
 
@@ -47,16 +48,34 @@ class OuterStep(BaseModel):
 
 
 class Result(BaseModel):
-    """`result.json`; the test fields are None where the recipe has no test split. Accuracies in 0..1."""
+    """`result.json`; what was not measured is None. Further scores are `test_NAME`."""
 
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="allow")
+    __pydantic_extra__: dict[str, float | int | str | None]
 
     outer_steps: int
-    heldout_accuracy: float | None
-    test_accuracy: float | None = None
-    test_top5_accuracy: float | None = None
-    test_loss: float | None = None
+    metric: str = "accuracy"
     test_images: int | None = None
+
+    @property
+    def test(self) -> float | None:
+        """The main score on the test images."""
+        return main_score(self.model_dump())
+
+    @property
+    def heldout(self) -> float | None:
+        """The main score of the last winner on the held-out images."""
+        return main_score(self.model_dump(), "heldout")
+
+    @property
+    def other_tests(self) -> dict[str, float]:
+        """The other scores on the test images by name."""
+        known = {f"test_{self.metric}", "test_images"}
+        return {
+            name.removeprefix("test_"): float(value)
+            for name, value in self.model_dump().items()
+            if name.startswith("test_") and name not in known and isinstance(value, float | int)
+        }
 
 
 @dataclass(frozen=True)

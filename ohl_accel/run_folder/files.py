@@ -8,7 +8,8 @@ REPLACED_FILE = "replaced.jsonl"
 REPORT_FILE = "report.html"
 POLICY_FILE = "policy.json"
 WEIGHTS_FILE = "model.safetensors"
-NETWORK_FILES = (WEIGHTS_FILE, "config.json")
+CONFIG_FILE = "config.json"
+NETWORK_FILES = (WEIGHTS_FILE, CONFIG_FILE)
 """The network, as timm reads it."""
 CHECKPOINTS = "checkpoints"
 TRACKERS_FILE = "trackers.json"

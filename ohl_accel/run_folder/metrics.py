@@ -25,9 +25,9 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def amend_last_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Add to the last line what is known only when the run has ended."""
+    """Add to the last line what is known only when the run has ended; what it already says stays."""
     lines = read_metrics(path)
-    lines[-1] |= values
+    lines[-1] = {**values, **lines[-1]}
     write_text(path, "".join(map(json_line, lines)))
 
 

@@ -1,34 +1,17 @@
-"""What the commands share: arguments, exit codes, and errors without a traceback."""
+"""How a command ends: exit codes, and errors without a traceback."""
 
-import argparse
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from ohl_accel.distributed.launch import explain_lost, leave
-from ohl_accel.errors import ProcessFailedError, RunFailedError, UserError
+from ohl_accel.errors import ProcessFailedError, RunFailedError, UserError, missing_extra
 
-
-def recipe_arguments(command: str, purpose: str, argv: Sequence[str] | None) -> tuple[str, list[str]]:
-    """Parse `RECIPE [section.key=value ...]`: (path of the recipe, overrides)."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m ohl_accel.{command}",
-        description=purpose,
-        epilog=f"Over several processes: accelerate launch --config_file accelerate_configs/... -m ohl_accel.{command}",
-    )
-    parser.add_argument("recipe", help="a YAML recipe, such as recipes/digits.yaml")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's"
-    )
-    arguments = parser.parse_args(argv)
-    return arguments.recipe, arguments.overrides
-
-
-_RESUME = "run.resume=auto goes on from the last checkpoint, if there is one"
+_LAUNCH = "ohl_accel.distributed.launch"
+_RESUME = "run.resume=auto resumes from the last checkpoint, if there is one"
 
 
 def run_command(command: Callable[[], None], after_stop: str = _RESUME) -> int:
@@ -49,7 +32,14 @@ def run_command(command: Callable[[], None], after_stop: str = _RESUME) -> int:
         code, message = 2, f"error: {error}"
     except RunFailedError as error:
         code, message = 1, f"error: {error}"
+    except ModuleNotFoundError as error:
+        needed = missing_extra(error)
+        if needed is None:
+            raise
+        code, message = 2, f"error: {needed}"
     except RuntimeError as error:
+        from ohl_accel.distributed.launch import explain_lost
+
         if "DataLoader worker" in str(error):
             reason = "for want of memory, or because the launch was stopped"
             _end_alone(f"a process that decodes images ended ({reason}): {error}")
@@ -63,7 +53,9 @@ def run_command(command: Callable[[], None], after_stop: str = _RESUME) -> int:
         code, message = 0, ""
     if message and int(os.environ.get("RANK") or 0) == 0:
         print(message, file=sys.stderr, flush=True)
-    if code != 130:  # all processes are here; after an interruption they may be anywhere
+    if code != 130 and _LAUNCH in sys.modules:  # all processes are here; interrupted ones may be anywhere
+        from ohl_accel.distributed.launch import leave
+
         leave()
     return code
 

@@ -1,0 +1,359 @@
+"""Every command with its arguments, once: what it does is in the package that it calls.
+
+The packages are imported inside `run_command`, so that a slow import can be interrupted, and what is missing for it
+named, as any other step of a command can.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from ohl_accel.cli.ending import run_command
+from ohl_accel.cli.launching import launch
+from ohl_accel.errors import UserError
+from ohl_accel.recipe import Recipe
+from ohl_accel.recipe.packaged import LAUNCH_CONFIGS, RECIPES, first_comment, packaged
+from ohl_accel.run_folder.atomic import write_text
+
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    name="ohl-accel",
+    help="Learn an augmentation policy while the network trains (OHL-Auto-Aug).",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings=_SETTINGS,
+)
+hub = typer.Typer(
+    help="Publish runs on the Hugging Face Hub, and fetch what was published.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(hub, name="hub")
+
+
+def _recipe_names(incomplete: str) -> list[str]:
+    return [name for name in packaged(RECIPES) if name.startswith(incomplete)]
+
+
+def _config_names(incomplete: str) -> list[str]:
+    return [name for name in packaged(LAUNCH_CONFIGS) if name.startswith(incomplete)]
+
+
+def _names(incomplete: str) -> list[str]:
+    return _recipe_names(incomplete) + _config_names(incomplete)
+
+
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A YAML file, or the name of a recipe that comes with the package, such as digits.",
+        autocompletion=_recipe_names,
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="section.key=value", help="Values that replace the recipe's."),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Start so many processes on this machine (by accelerate launch)."),
+]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        help="Start the processes of this Accelerate configuration: a file, or a name such as node_8gpu.",
+        autocompletion=_config_names,
+    ),
+]
+
+
+@app.command()
+def search(
+    recipe: RecipeArgument, overrides: Overrides = None, processes: Processes = None, config: Config = None
+) -> None:
+    """Learn an augmentation policy while training the network."""
+
+    def command() -> None:
+        _check_early(recipe, overrides)
+        if processes is not None or config is not None:
+            launch("search", [recipe, *(overrides or ())], processes, config)
+        from ohl_accel.engine.search import search
+
+        search(recipe, overrides or ())
+
+    _end(run_command(command))
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument, overrides: Overrides = None, processes: Processes = None, config: Config = None
+) -> None:
+    """Train a network with a fixed augmentation policy (augment.policy=NAME)."""
+
+    def command() -> None:
+        _check_early(recipe, overrides)
+        if processes is not None or config is not None:
+            launch("train", [recipe, *(overrides or ())], processes, config)
+        from ohl_accel.engine.train import train
+
+        train(recipe, overrides or ())
+
+    _end(run_command(command))
+
+
+def _check_early(recipe: str, overrides: Sequence[str] | None) -> None:
+    """Read a recipe before anything heavy is imported; processes of one launch do it together instead."""
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
+        Recipe.load(recipe, overrides or ())
+
+
+@app.command()
+def evaluate(
+    network: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_HUB_ID", help="A run folder, or the Hub id of a network that timm reads."
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="data.key=value", help="Values of the recipe's data section."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Other data than the recipe's: a Hub dataset, a folder or a file.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Another split than the recipe's test split.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the numbers to this file.")
+    ] = None,
+) -> None:
+    """Score a trained network on a split: top-1, top-5, loss, and a table by class."""
+
+    def command() -> None:
+        from ohl_accel.engine.evaluate import evaluate, show
+
+        evaluation = evaluate(network, revision=revision, data=data, split=split, overrides=overrides or ())
+        show(evaluation, network)
+        if json_file is not None:
+            try:
+                write_text(json_file, json.dumps(evaluation.document(), indent=2) + "\n")
+            except OSError as error:
+                raise UserError(f"--json {json_file} cannot be written: {error.strerror}") from None
+
+    _end(run_command(command))
+
+
+@app.command()
+def compare(
+    recipe: RecipeArgument,
+    policies: Annotated[str, typer.Option(help="Names, separated by commas.")],
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="How many seeds, from 0 on.")] = 5,
+    reference: Annotated[
+        str | None, typer.Option(help="What differences are to (default: the first of --policies).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder (default: runs/compare-RECIPE).")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Runs side by side (default: one for each GPU, or as cores allow)."
+        ),
+    ] = None,
+) -> None:
+    """Compare policies fairly: the same recipe, seeds in pairs, final test accuracy.
+
+    Policies: none, cutout, mixup, uniform, autoaugment, randaugment, trivialaugment, a policy.json, a run folder, a
+    Hub id; ohl, ohl-fresh, uniform-best-of-n, NAME-compute-matched.
+    """
+
+    def command() -> None:
+        _check_early(recipe, overrides)
+        from ohl_accel.comparison import compare
+
+        compare(
+            recipe,
+            [name.strip() for name in policies.split(",") if name.strip()],
+            seeds,
+            overrides=overrides or (),
+            reference=reference,
+            out=out,
+            jobs=jobs,
+        )
+
+    _end(run_command(command, "the same command continues where it stopped"))
+
+
+@app.command()
+def report(
+    run: Annotated[Path | None, typer.Argument(help="A run folder, finished or in progress.")] = None,
+    watch: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Draw again until the run is finished.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="A policy's name on the Hub, its file, or its run folder.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="An image to apply the policy to.")] = None,
+    draws: Annotated[int, typer.Option(help="Random draws, 1 to 100.")] = 12,
+    seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The HTML file (default: RUN/report.html, or policy_gallery.html)."),
+    ] = None,
+) -> None:
+    """Draw the report page of a run, or what a policy does to an image: one HTML file."""
+    if watch is not None and not watch > 0:
+        raise typer.BadParameter(f"--watch {watch:g}: must be above 0 seconds")
+
+    def draw_gallery(policy: str, image: Path) -> None:
+        from ohl_accel.report.write import write_gallery
+
+        path = output or Path("policy_gallery.html")
+        write_gallery(policy, image, path, draws, seed)
+        print(path)
+
+    def draw_report(run: Path) -> None:
+        from ohl_accel.report.write import write_report
+
+        try:
+            write_report(run, print, output, watch)
+        except KeyboardInterrupt:
+            print("stopped")
+
+    if run is not None and policy is None and image is None:
+        folder = run
+        _end(run_command(lambda: draw_report(folder)))
+    if run is None and policy is not None and image is not None:
+        name, file = policy, image
+        _end(run_command(lambda: draw_gallery(name, file)))
+    raise typer.BadParameter("give either a run folder, or --policy and --image")
+
+
+@hub.command()
+def push(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    repo: Annotated[str, typer.Argument(help="user/name; made if missing.")],
+    policy_only: Annotated[bool, typer.Option("--policy-only", help="Without the network.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    gated: Annotated[str | None, typer.Option(metavar="auto|manual", help="Who downloads must ask.")] = None,
+    tags: Annotated[
+        list[str] | None, typer.Option(metavar="TAG...", help="Further tags of the model card.")
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="In the Hub's spelling, such as apache-2.0.")] = None,
+    version: Annotated[str | None, typer.Option(help="A git tag for the commit, such as v1.")] = None,
+    patience: Annotated[float | None, typer.Option(help="Seconds of waiting before giving up.")] = None,
+) -> None:
+    """Publish a run folder in one commit; what is not given is as the run's recipe has it."""
+    given = {
+        "repo": repo,
+        "policy_only": policy_only or None,
+        "private": private or None,
+        "gated": gated,
+        "tags": tags or None,
+        "license": license,
+        "version": version,
+        "patience": patience,
+    }
+
+    def command() -> None:
+        from ohl_accel.hub.contents import Finished
+        from ohl_accel.hub.transfer import push
+
+        changes = {name: value for name, value in given.items() if value is not None}
+        section = Finished.read(run).recipe.with_values(hub=changes).hub
+        print(f"published: {push(run, section, _say)}")
+
+    _end(run_command(command, "the same command begins again"))
+
+
+@hub.command()
+def pull(
+    repo: Annotated[str, typer.Argument(metavar="REPO[@REVISION]", help="user/name, or user/name@revision.")],
+    folder: Annotated[Path, typer.Argument(help="Made if missing; must be empty.")],
+) -> None:
+    """Fetch what was published into a folder."""
+
+    def command() -> None:
+        from ohl_accel.hub.transfer import pull
+
+        name, _, revision = repo.partition("@")
+        for file in pull(name, revision or None, folder, _say):
+            print(folder / file)
+
+    _end(run_command(command, "the same command begins again"))
+
+
+@app.command()
+def recipes(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Show this one.", autocompletion=_names),
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Copy it to a file, to change it there.")
+    ] = None,
+) -> None:
+    """List the recipes and launch configurations that come with the package, show one, or copy it."""
+
+    def command() -> None:
+        everything = {**packaged(LAUNCH_CONFIGS), **packaged(RECIPES)}
+        if name is None:
+            if save is not None:
+                raise UserError("--save: name what to copy")
+            for title, kind in (("Recipes", RECIPES), ("Launch configurations (--config)", LAUNCH_CONFIGS)):
+                print(f"{title}:")
+                for entry, file in packaged(kind).items():
+                    print(f"  {entry:<16} {first_comment(file)}")
+            return
+        if name not in everything:
+            raise UserError(f"{name} does not come with the package; there are: {', '.join(everything)}")
+        text = everything[name].read_text(encoding="utf-8")
+        if save is None:
+            print(text, end="")
+            return
+        try:
+            with save.open("x", encoding="utf-8") as copy:
+                copy.write(text)
+        except OSError as error:
+            raise UserError(f"--save {save} cannot be written: {error.strerror}") from None
+        print(save)
+
+    _end(run_command(command))
+
+
+def run(command: str | None, argv: Sequence[str]) -> int:
+    """Run a command line, whose first word is the command unless `command` names it; returns the exit code."""
+    arguments = _repeat_option([*argv] if command is None else [command, *argv], "--tags")
+    program = "ohl-accel" if command is None else "python -m ohl_accel"
+    try:
+        typer.main.get_command(app).main(arguments, prog_name=program)
+    except SystemExit as ending:
+        return ending.code if isinstance(ending.code, int) else 1
+    raise AssertionError("a command ends by SystemExit")
+
+
+def _repeat_option(argv: Sequence[str], option: str) -> list[str]:
+    """`--tags a b` as `--tags a --tags b`, because an option that takes several values is written in both ways."""
+    repeated: list[str] = []
+    within = False
+    for word in argv:
+        if within and not word.startswith("-") and repeated[-1] != option:
+            repeated.append(option)
+        within = word == option or (within and not word.startswith("-"))
+        repeated.append(word)
+    return repeated
+
+
+def _say(text: str) -> None:
+    """Show how it goes, apart from what a command returns."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _end(code: int) -> NoReturn:
+    raise typer.Exit(code)

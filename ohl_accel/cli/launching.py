@@ -1,0 +1,45 @@
+"""Several processes from one command, by `accelerate launch`."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ohl_accel.errors import UserError, did_you_mean
+from ohl_accel.recipe.packaged import LAUNCH_CONFIGS, locate, packaged
+
+
+def launch(command: str, arguments: Sequence[str], processes: int | None, config: str | None) -> NoReturn:
+    """Put `accelerate launch` with a command in the place of this process.
+
+    Args:
+        command: search or train.
+        arguments: of the command.
+        processes: of this machine; None: as the configuration has it.
+        config: Accelerate's configuration, a file or a name; None: one for several GPUs, or else several CPU
+            processes.
+
+    Raises:
+        UserError: if there is no such configuration, or a launcher has started this process already.
+        ModuleNotFoundError: without accelerate.
+    """
+    if "WORLD_SIZE" in os.environ:
+        raise UserError("--processes, --config: a launcher has started this process already; leave them out")
+    if importlib.util.find_spec("accelerate") is None:
+        raise ModuleNotFoundError(name="accelerate")
+    if config is None:
+        import torch
+
+        config = "node_8gpu" if torch.cuda.is_available() else "cpu_processes"
+    file = locate(config, LAUNCH_CONFIGS)
+    if not file.is_file():
+        known = packaged(LAUNCH_CONFIGS)
+        hint = did_you_mean(config, known, otherwise="give a file")
+        raise UserError(f"--config {config} does not exist; {hint} (names: {', '.join(known)})")
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    if processes is not None:
+        launcher += ["--num_processes", str(processes)]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [*launcher, "-m", f"ohl_accel.{command}", *arguments])

@@ -1,0 +1,248 @@
+"""Data that the caller holds: datasets of Hugging Face, or of torch, instead of a path in a recipe."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, TypeAlias
+
+import datasets
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, Subset
+
+from ohl_accel.data.images import Images, Opened, why_not
+from ohl_accel.data.labels import class_index, multi_hot
+from ohl_accel.data.schema import Schema
+from ohl_accel.data.source import IN_MEMORY
+from ohl_accel.errors import UserError
+from ohl_accel.recipe import DataSection
+
+Split: TypeAlias = datasets.Dataset | Dataset[Any]
+"""A map-style dataset: of Hugging Face, or of torch with items (image, label)."""
+GivenData: TypeAlias = Split | Mapping[str, Split] | datasets.DatasetDict
+"""The training split, or splits by name (a `datasets.DatasetDict` is such a mapping)."""
+
+
+def section_of(data: DataSection, dataset: GivenData) -> DataSection:
+    """The data section of a recipe for a run on given data: what says where data is has no meaning then.
+
+    A dataset that is not a mapping is the training split, so there is no test split.
+
+    Raises:
+        UserError: for a dataset of another kind, or a split that a mapping lacks.
+    """
+    nowhere: dict[str, Any] = {
+        "path": IN_MEMORY,
+        "name": None,
+        "revision": None,
+        "streaming": False,
+        "test_path": None,
+    }
+    if not isinstance(dataset, Mapping):
+        nowhere["test_split"] = None
+        if data.heldout_split is not None:
+            raise UserError(
+                f"data.heldout_split={data.heldout_split}: the given dataset is a single split; give a mapping from "
+                "names to splits, or hold images out of it by data.heldout"
+            )
+    else:
+        for split in (data.train_split, data.heldout_split, data.test_split):
+            if split is not None and split not in dataset:
+                raise UserError(
+                    f"the given dataset has no split {split!r}; it has: {', '.join(map(str, dataset))} "
+                    "(data.train_split, data.heldout_split and data.test_split choose among them, and "
+                    "data.test_split=null means that there is none)"
+                )
+    return data.model_copy(update=nowhere)
+
+
+def open_given(
+    data: DataSection, dataset: GivenData, split: str, schema: Schema | None
+) -> tuple[Images, Schema]:
+    """The images of a split of given data, and the schema: the one given, or what is found in the split.
+
+    Rows of Hugging Face are used without their format and transform (`set_format`, `set_transform`), which
+    would make tensors of images before the policy sees them. What `map` has made is part of the rows. Items of
+    a torch dataset are as its `__getitem__` gives them, the same each time: it must transform nothing at random.
+
+    Args:
+        data: the recipe's data section.
+        dataset: one split, which then has any name, or splits by name.
+        split: its name.
+        schema: of the training split.
+
+    Raises:
+        UserError: for a dataset of another kind, or whose items are not images and labels.
+    """
+    found = dataset[split] if isinstance(dataset, Mapping) else dataset
+    description = f"split {split!r} of the given dataset"
+    if isinstance(found, datasets.Dataset):
+        rows = found.with_format(None)
+        schema = schema or Schema.of(rows, data, description)
+        return schema.images(rows, data, description), schema
+    map_style = all(hasattr(found, method) for method in ("__getitem__", "__len__"))
+    if isinstance(found, IterableDataset | datasets.IterableDataset | str) or not map_style:
+        raise UserError(
+            f"{description} is a {type(found).__name__}: give a datasets.Dataset, or a torch dataset that has "
+            "__getitem__ and __len__"
+        )
+    items = Items(found, description)
+    labels = [_label(label, items.name(number)) for number, label in enumerate(_all_labels(found, items))]
+    own_names = _class_names(found)
+    if schema is None:
+        if not labels:
+            raise UserError(f"{description} is empty")
+        num_classes = max(label.classes for label in labels)
+        schema = Schema.found(
+            items,
+            data,
+            description,
+            image_column="image",
+            label_column="label",
+            class_names=own_names or tuple(str(index) for index in range(num_classes)),
+            multi_label=isinstance(labels[0].value, list),
+        )
+    for label in labels:
+        schema.check_labels(isinstance(label.value, list), description)
+    names = own_names or schema.class_names
+    if schema.multi_label:
+        lists = [label.value for label in labels if isinstance(label.value, list)]
+        tensor = multi_hot(lists, names, schema.class_names, description)
+    else:
+        tensor = class_index([label.value for label in labels], names, schema.class_names, description)
+    return Images(items, tensor, schema.decoding(data), description), schema
+
+
+class Items:
+    """A source: a map-style torch dataset whose items are (image, label).
+
+    Args:
+        dataset: images as PIL images, uint8 tensors [C, H, W] or uint8 arrays [H, W, C] or [H, W].
+        description: what messages call this split.
+    """
+
+    blocks = None
+    bytes_per_block = 0.0
+
+    def __init__(self, dataset: Any, description: str) -> None:
+        self._dataset, self._description = dataset, description
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def open(self, numbers: Iterable[int]) -> Iterator[Opened]:
+        """PIL images of some items, or why there is none.
+
+        Raises:
+            UserError: for an item that is not an image and a label.
+        """
+        for number in numbers:
+            try:
+                item = self._dataset[number]
+            except Exception as error:  # whatever the reader of these images raises for a damaged one
+                yield why_not(error)
+            else:
+                yield _as_pil(_pair(item, self.name(number))[0], self.name(number))
+
+    def planned(self, numbers: Tensor) -> AbstractContextManager[Callable[[Iterable[int]], Iterator[Opened]]]:
+        """Nothing is read ahead."""
+        return nullcontext(self.open)
+
+    def name(self, number: int) -> str:
+        """What messages call an item."""
+        return f"image {number} of {self._description}"
+
+    def labels(self) -> Iterator[Any]:
+        """The label of every item, in their order; each item is read.
+
+        Raises:
+            UserError: for an item that cannot be read, or is not an image and a label.
+        """
+        for number in range(len(self)):
+            try:
+                item = self._dataset[number]
+            except Exception as error:
+                raise UserError(
+                    f"the label of {self.name(number)} cannot be read: {why_not(error)}"
+                ) from error
+            yield _pair(item, self.name(number))[1]
+
+
+class _Label(NamedTuple):
+    """One class or several, and how many classes there are at least."""
+
+    value: int | list[int]
+    classes: int
+
+
+def _label(label: Any, name: str) -> _Label:
+    """A whole number is a class, a list of them several; a tensor or an array of 0 and 1 is multi-hot."""
+    if isinstance(label, Tensor | np.ndarray | np.generic):
+        array = np.asarray(label)
+        if array.ndim == 1 and np.isin(array, (0, 1)).all():
+            return _Label(np.flatnonzero(array).tolist(), len(array))
+        label = array.item() if array.ndim == 0 else label
+    if isinstance(label, int):
+        return _Label(int(label), int(label) + 1)
+    if isinstance(label, list | tuple | set) and all(isinstance(index, int) for index in label):
+        return _Label([int(index) for index in label], max(label, default=-1) + 1)
+    raise UserError(
+        f"the label of {name} is {label!r}: it must be a whole number, or of multi-label data a list of them or a "
+        "vector of 0 and 1"
+    )
+
+
+def _all_labels(dataset: Any, items: Items) -> Iterable[Any]:
+    """Labels of all items: `targets`, as torchvision's datasets have it, or else what the items say."""
+    if isinstance(dataset, Subset):
+        inner = _all_labels(dataset.dataset, items)
+        return (
+            items.labels() if not isinstance(inner, Sequence) else [inner[index] for index in dataset.indices]
+        )
+    targets = getattr(dataset, "targets", None)
+    transformed = getattr(dataset, "target_transform", None) is not None
+    if not isinstance(targets, Sequence | Tensor | np.ndarray) or len(targets) != len(dataset) or transformed:
+        return items.labels()
+    return list(targets)
+
+
+def _class_names(dataset: Any) -> tuple[str, ...] | None:
+    """`classes`, as torchvision's datasets have it; a name that several classes have is followed by their index."""
+    if isinstance(dataset, Subset):
+        return _class_names(dataset.dataset)
+    classes = getattr(dataset, "classes", None)
+    if not isinstance(classes, Sequence) or isinstance(classes, str) or not classes:
+        return None
+    names = [name if isinstance(name, str) else ", ".join(map(str, name)) for name in classes]
+    return tuple(name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names))
+
+
+def _pair(item: Any, name: str) -> tuple[Any, Any]:
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise UserError(f"{name} is a {type(item).__name__}: an item must be (image, label)")
+    return item[0], item[1]
+
+
+def _as_pil(image: Any, name: str) -> Image.Image:
+    """An image as the rest of the program takes it.
+
+    Raises:
+        UserError: for what is neither a PIL image nor uint8.
+    """
+    if isinstance(image, Image.Image):
+        return image
+    channels_last = image
+    if isinstance(image, Tensor):
+        channels_last = (image.permute(1, 2, 0) if image.ndim == 3 else image).numpy(force=True)
+    if isinstance(channels_last, np.ndarray) and channels_last.dtype == np.uint8:
+        if channels_last.ndim == 3 and channels_last.shape[2] == 1:
+            channels_last = channels_last[:, :, 0]
+        if channels_last.ndim == 2 or (channels_last.ndim == 3 and channels_last.shape[2] == 3):
+            return Image.fromarray(np.ascontiguousarray(channels_last))
+    kind = type(image).__name__
+    if isinstance(image, Tensor | np.ndarray):
+        kind = f"{image.dtype} {kind} of shape {list(image.shape)}"
+    raise UserError(
+        f"{name} is a {kind}: give a PIL image, a uint8 tensor [C, H, W] or a uint8 array [H, W, C], with 1 or 3 "
+        "channels (normalization is the run's: leave out transforms such as ToTensor)"
+    )

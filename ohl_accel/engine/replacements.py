@@ -1,0 +1,84 @@
+"""Undecodable images of a run: how many there may be, and the log of what was put in their places."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ohl_accel.data import Images, Tally
+from ohl_accel.distributed.groups import Groups
+from ohl_accel.errors import RunFailedError
+from ohl_accel.run_folder.metrics import append_line, keep_lines_before, read_metrics
+
+
+class Replacements:
+    """Counts the images that were replaced, and ends a run that has too many of them.
+
+    Args:
+        groups: of the run.
+        allowed: `data.max_corrupt`, a fraction.
+        log: `replaced.jsonl`, on the main process only; lines that a resumed run will write again are dropped.
+        first_outer_step: 0, or where a resumed run begins.
+    """
+
+    def __init__(self, *, groups: Groups, allowed: float, log: Path | None, first_outer_step: int) -> None:
+        self._groups, self._allowed, self._log = groups, allowed, log
+        if log is not None:
+            keep_lines_before(log, first_outer_step)
+
+    def count(self, outer_step: int, images: Images | None, everywhere: bool = False) -> int:
+        """How many different images of a split were replaced since the last call; every process calls it.
+
+        Images in memory count each time; those that were not met before are logged.
+
+        Args:
+            outer_step: that ends, from 0.
+            images: of the split; None counts as empty.
+            everywhere: whether all processes have shared the split; otherwise each group has gone through it.
+
+        Raises:
+            RunFailedError: if they are more than `allowed` of those decoded.
+        """
+        if images is None:
+            return 0
+        different = self._log_and_judge(outer_step, images, None, everywhere)
+        if not images.kept:
+            images.tally = Tally()
+        return different
+
+    def check(self, outer_step: int, images: Images, planned: int) -> None:
+        """End the run as soon as more images were replaced than the whole outer step may have.
+
+        Args:
+            outer_step: that is in progress, from 0.
+            images: of the training split.
+            planned: images of the whole outer step.
+
+        Raises:
+            RunFailedError: naming the first of them.
+        """
+        self._log_and_judge(outer_step, images, planned, everywhere=False)
+
+    def _log_and_judge(self, outer_step: int, images: Images, planned: int | None, everywhere: bool) -> int:
+        groups, allowed, tally = self._groups, self._allowed, images.tally
+        add = groups.sum_in_world if everywhere else groups.sum_in_group
+        decoded, bad = add(torch.tensor([tally.decoded, len(tally.replaced)], dtype=torch.float64)).tolist()
+        whole = decoded if planned is None or images.kept else planned
+        too_many = bad > allowed * whole
+        if planned is not None and not too_many:
+            return 0
+        replaced = groups.gather_objects(tally.replaced, everywhere)
+        different = list(dict.fromkeys(replaced))
+        if self._log is not None and different:
+            logged = {line["image"] for line in read_metrics(self._log)}
+            for one in different:
+                if one.image not in logged:
+                    append_line(self._log, {"outer_step": outer_step, **asdict(one)})
+        if too_many:
+            of = f"{decoded:.0f}" if whole == decoded else f"the first {decoded:.0f} of {whole}"
+            raise RunFailedError(
+                f"{bad:.0f} of {of} images of {images.description} could not be decoded, more than "
+                f"data.max_corrupt={allowed:g} allows; replaced.jsonl in the run folder names them, the first is "
+                f"{replaced[0].image}: {replaced[0].why}"
+            )
+        return len(different)

@@ -1,0 +1,122 @@
+"""From a call to its result: joining the launch, going through a run, and leaving what it made."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from ohl_accel.distributed.launch import run_on_all_ranks
+from ohl_accel.engine.run import Run
+from ohl_accel.engine.setup import set_up, start_accelerator
+from ohl_accel.errors import UserError
+from ohl_accel.observers.dashboards import Dashboards
+from ohl_accel.observers.display import Display
+from ohl_accel.observers.files import MetricsFile, Report
+from ohl_accel.observers.observer import Observer, Observers
+from ohl_accel.observers.publish import HubPublisher
+from ohl_accel.policy import Policy
+from ohl_accel.recipe import Recipe
+from ohl_accel.run_folder.files import METRICS_FILE
+from ohl_accel.run_folder.metrics import read_metrics
+
+RecipeSource = str | Path | Mapping[str, Any] | Recipe
+"""A file, the name of a recipe that comes with the package, a mapping of its sections, or a recipe."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a finished run leaves, the same on every process."""
+
+    policy: Policy | None
+    """The learned policy, or the one trained with; None for those that are not ours, such as `none`."""
+    network: nn.Module
+    """The trained network, on its device, ready for evaluation. With `model.shard`, what this process holds."""
+    metrics: list[dict[str, Any]]
+    """The lines of `metrics.jsonl`."""
+    test: dict[str, float] | None
+    """The scores on the test split, such as `accuracy` and `loss`; None where the recipe has none."""
+    folder: Path
+    """The run folder; it is on the machine of the main process."""
+
+
+def read_recipe(recipe: RecipeSource, overrides: Sequence[str]) -> tuple[Recipe, Accelerator]:
+    """Read the recipe, and join the launch that this process belongs to.
+
+    Raises:
+        UserError: for a recipe or a launch that cannot work.
+    """
+    try:
+        read = Recipe.of(recipe, overrides)
+    except UserError:
+        start_accelerator(None)  # so that the processes know of each other, and one says it
+        run_on_all_ranks(lambda: Recipe.of(recipe, overrides))
+        raise
+    accelerator = start_accelerator(read.run)
+    run_on_all_ranks(lambda: read)
+    return read, accelerator
+
+
+def execute(
+    recipe: RecipeSource,
+    overrides: Sequence[str],
+    loop: Callable[[Run], list[float] | None],
+    *,
+    learn: bool,
+    adapt: Callable[[Recipe], Recipe] | None = None,
+    dataset: Any = None,
+    model: nn.Module | None = None,
+    observers: Sequence[Observer] = (),
+) -> Result:
+    """Set a run up, go through its loop from where it stands, and finish it.
+
+    Args:
+        recipe, overrides, dataset, model, observers: as in `search`.
+        loop: does every outer step that is still to come; returns the last rewards.
+        learn: whether the policy is learned (the search) or fixed (training).
+        adapt: what becomes of the recipe for this loop.
+
+    Raises:
+        UserError: if it cannot work; before training begins wherever that can be known.
+        RunFailedError: if it cannot continue.
+    """
+    read, accelerator = read_recipe(recipe, overrides)
+    if adapt is not None:
+        read = adapt(read)
+    main = accelerator.is_main_process
+    display = Display(main, read.run.display)
+    told: list[Observer] = []
+    if main:
+        told = [MetricsFile(), Report(), Dashboards(), *observers, display, HubPublisher(display.warn)]
+    run = set_up(
+        read,
+        accelerator,
+        display,
+        Observers(told, display.warn),
+        learn=learn,
+        dataset=dataset,
+        model=model,
+    )
+    finished = False
+    try:
+        if run.info is not None:
+            run.observers.start(run.info)
+        result = run.finish(loop(run))
+        finished = True
+    finally:
+        if run.info is not None:
+            run.observers.end(run.info, failed=not finished)
+        if run.folder is not None:
+            run.folder.release()
+    lines = read_metrics(run.folder / METRICS_FILE) if run.folder is not None else []
+    tests = {key.removeprefix("test_"): value for key, value in result.items() if key.startswith("test_")}
+    fixed = run.fixed_policy if isinstance(run.fixed_policy, Policy) else None
+    return Result(
+        policy=fixed if run.estimator is None else run.estimator.policy,
+        network=run.hosted[0].network.eval(),
+        metrics=run.groups.broadcast_object(lines),
+        test=tests or None,
+        folder=Path(run.recipe.run.dir),
+    )

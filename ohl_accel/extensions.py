@@ -1,0 +1,82 @@
+"""Code of a user's own, named in a recipe or a space: `package.module:Name` or `path/to/file.py:Name`."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from ohl_accel.errors import UserError, did_you_mean, first_line
+
+T = TypeVar("T")
+
+
+def find_class(field: str, name: str, built_in: Mapping[str, type[T]], kind: type[T]) -> type[T]:
+    """The class that a field of the recipe names: a built-in one, or one of the user's own.
+
+    Args:
+        field: of the recipe, for messages.
+        name: a key of `built_in`, `package.module:Name` or `path/to/file.py:Name`. The code is run.
+        built_in: name -> class.
+        kind: what the class must be derived from.
+
+    Raises:
+        UserError: if there is no such class, or its module cannot be imported.
+    """
+    if name in built_in:
+        return built_in[name]
+    where, colon, attribute = name.rpartition(":")
+    if not colon:
+        known = f"known: {', '.join(built_in)}, or your own as package.module:Name or path/to/file.py:Name"
+        hint = did_you_mean(name, built_in)
+        raise UserError(
+            f"{field}={name}: there is no such {kind.__name__.lower()}; {hint} {known}".replace(";  ", "; ")
+        )
+    module = import_extension(field, where)
+    found = getattr(module, attribute, None)
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        own = [
+            key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, kind)
+        ]
+        others = ", ".join(key for key in own if key != kind.__name__) or "none"
+        raise UserError(
+            f"{field}={name}: {where} has no class {attribute} derived from ohl_accel's {kind.__name__}; "
+            f"it has: {others}"
+        )
+    return found
+
+
+def import_extension(field: str, where: str) -> ModuleType:
+    """Import a module of the user's own by its dotted name, or from a file, once in a process.
+
+    Only what the user of this machine names in a recipe or a space file is imported, never what a policy file names.
+
+    Raises:
+        UserError: if it does not exist or fails.
+    """
+    try:
+        if not where.endswith(".py"):
+            if "" not in sys.path and str(Path.cwd()) not in sys.path:
+                sys.path.append(str(Path.cwd()))
+            return importlib.import_module(where)
+        path = Path(where).expanduser().resolve()
+        name = f"ohl_accel_extension.{path.as_posix()}"  # a file called json.py must not replace the library
+        if name in sys.modules:
+            return sys.modules[name]
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise UserError(f"{field}: {where} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        return module
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{field}: {where} failed: {first_line(error)}") from error

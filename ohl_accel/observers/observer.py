@@ -1,0 +1,119 @@
+"""Observers are told how a run goes: progress, metrics, dashboards, report, Hub, and those of a user's own.
+
+They live on the main process only, and what they do never changes the result of a run.
+
+Shapes: n images, C channels, H rows, W columns.
+"""
+
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ohl_accel.errors import RunFailedError, UserError, first_line
+from ohl_accel.policy import Policy
+from ohl_accel.recipe import Recipe
+from ohl_accel.run_folder.folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """What an observer may know of a run."""
+
+    recipe: Recipe
+    """Resolved: with what was found in the data and the launch."""
+    folder: RunFolder
+    first_outer_step: int
+    """0, or where a resumed run begins."""
+    inner_steps: int
+    """I."""
+    policy: Policy | None
+    """The policy that is learned, as it is at each moment; None where nothing is learned."""
+    augmented_images: Callable[[int], Tensor]
+    """uint8 [n, C, H, W]: training images of the last mini-batch of an outer step, as its first trajectory saw them
+    but for Cutout."""
+    say: Callable[[str], None]
+    """Shows a line to the user."""
+    warn: Callable[[str], None]
+    """Shows a line that the user may want to act on, in every mode."""
+
+
+class Observer:
+    """Override what you want to be told; everything else does nothing.
+
+    An exception disables the observer for the rest of the run, with a warning; a `UserError` or `RunFailedError`
+    ends the run.
+    """
+
+    def check(self, recipe: Recipe) -> None:
+        """Before anything is built: raise UserError for what cannot work."""
+
+    def start(self, run: RunInfo) -> None:
+        """Training is about to begin, or to resume."""
+
+    def inner_step(self, run: RunInfo) -> None:
+        """All hosted trajectories have done one more inner step."""
+
+    def outer_step(self, run: RunInfo, line: Mapping[str, Any]) -> None:
+        """An outer step is finished; `line` is its line of `metrics.jsonl`."""
+
+    def finish(self, run: RunInfo, result: Mapping[str, Any]) -> None:
+        """The run is finished; the network is saved, and `result` holds the test scores."""
+
+    def end(self, run: RunInfo, failed: bool) -> None:
+        """The last call, after `finish`, or after the run failed or was stopped."""
+
+
+class Observers(Observer):
+    """Several observers as one; one that fails is disabled for the rest of the run.
+
+    Args:
+        observers: told in this order.
+        warn: shows which one was disabled.
+    """
+
+    def __init__(self, observers: Sequence[Observer], warn: Callable[[str], None]) -> None:
+        self._observers = list(observers)
+        self._warn = warn
+
+    def check(self, recipe: Recipe) -> None:
+        """As in `Observer`."""
+        for observer in self._observers:
+            observer.check(recipe)
+
+    def start(self, run: RunInfo) -> None:
+        """As in `Observer`."""
+        self._tell(lambda observer: observer.start(run))
+
+    def inner_step(self, run: RunInfo) -> None:
+        """As in `Observer`."""
+        self._tell(lambda observer: observer.inner_step(run))
+
+    def outer_step(self, run: RunInfo, line: Mapping[str, Any]) -> None:
+        """As in `Observer`."""
+        self._tell(lambda observer: observer.outer_step(run, line))
+
+    def finish(self, run: RunInfo, result: Mapping[str, Any]) -> None:
+        """As in `Observer`."""
+        self._tell(lambda observer: observer.finish(run, result))
+
+    def end(self, run: RunInfo, failed: bool) -> None:
+        """As in `Observer`."""
+        self._tell(lambda observer: observer.end(run, failed))
+
+    def _tell(self, what: Callable[[Observer], None]) -> None:
+        for observer in list(self._observers):
+            try:
+                what(observer)
+            except (UserError, RunFailedError):
+                raise
+            except Exception as error:  # what only watches is no reason to lose a run
+                self._observers.remove(observer)
+                frame = traceback.extract_tb(error.__traceback__)[-1]
+                self._warn(
+                    f"{type(observer).__name__} failed ({first_line(error)}, in {Path(frame.filename).name} line "
+                    f"{frame.lineno}): disabled for this run"
+                )

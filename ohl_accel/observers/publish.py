@@ -1,0 +1,34 @@
+"""The observer that publishes a finished run on the Hub."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ohl_accel.hub.access import check_access
+from ohl_accel.hub.transfer import publish
+from ohl_accel.observers.observer import Observer, RunInfo
+from ohl_accel.recipe import Recipe
+
+
+class HubPublisher(Observer):
+    """Publishes the run at its end, if the recipe names a repository.
+
+    Args:
+        warn: shows what is wrong with the access to it.
+    """
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+
+    def check(self, recipe: Recipe) -> None:
+        """Name, token and write access.
+
+        Raises:
+            UserError: if publishing cannot work.
+        """
+        if recipe.hub.repo is not None:
+            check_access(recipe.hub, self._warn)
+
+    def finish(self, run: RunInfo, result: Mapping[str, Any]) -> None:
+        """Upload it; what fails leaves the finished run as it is, and the command that repeats it is said."""
+        if run.recipe.hub.repo is not None:
+            publish(run.folder.path, run.recipe.hub, run.say, run.warn)

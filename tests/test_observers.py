@@ -1,0 +1,244 @@
+"""Observers, estimators and the Python API: what a user adds without touching the package."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPOSITORY, SMALL
+from torch import nn
+
+from ohl_accel.engine.search import search
+from ohl_accel.engine.train import train
+from ohl_accel.errors import RunFailedError, UserError
+from ohl_accel.observers.observer import Observer, RunInfo
+from ohl_accel.policy import Policy
+from ohl_accel.policy.estimators import (
+    Estimator,
+    FinishedStep,
+    Reinforce,
+    advantage_of,
+    open_estimator,
+    outer_gradient,
+)
+
+DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
+
+
+class Heard(Observer):
+    """Notes everything."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.lines: list[Mapping[str, Any]] = []
+
+    def check(self, recipe: Any) -> None:
+        self.calls.append("check")
+
+    def start(self, run: RunInfo) -> None:
+        self.calls.append(f"start {run.first_outer_step} {run.inner_steps}")
+
+    def inner_step(self, run: RunInfo) -> None:
+        self.calls.append("inner")
+
+    def outer_step(self, run: RunInfo, line: Mapping[str, Any]) -> None:
+        self.calls.append("outer")
+        self.lines.append(line)
+        assert run.policy is not None
+        assert line["entropy"] == run.policy.entropy
+        images = run.augmented_images(line["outer_step"])
+        assert images.dtype == torch.uint8
+        assert images.shape == (100, 1, 8, 8)
+
+    def finish(self, run: RunInfo, result: Mapping[str, Any]) -> None:
+        self.calls.append(f"finish {result['test_images']}")
+        assert (run.folder / "report.html").exists()
+
+    def end(self, run: RunInfo, failed: bool) -> None:
+        self.calls.append(f"end {failed}")
+
+
+def test_an_observer_is_told_everything_in_order(tmp_path: Path) -> None:
+    heard = Heard()
+    result = search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}"], observers=[heard])
+    steps = ["inner", "inner", "inner", "outer"] * 4
+    assert heard.calls == ["check", "start 0 3", *steps, "finish 500", "end False"]
+    assert [line["outer_step"] for line in result.metrics] == [0, 1, 2, 3]
+    assert [line["reward"] for line in heard.lines] == [line["reward"] for line in result.metrics]
+    assert result.folder == tmp_path / "run"
+    assert result.policy == Policy.load(tmp_path / "run")
+    assert result.test is not None
+    assert set(result.test) == {"accuracy", "top5_accuracy", "loss", "images"}
+    with torch.no_grad():
+        assert result.network(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+class Failing(Observer):
+    def outer_step(self, run: RunInfo, line: Mapping[str, Any]) -> None:
+        raise KeyError("nothing here")
+
+
+class Ending(Observer):
+    def outer_step(self, run: RunInfo, line: Mapping[str, Any]) -> None:
+        if line["outer_step"] == 1:
+            raise RunFailedError("enough")
+
+
+def test_an_observer_that_fails_is_disabled_and_the_run_continues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}"], observers=[Failing()])
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if "Failing" in line]
+    assert re.fullmatch(
+        r"warning: Failing failed \(KeyError: 'nothing here', in test_observers.py line \d+\): "
+        "disabled for this run",
+        warning,
+    )
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_an_observer_may_end_the_run(tmp_path: Path) -> None:
+    heard = Heard()
+    with pytest.raises(RunFailedError, match="enough"):
+        search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}"], observers=[heard, Ending()])
+    assert heard.calls[-2:] == ["outer", "end True"]
+    resumed = Heard()  # and the folder is free again
+    search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}", "run.resume=auto"], observers=[resumed])
+    assert resumed.calls[1] == "start 1 3"
+
+
+def test_a_network_of_ones_own(tmp_path: Path) -> None:
+    """It is copied, trained, saved, and read back by its own means."""
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    before = [parameter.clone() for parameter in model.parameters()]
+    result = search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}"], model=model)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(before, result.network.parameters(), strict=True))
+    from safetensors.torch import load_file
+
+    model.load_state_dict(load_file(tmp_path / "run" / "model.safetensors"))
+    inputs = torch.rand(5, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(model(inputs), result.network(inputs))
+
+
+def test_a_network_that_does_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the Linear given as model cannot take images of 1 x 8 x 8"):
+        search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}"], model=nn.Linear(3, 10))
+
+
+def test_training_by_the_api(tmp_path: Path) -> None:
+    result = train(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}", "augment.policy=uniform"])
+    assert result.policy == Policy()
+    assert len(result.metrics) == 4
+
+
+ESTIMATOR = '''
+import torch
+from ohl_accel.policy.estimators import Estimator
+from ohl_accel.policy import Policy
+from ohl_accel.rng import keyed_generator
+
+
+class Climb(Estimator):
+    """Every trajectory trains with a random neighbour of the policy; the policy becomes that of the best one."""
+
+    records = frozenset({"operations", "heldout_outcomes"})
+
+    def __init__(self, policy, *, width=0.5, **settings):
+        super().__init__(policy, **settings)
+        self.width, self.steps = width, torch.zeros((), dtype=torch.float64)
+
+    def policy_of(self, trajectory):
+        generator = keyed_generator(self.seed, "climb", int(self.steps), trajectory)
+        noise_K = torch.randn(len(self.policy.theta), dtype=torch.float64, generator=generator)
+        return Policy(self.policy.theta + self.width * noise_K, space=self.policy.space)
+
+    def step(self, finished):
+        assert finished.recorded["operations"].shape == (4, 3, 100)
+        assert finished.recorded["heldout_outcomes"].shape == (4, 297, 4)
+        assert torch.equal(finished.recorded["heldout_outcomes"][:, :, 0].mean(1), finished.reward_N)
+        self.policy.theta.copy_(self.policy_of(int(finished.reward_N.argmax())).theta)
+        self.steps += 1
+        return {"climbed": int(self.steps)}
+
+    def state(self):
+        return {**super().state(), "steps": self.steps}
+
+    def load_state(self, state):
+        super().load_state(state)
+        self.steps.copy_(state["steps"])
+'''
+
+
+def test_an_estimator_of_ones_own_explores_and_resumes(tmp_path: Path) -> None:
+    file = tmp_path / "climb.py"
+    file.write_text(ESTIMATOR)
+    own = [*SMALL, f"outer.estimator={file}:Climb", "outer.estimator_args={width: 0.25}"]
+    whole = search(DIGITS, [*own, f"run.dir={tmp_path / 'whole'}"])
+    assert [line["climbed"] for line in whole.metrics] == [1, 2, 3, 4]
+    with pytest.raises(RunFailedError):
+        search(DIGITS, [*own, f"run.dir={tmp_path / 'cut'}"], observers=[Ending()])
+    resumed = search(DIGITS, [*own, f"run.dir={tmp_path / 'cut'}", "run.resume=auto"])
+    assert whole.policy is not None
+    assert resumed.policy == whole.policy
+    assert whole.policy != Policy()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["outer.estimator=reinforced"],
+            r"there is no such estimator; did you mean reinforce\? known: reinforce",
+        ),
+        (
+            ["outer.estimator_args={depth: 3}"],
+            r"outer.estimator=reinforce, outer.estimator_args={'depth': 3}: .*depth",
+        ),
+    ],
+)
+def test_estimators_that_do_not_work(overrides: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}", *overrides])
+
+
+def test_what_is_not_recorded_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "greedy.py").write_text(
+        "from ohl_accel.policy.estimators import Reinforce\n\n\nclass Greedy(Reinforce):\n"
+        "    records = frozenset({'gradients'})\n"
+    )
+    with pytest.raises(
+        UserError, match="gradients is not recorded; known: counts, operations, heldout_outcomes"
+    ):
+        open_estimator(
+            f"{tmp_path / 'greedy.py'}:Greedy", Policy(), {}, lr=0.1, betas=(0.5, 0.9), trajectories=2, seed=0
+        )
+
+
+def test_reinforce_is_adam_on_equation_6() -> None:
+    """Against torch's Adam on the closed form, three steps, with the state carried over a checkpoint."""
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.zeros(1296, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([theta], lr=0.05, betas=(0.5, 0.999), maximize=True)
+    estimator: Estimator = Reinforce(Policy(), lr=0.05, betas=(0.5, 0.999), trajectories=3, seed=0)
+    for outer_step in range(3):
+        reward_N = torch.rand(3, dtype=torch.float64, generator=generator)
+        counts_NK = torch.randint(5, (3, 1296), generator=generator)
+        theta.grad = outer_gradient(theta.detach(), counts_NK, advantage_of(reward_N))
+        adam.step()
+        again = Reinforce(Policy(), lr=0.05, betas=(0.5, 0.999), trajectories=3, seed=0)
+        again.load_state(estimator.state())
+        estimator = again
+        said = estimator.step(
+            FinishedStep(
+                outer_step=outer_step,
+                reward_N=reward_N,
+                finite_N=torch.ones(3, dtype=torch.bool),
+                recorded={"counts": counts_NK},
+            )
+        )
+        assert said == {"advantage": advantage_of(reward_N).tolist(), "theta_learning_rate": 0.05}
+    assert torch.equal(estimator.policy.theta, theta.detach())
