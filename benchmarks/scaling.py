@@ -27,11 +27,11 @@ import torch
 from timm.models import create_model
 
 import ohl_accel.models  # noqa: F401  registers our networks with timm
+from benchmarks.hosts import TwoHosts
 from benchmarks.scaling_pages import BATCH_SIZE, RATES, TRAJECTORIES, results_page
 from benchmarks.scaling_projection import document
 from benchmarks.scaling_worker import launch
 from ohl_accel.comparison.summary import processor
-from tests.hosts import TwoHosts
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -117,7 +117,7 @@ def _exchange(
     groups: int,
     network: str,
     rounds: int,
-    **options: int,
+    **options: Any,
 ) -> dict[str, Any]:
     with torch.device("meta"):
         model = create_model(network, num_classes=10, **options)

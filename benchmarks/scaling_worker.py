@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
+from benchmarks.hosts import TwoHosts
 from ohl_accel.distributed import collectives
 from ohl_accel.distributed.groups import Groups
 from ohl_accel.distributed.launch import choose_interface, leave
@@ -32,15 +32,6 @@ from ohl_accel.policy import Policy
 from ohl_accel.policy.estimators import FinishedStep, Reinforce
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-
-
-class Hosts(Protocol):
-    """Two hosts with a cable between them, see tests/hosts.py."""
-
-    addresses: tuple[str, str]
-
-    def on(self, host: int) -> list[str]:
-        """What to put before a command so that it runs on a host."""
 
 
 def exchange(folder: Path, groups: int, rounds: int) -> None:
@@ -120,7 +111,7 @@ def exchange(folder: Path, groups: int, rounds: int) -> None:
 def launch(
     processes: int,
     *arguments: str,
-    hosts: Hosts | None = None,
+    hosts: TwoHosts | None = None,
     forks: bool = False,
     module: str = "benchmarks.scaling_worker",
 ) -> None:
@@ -247,7 +238,7 @@ def search(folder: Path, recipe_path: str, overrides: Sequence[str]) -> None:
         (folder / f"rank{run.groups.rank}.json").write_text(json.dumps(measured))
         return rewards
 
-    execute(recipe_path, overrides, loop, learn=True, dataset=None, model=None, observers=())
+    execute(recipe_path, overrides, loop, learn=True)
     leave()
 
 

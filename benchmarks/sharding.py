@@ -3,7 +3,7 @@
 python -m benchmarks.sharding [section.key=value ...]
 
 Four processes in one group that hosts two trajectories of a ViT-B/4 (85 million weights, 340 MB) on the digits; Linux
-only. Prints a Markdown table of peaks beyond what a process takes before the run is prepared, in MB.
+only. Prints a Markdown table of peaks beyond what a process takes before the run is set up, in MB.
 """
 
 import json
@@ -39,7 +39,7 @@ def resident(kind: str) -> int:
 
 def worker(folder: str, *arguments: str) -> None:
     """A search that notes the peak of each part of it."""
-    from ohl_accel.engine import setup as prepare
+    from ohl_accel.engine import session
     from ohl_accel.engine.run import Run
     from ohl_accel.engine.search import search
 
@@ -56,7 +56,7 @@ def worker(folder: str, *arguments: str) -> None:
 
         return call
 
-    vars(prepare)["prepare"] = noting("start", prepare.prepare)
+    vars(session)["set_up"] = noting("start", vars(session)["set_up"])
     for part in PARTS[1:]:
         setattr(Run, part, noting(part, getattr(Run, part)))
     search(arguments[0], arguments[1:])

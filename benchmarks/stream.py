@@ -111,7 +111,14 @@ def ours(shards: Path, options: argparse.Namespace) -> Callable[[int], Iterator[
     )  # fmt: skip
     train, device, batch_size = open_data(recipe).train, torch.device(options.device), options.batch_size
     augmentation = Augmentation(
-        recipe.augment, MEAN, STD, 0, batch_size, slice(0, batch_size), device, num_classes=1000
+        recipe.augment,
+        mean=MEAN,
+        std=STD,
+        seed=0,
+        batch_size=batch_size,
+        own=slice(0, batch_size),
+        device=device,
+        num_classes=1000,
     )
     crop = RandomResizedCrop(RandomResizedCropSection(), (SIZE, SIZE), seed=0)
     blocks = Blocks.of(train, batch_size, recipe.data.shuffle_window)
@@ -119,7 +126,7 @@ def ours(shards: Path, options: argparse.Namespace) -> Callable[[int], Iterator[
 
     def batches(number: int) -> Iterator[Any]:
         steps = range(number * per_epoch, (number + 1) * per_epoch)
-        order = TrainingOrder(len(train), batch_size, 0, steps.start, steps.stop, 0, 1, blocks)
+        order = TrainingOrder(len(train), batch_size, 0, first=steps.start, last=steps.stop, blocks=blocks)
         decoded = training_batches(train, order, options.workers, device.type == "cuda", crop)
         for step, batch in zip(steps, ahead_on_device(decoded, device), strict=True):
             yield augmentation.finish(*augmentation.basic(*batch, step), step)

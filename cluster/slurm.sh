@@ -3,8 +3,8 @@
 #   sbatch cluster/slurm.sh recipes/imagenet_r50.yaml run.dir=/shared/runs/r50
 # Change the lines below to your cluster: machines, processes (GPUs) and cores of each machine, time.
 # The run folder is written by the first machine alone; after a requeue any machine may be the first, so
-# put it on storage that all of them see; HF_HOME, too, so that what is found in the data is found once. A job
-# that is requeued or submitted again goes on from the last checkpoint. Set MIXED_PRECISION=no to leave bf16,
+# put it on storage that all of them see, and HF_HOME as well, so that the data is indexed once. A job that is
+# requeued or submitted again resumes from the last checkpoint. Set MIXED_PRECISION=no to leave bf16,
 # PROCESSES for machines without GPUs.
 #SBATCH --job-name=ohl_accel
 #SBATCH --nodes=4
@@ -22,7 +22,7 @@ main=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)  # reads to th
 port=$((20000 + SLURM_JOB_ID % 20000)) # two jobs that share a machine must not meet
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-# $SLURM_NODEID, this machine's place in the job, is known only where srun starts a task
+# $SLURM_NODEID, this machine's rank in the job, is known only where srun starts a task
 # shellcheck disable=SC2016
 exec srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --machine_rank "$SLURM_NODEID" "$@"' bash \
     --config_file accelerate_configs/nodes.yaml \

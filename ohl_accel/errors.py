@@ -1,4 +1,4 @@
-"""Errors whose message is all that the user needs: the commands print it without a traceback."""
+"""Errors whose message is everything the user needs: the commands print it without a traceback."""
 
 import difflib
 from collections.abc import Callable, Iterable
@@ -9,11 +9,11 @@ class UserError(ValueError):
 
 
 class RunFailedError(RuntimeError):
-    """A run that began well cannot go on. Names what happened and what is on disk. Exit code 1."""
+    """A run that began well cannot continue. Names what happened and what is on disk. Exit code 1."""
 
 
 class ProcessFailedError(RunFailedError):
-    """One process cannot go on, and the others do not know it yet: it says so itself, and the launcher ends them."""
+    """One process cannot continue and the others do not know yet: it prints the message; the launcher ends them."""
 
 
 def first_line(error: BaseException | None) -> str:

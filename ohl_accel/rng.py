@@ -2,7 +2,7 @@
 
 A draw is keyed by (seed, purpose, counters such as the outer step, the inner step and the
 trajectory), never by rank, time or what was drawn before. So a run gives the same result on any
-number of processes, and a resumed run goes on exactly where it would have been.
+number of processes, and a resumed run continues exactly as it would have.
 """
 
 import hashlib

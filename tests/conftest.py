@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import DIGITS, call_on_ranks, run_command_line
 from safetensors.torch import load_file
 
 from ohl_accel.engine.search import search
@@ -25,8 +26,8 @@ LONGEST_FIRST = ("planted", "nodes", "layouts", "sharding", "track", "hub", "com
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest."""
-    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+    rank = {f"test_{name}.py": number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.fixture(scope="session")
@@ -65,11 +66,16 @@ def launch(
     command: str = "search",
     **environment: str,
 ) -> list[str]:
-    """Run the small digits search, or training, as a user would; returns the lines it printed.
+    """Run the small digits search, or training, to its end; returns the lines it printed.
+
+    Its processes are forked, which spares their imports; with an environment of their own, which libraries read when
+    they are imported, they are started as a user would.
 
     Raises:
         AssertionError: if it fails.
     """
+    if not environment:
+        return call_on_ranks(processes, run_command_line, command, [DIGITS, *SMALL, *overrides]).splitlines()
     done = start(processes, *overrides, config=config, command=command, **environment)
     output, _ = done.communicate(timeout=300)
     assert done.returncode == 0, output
@@ -85,7 +91,7 @@ def start(
     prefix: Sequence[str] = (),
     **environment: str,
 ) -> subprocess.Popen[str]:
-    """Begin the small digits search, or training, under `accelerate launch`, without waiting for it.
+    """Begin the small digits search, or training, as a user would, by `accelerate launch`, without waiting for it.
 
     Args:
         processes: of all machines.
@@ -174,5 +180,5 @@ def latest(folder: Path) -> str:
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished small digits search: a run folder to look at, or to copy and damage."""
     folder = tmp_path_factory.mktemp("small") / "digits"
-    search(str(REPOSITORY / "recipes" / "digits.yaml"), [*SMALL, f"run.dir={folder}", "outer.lr=0.3"])
+    search(DIGITS, [*SMALL, f"run.dir={folder}", "outer.lr=0.3"])
     return folder

@@ -126,7 +126,8 @@ def upload_all(run: Path, sections: Sequence[dict[str, Any]]) -> list[list[str]]
 def classify(repo: str) -> tuple[int, list[str]]:
     """Read a network by timm's own means: how many parameters it has, and the names of its labels."""
     network = timm.create_model(f"hf-hub:{repo}", pretrained=True)
-    labels: list[str] = network.pretrained_cfg["label_names"]
+    config: Any = network.pretrained_cfg
+    labels: list[str] = config["label_names"]
     return sum(parameter.numel() for parameter in network.parameters()), labels
 
 

@@ -44,7 +44,7 @@ def some_images(
 
 def rows(images: list[Image.Image], labels: list[Any], label_feature: Any = None) -> datasets.Dataset:
     label_feature = label_feature or datasets.ClassLabel(names=["cat", "dog"])
-    features = datasets.Features({"image": datasets.Image(), "label": label_feature})
+    features = datasets.Features(image=datasets.Image(), label=label_feature)
     return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
 
 
@@ -301,6 +301,10 @@ def test_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"split 'train' of .* cannot be read"):
         open_data(recipe(tmp_path, test_split=None))
+    (tmp_path / "train.parquet").unlink()
+    (tmp_path / "train.jsonl").write_text("[1")
+    with pytest.raises(UserError, match=r"cannot be read: DatasetGenerationError: .* dataset; ValueError: "):
+        open_data(recipe(tmp_path, test_split=None))
 
 
 def test_the_test_split_is_not_read_before_it_is_opened(parquet: Path) -> None:
@@ -310,8 +314,8 @@ def test_the_test_split_is_not_read_before_it_is_opened(parquet: Path) -> None:
         data.open_test()
 
 
-def order(first: int, last: int, share: int = 0, shares: int = 1, seed: int = 0) -> list[list[int]]:
-    return list(TrainingOrder(103, 20, seed, first, last, share, shares))
+def order(first: int, last: int, rank: int = 0, num_replicas: int = 1, seed: int = 0) -> list[list[int]]:
+    return list(TrainingOrder(103, 20, seed, first=first, last=last, rank=rank, num_replicas=num_replicas))
 
 
 def test_training_order() -> None:
@@ -323,7 +327,7 @@ def test_training_order() -> None:
     assert whole == [batch for epoch in epochs for batch in epoch]
     assert order(7, 15) == whole[7:]  # entered anywhere
     assert whole != order(0, 15, seed=1)
-    slices = [order(0, 15, share, 4) for share in range(4)]
+    slices = [order(0, 15, rank, 4) for rank in range(4)]
     assert whole == [list(chain(*parts)) for parts in zip(*slices, strict=True)]
 
 
@@ -333,7 +337,7 @@ def test_workers_give_the_batches_that_memory_gives(parquet: Path, workers: int)
     decoded = open_data(recipe(parquet, in_memory=False)).train
     assert kept.kept
     assert not decoded.kept
-    steps = TrainingOrder(16, 4, 0, 0, 10, 0, 1)
+    steps = TrainingOrder(16, 4, 0, first=0, last=10)
     pairs = zip(
         training_batches(kept, steps, 0, False), training_batches(decoded, steps, workers, False), strict=True
     )
@@ -344,7 +348,7 @@ def test_workers_give_the_batches_that_memory_gives(parquet: Path, workers: int)
 
 def test_evaluation_batches_cover_a_split_once(parquet: Path) -> None:
     images: Images = open_data(recipe(parquet)).train
-    chunks = [dict(evaluation_batches(images, 3, share, 4)) for share in range(4)]
+    chunks = [dict(evaluation_batches(images, 3, rank, 4)) for rank in range(4)]
     numbers = sorted(number for part in chunks for number in part)
     assert numbers == list(range(num_chunks(images, 3))) == list(range(6))
     assert sum(len(labels) for part in chunks for _, labels in part.values()) == 16

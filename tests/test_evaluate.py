@@ -50,7 +50,7 @@ def test_classes_by_hand(run: Path) -> None:
     found = evaluate(run, split="train").document()
     network = timm.create_model(f"local-dir:{run}", pretrained=True).eval()
     rows = digits("train")
-    config: dict[str, Any] = network.pretrained_cfg
+    config: Any = network.pretrained_cfg
     levels = torch.stack(
         [torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) for image in rows["image"]]
     )
@@ -73,7 +73,7 @@ def test_other_data_are_matched_by_the_names_of_classes(run: Path, tmp_path: Pat
     rows = digits("test").filter(lambda row: row["label"] in (3, 7))
     names = ["3" if label == 3 else "7" for label in rows["label"]]
     other = datasets.Dataset.from_dict({"picture": rows["image"], "digit": names}, features=datasets.Features(
-        {"picture": datasets.Image(), "digit": datasets.ClassLabel(names=["7", "3"])}))  # fmt: skip
+        picture=datasets.Image(), digit=datasets.ClassLabel(names=["7", "3"])))  # fmt: skip
     other.to_parquet(tmp_path / "other.parquet")
     own = {row["class"]: row for row in evaluate(run).document()["classes"]}
     found = evaluate(run, data=str(tmp_path / "other.parquet")).document()
@@ -94,8 +94,8 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "there is no such run folder, and it is no Hub id"),
-        (["tests"], "tests holds no model.safetensors and no config.json: it is no run folder"),
+        (["nowhere"], "there is no such run folder, and it is not a Hub id"),
+        (["tests"], "tests has no model.safetensors and no config.json: it is not a run folder"),
         (["RUN", "--split", "validation"], "sklearn:digits has no split 'validation'; it has: train, test"),
         (["RUN", "--revision", "main"], "is a folder; only a Hub id has revisions"),
         (["RUN", "outer.steps=1"], "outer.steps=1: only the data section can be changed here"),

@@ -304,7 +304,7 @@ def test_no_network_at_all(hub: HubServer, client: Client, tmp_path: Path) -> No
     with Client(gone, tmp_path / "cache") as offline:
         done = offline(run_search, WRITER, DIGITS, *overrides)
     assert done.code == 0, done
-    assert "it is not known whether user/later can be written" in done.out
+    assert "whether user/later can be written is not known" in done.out
     (line,) = [line for line in done.out.splitlines() if line.startswith("nothing is lost")]
     _, repeat = line.split(": ", 1)
     assert repeat == f"python -m ohl_accel.hub push {folder} user/later"
@@ -318,6 +318,5 @@ def test_what_is_no_finished_run(client: Client, tmp_path: Path) -> None:
     missing = client(command, WRITER, "push", str(tmp_path), "user/none")
     assert missing.code == 2
     assert (
-        "is not the folder of a finished run: it holds no recipe.yaml, result.json, metrics.jsonl"
-        in missing.err
+        "is not the folder of a finished run: it lacks recipe.yaml, result.json, metrics.jsonl" in missing.err
     )

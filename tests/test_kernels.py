@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image, ImageOps
+from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from ohl_accel.operations.kernels.geometry import MAX_SIDE
-from ohl_accel.operations.space import PAPER
+from ohl_accel.operations.space import PAPER, PAPER_IDENTITY, Space
+from ohl_accel.operations.transforms import Element
 from ohl_accel.rng import keyed_generator
 
 
@@ -21,15 +23,15 @@ def to_tensor(image: Image.Image) -> Tensor:
     return levels[None] if levels.ndim == 2 else levels.permute(2, 0, 1).contiguous()
 
 
-def assert_equals_pillow(images: list[Image.Image]) -> None:
-    """All elements and both signs, in one batch per image size, each image its own element."""
+def assert_equals_pillow(images: list[Image.Image], space: Space = PAPER) -> None:
+    """All elements and both signs, on a batch of images of one size."""
     batch = torch.stack([to_tensor(image) for image in images])
-    for index, element in enumerate(PAPER.elements):
+    for index, element in enumerate(space.elements):
         for negative in (False, True) if element.signed else (False,):
             wanted = torch.stack(
-                [to_tensor(PAPER.apply_element_to_pil(image, index, negative)) for image in images]
+                [to_tensor(space.apply_element_to_pil(image, index, negative)) for image in images]
             )
-            got = PAPER.apply_elements(
+            got = space.apply_elements(
                 batch, torch.full((len(images),), index), torch.full((len(images),), negative)
             )
             assert torch.equal(got, wanted), f"{element.name}, negative={negative}: {different(got, wanted)}"
@@ -43,6 +45,58 @@ def different(got: Tensor, wanted: Tensor) -> str:
 def photographs(folder: Path, pattern: str, column: str, count: int) -> list[Image.Image]:
     rows = pq.read_table(sorted(folder.glob(pattern))[0], columns=[column]).slice(0, count).to_pylist()
     return [Image.open(io.BytesIO(row[column]["bytes"])).convert("RGB") for row in rows]
+
+
+@pytest.fixture(scope="module")
+def sample_photographs() -> list[Image.Image]:
+    """The two photographs that come with scikit-learn (CC BY 2.0), 640 x 427: these tests never skip."""
+    return [Image.fromarray(levels) for levels in load_sample_images().images]
+
+
+def crops(photographs: list[Image.Image], side: int, count: int) -> list[Image.Image]:
+    """Squares of the photographs, spread over them."""
+    rng = np.random.default_rng(0)
+    pictures = []
+    for number in range(count):
+        photograph = photographs[number % len(photographs)]
+        left = int(rng.integers(photograph.width - side + 1))
+        top = int(rng.integers(photograph.height - side + 1))
+        pictures.append(photograph.crop((left, top, left + side, top + side)))
+    return pictures
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_sample_photographs_equal_pillow(sample_photographs: list[Image.Image], mode: str) -> None:
+    """At the sizes of CIFAR and ImageNet, and one that is not square."""
+    photographs = [photograph.convert(mode) for photograph in sample_photographs]
+    assert_equals_pillow(crops(photographs, 32, 120), PAPER_IDENTITY)
+    assert_equals_pillow(crops(photographs, 224, 2))
+    assert_equals_pillow([photographs[0].resize((200, 133))])
+
+
+def any_magnitudes() -> Space:
+    """Every built-in transform with both ends of its range, and magnitudes in between that are nobody's choice."""
+    rng = np.random.default_rng(0)
+    elements = []
+    for transform in dict.fromkeys(element.transform for element in PAPER.elements):
+        legal = transform.magnitude
+        if legal is not None:
+            between = rng.uniform(legal.least, legal.greatest, 9).round(3).tolist()
+            round_ones = [legal.greatest / 2, legal.greatest / 4, min(1.0, legal.greatest)]
+            magnitudes = dict.fromkeys([legal.least, *between, *round_ones, legal.greatest])
+            elements += [Element(transform, float(magnitude)) for magnitude in magnitudes]
+    return Space("any", elements, arity=1)
+
+
+def test_any_legal_magnitude_equals_pillow(sample_photographs: list[Image.Image]) -> None:
+    """Spaces of one's own choose magnitudes freely: shears of 45 degrees, right angles, factors of 0 and 10."""
+    space = any_magnitudes()
+    assert_equals_pillow(crops(sample_photographs, 32, 8), space)
+    for width, height in ((1, 1), (40, 17), (101, 64)):
+        assert_equals_pillow(
+            [photo.crop((200, 200, 200 + width, 200 + height)) for photo in sample_photographs], space
+        )
+        assert_equals_pillow([sample_photographs[0].crop((0, 0, width, height)).convert("L")], space)
 
 
 def test_cifar10_photographs_equal_pillow(cifar10_folder: Path) -> None:

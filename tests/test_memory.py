@@ -13,7 +13,7 @@ from test_data import image_folder, parquet, recipe, rows, some_images  # noqa: 
 from torch.utils.data import Dataset, IterableDataset, Subset
 from torchvision.datasets import ImageFolder
 
-from ohl_accel.data import Data, GivenData, TrainingOrder, open_data, training_batches
+from ohl_accel.data import Data, TrainingOrder, open_data, training_batches
 from ohl_accel.errors import UserError
 from ohl_accel.hub.card import hub_dataset
 
@@ -47,7 +47,9 @@ def test_hugging_face_datasets(parquet: Path) -> None:  # noqa: F811
     on_disk = contents(open_data(recipe(parquet)))
     splits = datasets.load_dataset(str(parquet))
     assert contents(open_data(recipe("memory"), splits)) == on_disk
-    assert contents(open_data(recipe("memory"), dict(splits))) == on_disk
+    assert (
+        contents(open_data(recipe("memory"), {str(name): rows for name, rows in splits.items()})) == on_disk
+    )
     shuffled = splits["train"].shuffle(seed=0)
     back = np.argsort(list(shuffled._indices.column("indices").to_pylist()))
     reordered = {"train": shuffled.select(back), "test": splits["test"]}
@@ -203,7 +205,7 @@ def test_what_cannot_work(dataset: Any, message: str) -> None:
 
 
 def test_a_split_of_its_own_scores(parquet: Path) -> None:  # noqa: F811
-    splits: GivenData = datasets.load_dataset(str(parquet))
+    splits = datasets.load_dataset(str(parquet))
     data = open_data(recipe("memory", test_split=None, heldout_split="test"), splits)
     assert (len(data.train), len(data.heldout or ()), data.heldout_rows) == (20, 6, None)
     with pytest.raises(UserError, match=r"data\.heldout_split=test: the given dataset is a single split"):
@@ -213,7 +215,7 @@ def test_a_split_of_its_own_scores(parquet: Path) -> None:  # noqa: F811
 def test_workers_decode_given_data() -> None:
     given = Pairs(some_images(20), [0, 1] * 10)
     train = open_data(recipe("memory", in_memory=False), given).train
-    order = TrainingOrder(16, 4, 0, 0, 8, 0, 1)
+    order = TrainingOrder(16, 4, 0, first=0, last=8)
     single, parallel = (training_batches(train, order, workers, False) for workers in (0, 2))
     for here, there in zip(single, parallel, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(here, there, strict=True))

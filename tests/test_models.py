@@ -2,6 +2,7 @@
 
 import copy
 import json
+from typing import Any
 
 import pytest
 import timm
@@ -12,9 +13,9 @@ import ohl_accel.models  # noqa: F401
 from ohl_accel.data import Schema
 from ohl_accel.engine.checkpoint import _joined_optimizer, _split_optimizer, under
 from ohl_accel.engine.network import create_network
-from ohl_accel.engine.trajectory import create_optimizer
+from ohl_accel.engine.trajectory import create_optimizer, create_schedule
 from ohl_accel.errors import UserError
-from ohl_accel.recipe import ModelSection, OptimizerSection
+from ohl_accel.recipe import ModelSection, OptimizerSection, ScheduleSection
 
 
 def parameters(network: nn.Module) -> int:
@@ -22,13 +23,13 @@ def parameters(network: nn.Module) -> int:
 
 
 def test_resnet18_has_the_papers_size() -> None:
-    network = timm.create_model("resnet18_cifar", num_classes=10)
+    network: Any = timm.create_model("resnet18_cifar", num_classes=10)
     assert parameters(network) == 11_173_962  # "11.17M parameters", section 4.2
     assert network.forward_features(torch.zeros(1, 3, 32, 32)).shape == (1, 512, 4, 4)
 
 
 def test_resnet8() -> None:
-    network = timm.create_model("resnet8_cifar", num_classes=10, in_chans=1, width=8)
+    network: Any = timm.create_model("resnet8_cifar", num_classes=10, in_chans=1, width=8)
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     assert (
@@ -102,3 +103,13 @@ def test_an_optimizer_goes_on(name: str) -> None:
 def test_an_optimizer_that_cannot_be_adopted_is_refused(name: str, message: str) -> None:
     with pytest.raises(UserError, match=rf"inner.optimizer.name={name}, .*: .*{message}"):
         create_optimizer(OptimizerSection(name=name, lr=0.1), nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_a_cosine_of_one_step_is_the_rate_itself(warmup: int, caplog: pytest.LogCaptureFixture) -> None:
+    """timm warns of it; a run with N trajectories printed that N times."""
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.3)
+    schedule = create_schedule(ScheduleSection(warmup_epochs=warmup, min_lr=0.1), optimizer, 1, warmup + 1)
+    schedule.step_update(warmup)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.3, abs=1e-16)
+    assert caplog.records == []

@@ -20,7 +20,7 @@ CLASSES = ("cat", "dog", "owl")
 
 def write(path: Path, labels: list[Any], item: Any = None, column: str = "labels") -> None:
     feature = datasets.List(item or datasets.ClassLabel(names=list(CLASSES)))
-    features = datasets.Features({"image": datasets.Image(), column: feature})
+    features = datasets.Features(**{"image": datasets.Image(), column: feature})
     rows = {"image": some_images(len(labels)), column: labels}
     path.parent.mkdir(exist_ok=True)
     datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
@@ -66,7 +66,7 @@ def test_batches(tmp_path: Path, workers: int) -> None:
     write(tmp_path / "train.parquet", labels)
     kept = open_data(recipe(tmp_path, test_split=None, in_memory=True)).train
     decoded = open_data(recipe(tmp_path, test_split=None, in_memory=False)).train
-    order = TrainingOrder(16, 4, 0, 0, 6, 0, 1)
+    order = TrainingOrder(16, 4, 0, first=0, last=6)
     pairs = zip(
         order,
         training_batches(kept, order, 0, False),
@@ -86,11 +86,9 @@ def test_batches(tmp_path: Path, workers: int) -> None:
 def test_the_label_column_of_today_stays(tmp_path: Path) -> None:
     """A single column of classes, or one named `label`, wins over lists of classes."""
     features = datasets.Features(
-        {
-            "image": datasets.Image(),
-            "kind": datasets.ClassLabel(names=["cat", "dog"]),
-            "attributes": datasets.List(datasets.ClassLabel(names=["big", "old"])),
-        }
+        image=datasets.Image(),
+        kind=datasets.ClassLabel(names=["cat", "dog"]),
+        attributes=datasets.List(datasets.ClassLabel(names=["big", "old"])),
     )
     columns = {"image": some_images(20), "kind": [0, 1] * 10, "attributes": [[0], [0, 1]] * 10}
     rows = datasets.Dataset.from_dict(columns, features=features)
@@ -123,9 +121,7 @@ def test_what_cannot_work(tmp_path: Path) -> None:
         open_data(recipe(tmp_path / "floats", test_split=None))
     with pytest.raises(UserError, match=r"column 'labels' holds no labels: it is List\(Value\('float32'\)\)"):
         open_data(recipe(tmp_path / "floats", test_split=None, label_column="labels"))
-    features = datasets.Features(
-        {"image": datasets.Image(), "labels": datasets.ClassLabel(names=list(CLASSES))}
-    )
+    features = datasets.Features(image=datasets.Image(), labels=datasets.ClassLabel(names=list(CLASSES)))
     single = datasets.Dataset.from_dict({"image": some_images(2), "labels": [0, 1]}, features=features)
     single.to_parquet(tmp_path / "data" / "test.parquet")
     with pytest.raises(

@@ -14,8 +14,8 @@ import kubeflow_trainer_api.models as kubeflow
 import pytest
 import yaml
 from conftest import REPOSITORY, SMALL, final_state, start, wait_for_checkpoint
-from hosts import TwoHosts
 
+from benchmarks.hosts import TwoHosts
 from ohl_accel.distributed.layout import choose_groups
 from ohl_accel.recipe import Recipe
 
@@ -68,7 +68,7 @@ def test_a_cut_cable_and_after(hosts: TwoHosts, undisturbed: Path, tmp_path: Pat
     for process, output in zip(launches, outputs, strict=True):
         assert process.returncode == 1, output
         assert f"lost the others: Timed out waiting {1000 * TIMEOUT:.0f}ms" in output
-        assert "run.resume=auto goes on from the last checkpoint" in output
+        assert "run.resume=auto resumes from the last checkpoint" in output
         assert "[rank" not in output  # torch's prefix of a worker's traceback
     assert hosts.processes() == []
 
@@ -85,7 +85,7 @@ def test_every_exchange_over_a_cut_cable(hosts: TwoHosts, tmp_path: Path) -> Non
     """Each ends in time on both hosts and says why; so does a process that waits for one that never comes."""
     programs = [
         subprocess.Popen(
-            [*hosts.on(host), sys.executable, "tests/exchanges.py", str(host), tmp_path],
+            [*hosts.on(host), sys.executable, "-m", "tests.exchanges", str(host), tmp_path],
             cwd=REPOSITORY,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), "ACCELERATE_USE_CPU": "true"},
             stdout=subprocess.PIPE,
@@ -93,22 +93,23 @@ def test_every_exchange_over_a_cut_cable(hosts: TwoHosts, tmp_path: Path) -> Non
         )
         for host in range(2)
     ]
-    pairs = [(kind, host) for kind in exchanges.KINDS for host in range(2) if (kind, host) != ("joining", 1)]
+    pairs = [(name, host) for host in range(2) for name in exchanges.names_on(host)]
     end = time.monotonic() + 120
-    while not all((tmp_path / f"{kind}-{host}.going").exists() for kind, host in pairs if kind != "joining"):
+    going = [tmp_path / f"{name}-{host}.going" for name, host in pairs if name != exchanges.JOINING]
+    while not all(file.exists() for file in going):
         assert time.monotonic() < end
         time.sleep(0.1)
     hosts.cut()
     cut = time.monotonic()
     outputs = [program.communicate(timeout=120)[0] for program in programs]
     assert time.monotonic() - cut < 2 * exchanges.TIMEOUT.total_seconds() + ENDING
-    assert sorted("".join(outputs).split()) == sorted([part for kind, _ in pairs for part in (kind, "1")])
-    for kind, host in pairs:
-        said = (tmp_path / f"{kind}-{host}.out").read_text()
+    assert sorted("".join(outputs).split()) == sorted([part for name, _ in pairs for part in (name, "1")])
+    for name, host in pairs:
+        said = (tmp_path / f"{name}-{host}.out").read_text()
         assert said.count(f"error: process {host} of 2 on ") == said.count(" lost the others: ") == 1, said
-        assert "run.resume=auto goes on from the last checkpoint" in said
+        assert "run.resume=auto resumes from the last checkpoint" in said
         assert "Traceback" not in said
-    assert "1/2 clients joined. " in (tmp_path / "joining-0.out").read_text()
+    assert "1/2 clients joined. " in (tmp_path / f"{exchanges.JOINING}-0.out").read_text()
 
 
 def test_slurm_script(hosts: TwoHosts, undisturbed_pair: Path, tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_slurm_script_needs_to_know_the_processes(tmp_path: Path) -> None:
     assert "set PROCESSES to the number of processes of each machine" in output
 
 
-KUBEFLOW = {
+KUBEFLOW: dict[str, Any] = {
     "PersistentVolumeClaim": kubeflow.IoK8sApiCoreV1PersistentVolumeClaim,
     "TrainingRuntime": kubeflow.TrainerV1alpha1TrainingRuntime,
     "TrainJob": kubeflow.TrainerV1alpha1TrainJob,

@@ -75,10 +75,8 @@ def pairs_of_digits() -> datasets.DatasetDict:
     digits: Any = load_digits()
     levels, targets = np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target
     features = datasets.Features(
-        {
-            "image": datasets.Image(),
-            "label": datasets.List(datasets.ClassLabel(names=[str(digit) for digit in range(10)])),
-        }
+        image=datasets.Image(),
+        label=datasets.List(datasets.ClassLabel(names=[str(digit) for digit in range(10)])),
     )
 
     def part(first: int, images: int) -> datasets.Dataset:

@@ -1,5 +1,6 @@
 """The report and the gallery as files: what they hold, what they refuse, and that they lose nothing."""
 
+import itertools
 import json
 import re
 import shutil
@@ -13,8 +14,9 @@ import torch
 from PIL import Image
 
 from ohl_accel.errors import UserError
-from ohl_accel.operations.space import PAPER
+from ohl_accel.operations.space import PAPER, PAPER_IDENTITY, Space
 from ohl_accel.policy import Policy
+from ohl_accel.report import figures
 from ohl_accel.report.__main__ import main
 from ohl_accel.report.examples import open_examples, rows_of
 from ohl_accel.report.gallery import draw_gallery, load_policy
@@ -22,7 +24,8 @@ from ohl_accel.report.heatmaps import LEVELS, Scale, heatmap, palette
 from ohl_accel.report.operations import least_probable, most_probable
 from ohl_accel.report.pictures import data_uri, read_image, to_tensor, upright_rgb
 from ohl_accel.report.read import read_run
-from ohl_accel.report.write import write_at_end, write_report
+from ohl_accel.report.write import write_at_end, write_gallery, write_report
+from ohl_accel.rng import keyed_generator
 from ohl_accel.run_folder.atomic import write_text
 from ohl_accel.run_folder.metrics import append_line, read_metrics
 
@@ -160,6 +163,71 @@ def test_training_with_a_fixed_policy(run: Path) -> None:
     assert 'class="note"' not in page
     for name in ("elements", "matrix", "operations", "entropy"):
         assert f'id="{name}"' not in page
+
+
+SPACES = {
+    "one": Space("one", PAPER.elements[12:36:2], arity=1),
+    "two": Space("two", [*PAPER.elements[12:18], *PAPER.elements[33:]], combine="distinct"),
+    "three": Space("three", PAPER.elements[30:], arity=3),
+}
+
+
+def change_space(run: Path, space: Space) -> Policy:
+    """Make it a run that learned over another space."""
+    lines = read_metrics(run / "metrics.jsonl")
+    theta = torch.randn(space.num_operations, dtype=torch.float64, generator=keyed_generator(0, "test"))
+    policy = Policy(theta, space=space)
+    policy.save(run / "policy.json")
+    marginals = policy.element_probabilities.tolist()
+    text = [json.dumps({**line, "element_probabilities": marginals}) for line in lines]
+    write_text(run / "metrics.jsonl", "\n".join(text) + "\n")
+    return policy
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_other_spaces(run: Path, name: str) -> None:
+    """Maps of pairs; bars for operations of one element or three; as many element maps as positions."""
+    space = SPACES[name]
+    policy = change_space(run, space)
+    page = report_of(run)
+    assert ('id="matrix"' in page, 'id="bars"' in page) == (space.arity == 2, space.arity != 2)
+    assert page.count('<table class="elements"') == space.arity
+    assert page.count('class="swatch"') == space.arity * space.num_elements
+    assert f"each of the {space.num_elements} elements" in page
+    assert f"uniform is {space.max_entropy:.4f}" in page
+    most = most_probable(policy, 1)[0]
+    for element in most.name.split(" > "):
+        assert element in page
+    assert f"{most.ratio:.2f} × uniform" in page
+    for draw in (figures.policy_heatmap, figures.policy_marginals):
+        assert draw(policy).startswith(b"\x89PNG")
+    if space.arity == 2:
+        (data,) = re.findall(r'id="matrix-data">(.*?)</script>', page)
+        percent = json.loads(data)["percent"]
+        for first, second in itertools.product(range(space.num_elements), repeat=2):
+            pair = space.elements[first], space.elements[second]
+            different = pair[0].transform != pair[1].transform
+            assert (percent[space.num_elements * first + second] is not None) == different
+        assert sum(p for p in percent if p is not None) == pytest.approx(100, abs=1e-3)
+    gallery = draw_gallery(policy, Image.effect_noise((40, 30), 50), draws=3)
+    assert [tile.operation.name for tile in gallery.likely[:1]] == [most.name]
+    Image.new("RGB", (8, 8)).save(run / "image.png")
+    write_gallery(str(run / "policy.json"), run / "image.png", run / "gallery.html", draws=2, seed=0)
+    assert (run / "gallery.html").read_text().count("<i>then</i>") % max(space.arity - 1, 1) == 0
+
+
+def test_space_of_a_run_without_a_policy_yet(run: Path) -> None:
+    change_space(run, PAPER_IDENTITY)
+    (run / "policy.json").unlink()
+    with pytest.raises(
+        UserError, match=r"line 1: element_probabilities must be 2 lists of 36 \(space paper\), got"
+    ):
+        read_run(run)
+    recipe = run / "recipe.yaml"
+    text = recipe.read_text()
+    assert "space: null" in text
+    write_text(recipe, text.replace("space: null", "space: paper-identity"))
+    assert read_run(run).space == PAPER_IDENTITY
 
 
 def test_report_without_its_data(run: Path) -> None:

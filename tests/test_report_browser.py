@@ -104,7 +104,7 @@ def test_slider_shows_the_step_that_it_stands_at(report: Path, open_page: Open) 
         slider.press(key)
         line = lines[outer_step]
         assert page.locator("#step-now").inner_text() == str(outer_step + 1)
-        wanted = [p * PAPER.num_elements for place in line["element_probabilities"] for p in place]
+        wanted = [p * PAPER.num_elements for marginal in line["element_probabilities"] for p in marginal]
         shown = [float(text) for text in page.locator(".now").all_inner_texts()]
         assert shown == pytest.approx(wanted, abs=0.0051)
         reward = f"{100 * line['reward'][line['winner']]:.2f} %"

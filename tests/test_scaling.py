@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY, SMALL
-from hosts import TwoHosts
 
 from benchmarks import cost_model
 from benchmarks.cost_model import Coefficients, Hardware, Layout, Row, Task
+from benchmarks.hosts import TwoHosts
 from benchmarks.scaling_pages import PHASES, results_page, slope
 from benchmarks.scaling_projection import BEGIN, CHART, END, generated
 from benchmarks.scaling_worker import launch, search

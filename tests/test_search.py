@@ -14,7 +14,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from conftest import REPOSITORY, SMALL, final_state, latest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ohl_accel.data import Images
 from ohl_accel.data.source import open_split
@@ -118,7 +118,7 @@ def test_parts_of_a_phase_on_cuda_are_timed_by_events(monkeypatch: pytest.Monkey
 def test_timm_reads_the_network(finished: Path) -> None:
     """Loaded by timm and run by hand on the test images, it scores what the run says."""
     network = timm.create_model(f"local-dir:{finished}", pretrained=True).eval()
-    config = network.pretrained_cfg
+    config: Any = network.pretrained_cfg
     rows = open_split(Recipe.load(DIGITS).data, "test")
     pixels = (
         torch.stack([torch.from_numpy(np.array(image)) for image in rows["image"]])[:, None].float() / 255
@@ -162,7 +162,8 @@ def test_bf16_and_other_networks(tmp_path: Path) -> None:
     assert lines[-1]["learning_rate"] == pytest.approx(0.0001)
     assert min(lines[-1]["train_loss"]) < 2.3
     network = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    assert tuple(network.pretrained_cfg["input_size"]) == (1, 32, 32)
+    config: Any = network.pretrained_cfg
+    assert tuple(config["input_size"]) == (1, 32, 32)
 
 
 def test_each_batch_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +243,9 @@ def test_rewards_and_winner() -> None:
 
 def test_a_folder_that_is_not_empty_is_refused(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"is not empty \(it holds notes.txt\): go on with run.resume=auto"):
+    with pytest.raises(
+        UserError, match=r"is not empty \(it holds notes.txt\): resume it with run.resume=auto"
+    ):
         run(tmp_path)
     run(tmp_path, "run.overwrite=true", "outer.steps=1")
     assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -263,7 +266,7 @@ def test_resuming_with_another_recipe_is_refused(tmp_path: Path) -> None:
         run(tmp_path, "outer.steps=1", "run.resume=auto", "outer.lr=0.1")
     (tmp_path / "checkpoints" / "step-000001" / "state.safetensors").write_bytes(b"cut")
     with pytest.raises(
-        UserError, match=r"step-000001 is damaged: .*; to go on from step-000000, write that name"
+        UserError, match=r"step-000001 is damaged: .*; to resume from step-000000, write that name"
     ):
         run(tmp_path, "outer.steps=1", "run.resume=auto")
 
@@ -282,8 +285,6 @@ def test_checkpoints_that_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_the_run_with_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_file = checkpoint.save_file
-
     def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
         if "step-000002" in str(path):
             raise OSError(28, "No space left on device")
@@ -379,7 +380,18 @@ def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
 
 def test_the_recipe_in_the_run_folder_is_complete(finished: Path) -> None:
     written = yaml.safe_load((finished / "recipe.yaml").read_text())
-    assert set(written) == {"run", "data", "model", "inner", "outer", "augment", "train", "hub", "track"}
+    assert set(written) == {
+        "run",
+        "data",
+        "model",
+        "inner",
+        "outer",
+        "objective",
+        "augment",
+        "train",
+        "hub",
+        "track",
+    }
     assert written["data"]["image_column"] == "image"
     assert len(written["data"]["mean"]) == 1
     assert written["run"]["mixed_precision"] == "no"

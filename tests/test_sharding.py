@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,8 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import SMALL, final_state
-from forked import on_processes, search_digits
-from processes import Process
+from forked import call_on_ranks, search_digits
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,13 +21,6 @@ from ohl_accel.engine.trajectory import create_optimizer
 from ohl_accel.errors import UserError
 from ohl_accel.recipe import ModelSection, OptimizerSection
 from ohl_accel.recipe.rules import SHARDED_OPTIMIZERS
-
-
-@pytest.fixture(scope="module")
-def parent() -> Iterator[Process]:
-    """From which processes are forked."""
-    with Process({**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}) as process:
-        yield process
 
 
 class Block(nn.Module):
@@ -69,35 +60,35 @@ def equal_whole_networks() -> None:
         whole = build().to(memory_format=torch.channels_last)  # FSDP2 takes contiguous weights only
         inputs, labels = torch.randn(6, 2, 2, 2).double(), torch.randint(2, (6,))
         with torch.device("meta"):
-            cut = build()
-        groups.wrap(cut)
-        groups.broadcast_parameters([cut], whole if rank == 0 else None)
+            sharded = build()
+        groups.wrap(sharded)
+        groups.broadcast_parameters([sharded], whole if rank == 0 else None)
         section = OptimizerSection(name=name, lr=0.01, weight_decay=0.1)
         own = slice(2 * rank, 2 * rank + 2)
-        for network, images, classes in ((whole, inputs, labels), (cut, inputs[own], labels[own])):
+        for network, images, classes in ((whole, inputs, labels), (sharded, inputs[own], labels[own])):
             optimizer = create_optimizer(section, network)
             for _ in range(3):
                 nn.functional.cross_entropy(network(images), classes).backward()
                 optimizer.step()
                 optimizer.zero_grad()
         with torch.no_grad():
-            assert torch.allclose(cut(inputs), whole(inputs), rtol=1e-9), name
-        gathered = whole_on_cpu(dict(cut.named_parameters()), keep=True)
-        for place, parameter in whole.named_parameters():
-            torch.testing.assert_close(gathered[place], parameter.detach(), rtol=1e-9, atol=1e-12)
-            held = own_part(cut.get_parameter(place)).untyped_storage().nbytes()
-            assert held <= -(-len(parameter) // 3) * parameter[0].nbytes, (name, place)
+            assert torch.allclose(sharded(inputs), whole(inputs), rtol=1e-9), name
+        gathered = whole_on_cpu(dict(sharded.named_parameters()), keep=True)
+        for path, parameter in whole.named_parameters():
+            torch.testing.assert_close(gathered[path], parameter.detach(), rtol=1e-9, atol=1e-12)
+            held = own_part(sharded.get_parameter(path)).untyped_storage().nbytes()
+            assert held <= -(-len(parameter) // 3) * parameter[0].nbytes, (name, path)
     dist.destroy_process_group()
 
 
-def test_a_third_of_a_network_in_each_process(parent: Process) -> None:
+def test_a_third_of_a_network_in_each_process() -> None:
     """First values, steps, validation: equal to those of the whole network, of which none holds more."""
-    parent(on_processes, 3, equal_whole_networks)
+    call_on_ranks(3, equal_whole_networks)
 
 
 COMMON = (
     *SMALL,
-    "model.args.width=7",  # tensors that cannot be cut evenly, BatchNorm
+    "model.args.width=7",  # tensors that cannot be split evenly, BatchNorm
     "outer.steps=2",
     "run.keep_checkpoints=9",
     "data.eval_batch_size=100",  # three chunks, the last one of 97: processes do not score equally many
@@ -110,41 +101,41 @@ COMMON = (
 
 
 @pytest.fixture(scope="module")
-def whole(parent: Process, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """DDP: one group of two processes that host four trajectories."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    parent(on_processes, 2, search_digits, *COMMON, "outer.groups=1", f"run.dir={folder}")
+    call_on_ranks(2, search_digits, *COMMON, "outer.groups=1", f"run.dir={folder}")
     return folder
 
 
-def again(parent: Process, processes: int, run: Path, folder: Path, *overrides: str) -> None:
-    """Go on with the second outer step of a copy of a run."""
+def again(processes: int, run: Path, folder: Path, *overrides: str) -> None:
+    """Resume a copy of a run at its second outer step."""
     shutil.copytree(run, folder)
     (folder / "checkpoints" / "latest").write_text("step-000001")
     resume = (f"run.dir={folder}", "run.resume=auto")
-    parent(on_processes, processes, search_digits, *COMMON, *resume, *overrides)
+    call_on_ranks(processes, search_digits, *COMMON, *resume, *overrides)
 
 
-def test_sharded_equals_whole(parent: Process, whole: Path, tmp_path: Path) -> None:
-    """Two groups of two, two trajectories in each, bit for bit; also when DDP goes on with what they saved."""
+def test_sharded_equals_whole(whole: Path, tmp_path: Path) -> None:
+    """Two groups of two, two trajectories in each, bit for bit; also when DDP resumes from what they saved."""
     folder = tmp_path / "sharded"
     sharded = ("outer.groups=2", "model.shard=true")
-    parent(on_processes, 4, search_digits, *COMMON, *sharded, f"run.dir={folder}")
+    call_on_ranks(4, search_digits, *COMMON, *sharded, f"run.dir={folder}")
     first = "checkpoints/step-000000/state.safetensors"
     assert (folder / first).read_bytes() == (whole / first).read_bytes()
     assert final_state(folder) == final_state(whole)
-    again(parent, 2, folder, tmp_path / "whole", "outer.groups=1")
+    again(2, folder, tmp_path / "whole", "outer.groups=1")
     assert final_state(tmp_path / "whole") == final_state(whole)
 
 
-def test_other_numbers_of_processes(parent: Process, whole: Path, tmp_path: Path) -> None:
-    """Four processes in a group, sharded or not, go on from what two wrote.
+def test_other_numbers_of_processes(whole: Path, tmp_path: Path) -> None:
+    """Four processes in a group, sharded or not, resume from what two wrote.
 
     Four gradients are added in another order: after three steps weights differ by a few units of the last place.
     """
     final = {}
     for shard in ("false", "true"):
-        again(parent, 4, whole, tmp_path / shard, "outer.groups=1", f"model.shard={shard}")
+        again(4, whole, tmp_path / shard, "outer.groups=1", f"model.shard={shard}")
         final[shard] = load_file(tmp_path / shard / "checkpoints" / "step-000002" / "state.safetensors")
     start = load_file(whole / "checkpoints" / "step-000001" / "state.safetensors")
     for name, value in final["false"].items():
@@ -158,7 +149,7 @@ def test_other_numbers_of_processes(parent: Process, whole: Path, tmp_path: Path
     [
         ("coat_lite_tiny", "cpe1.proj.weight and serial_blocks1.0.cpe.proj.weight are one parameter"),
         ("dm_nfnet_f0", "stages.0.0.skipinit_gain of this network is a single number"),
-        ("sequencer2d_s", "rnn_v._flat_weights of this network is no parameter and no buffer"),
+        ("sequencer2d_s", "rnn_v._flat_weights of this network is neither a parameter nor a buffer"),
     ],
 )
 def test_networks_that_cannot_be_cut_are_refused(name: str, message: str) -> None:

@@ -18,7 +18,6 @@ from wandb.proto import wandb_internal_pb2
 from wandb_server import KEY, WandBServer
 
 from ohl_accel.errors import UserError
-from ohl_accel.observers import dashboards as track
 from ohl_accel.observers.dashboards import Dashboards, flatten
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe
@@ -77,7 +76,7 @@ def wandb_records(file: Path) -> list[Any]:
         part += content[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):
-            record = wandb_internal_pb2.Record()
+            record = vars(wandb_internal_pb2)["Record"]()
             record.ParseFromString(part)
             records.append(record)
             part = b""
@@ -187,7 +186,7 @@ def test_wandb_online_and_a_server_that_leaves(tmp_path: Path) -> None:
             assert done.code == 0, done
             identity = json.loads((folders[False] / "trackers.json").read_text())["id"]
             assert f"wandb: {server.url}/me/ohl-accel/runs/{identity}" in done.out
-            assert "not all is sent" not in done.out
+            assert "not everything was sent" not in done.out
             rows: dict[int, dict[str, Any]] = {}
             for row in server.history[identity]:
                 rows.setdefault(row["_step"], {}).update(row)
@@ -203,7 +202,7 @@ def test_wandb_online_and_a_server_that_leaves(tmp_path: Path) -> None:
             assert done.code == 0, done
             assert (folders[True] / "result.json").exists()
             (place,) = (folders[True] / "wandb").glob("run-*")
-            assert f"wandb: not all is sent; this sends it: wandb sync {place}" in done.out
+            assert f"wandb: not everything was sent; to send it: wandb sync {place}" in done.out
             kept = history_of(wandb_records(next(place.glob("*.wandb"))))
             assert sorted(kept) == [0, 1, 2, 3]
     for folder in folders.values():
@@ -227,10 +226,8 @@ def test_two_processes_make_one_run_and_one_commit(tmp_path: Path) -> None:
 
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     Dashboards().check(Recipe.load(DIGITS, ["track=[wandb,tensorboard,trackio]"]))
-    find = track.importlib.util.find_spec
-    monkeypatch.setattr(
-        track.importlib.util, "find_spec", lambda name: None if name == "trackio" else find(name)
-    )
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "trackio" else find(name))
     with pytest.raises(UserError, match="track: trackio is not installed: pip install trackio"):
         Dashboards().check(Recipe.load(DIGITS, ["track=[wandb,trackio]"]))
 

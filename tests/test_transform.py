@@ -324,7 +324,7 @@ def test_timm_create_loader_without_prefetcher(workplace: Path, monkeypatch: pyt
     from timm.data import create_loader
 
     def without_prefetcher(*arguments: Any, **options: Any) -> Any:
-        return create_loader(*arguments, **options, use_prefetcher=False)
+        return create_loader(*arguments, **{**options, "use_prefetcher": False})
 
     monkeypatch.setattr("timm.data.create_loader", without_prefetcher)
     names = run_block("create_loader(")
@@ -460,7 +460,7 @@ def test_the_hub(tmp_path: Path) -> None:
             ("user/gated", None, "user/gated .*: access to it is granted on its page"),
             ("user/huge", None, "user/huge has 5000000 bytes, more than"),
             ("user/foreign", None, '"format" must be "ohl_accel.policy", got None'),
-            ("user/a--b", None, "user/a--b .*: this is no Hub id"),
+            ("user/a--b", None, "user/a--b .*: not a Hub id"),
         ):
             assert re.match(
                 f"(there is no file or folder .* as a Hub id: .*)?{wanted}", ask(online, name, revision)

@@ -1,10 +1,10 @@
 """Mini-batches in an order that every trajectory and every layout of processes shares.
 
 The order of an epoch is keyed by (seed, epoch), so training can be entered at any inner step. A process
-takes some columns of the epoch's table of [inner steps, places in the batch], and each of its workers some
+takes some columns of the epoch's table of [inner steps, positions in the batch], and each of its workers some
 of those: whatever their numbers, the batches are the same.
 
-Shapes: B images of the group's batch, b of this process, S inner steps of an epoch, L lanes.
+Shapes: B images of the group's batch, b of this process, S inner steps of an epoch, L lanes of X images each.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,7 +24,7 @@ from ohl_accel.rng import keyed_generator
 Batch = tuple[Tensor, Tensor]
 """Images, uint8 [b, C, H, W], and labels: int64 [b], or of multi-label data float32 [b, classes], 0 or 1."""
 Part = tuple[Tensor, list[Replaced]] | UserError
-"""What a worker sends: labels of its part of a batch, and which images were replaced; or why it cannot go on."""
+"""What a worker sends: labels of its part of a batch, and which images were replaced; or why it cannot continue."""
 
 _BATCHES_AHEAD, _CHUNKS_AHEAD = 4, 1
 _MOST_LANES = 64
@@ -33,10 +33,10 @@ _OPEN_BYTES = 2**32
 
 @dataclass(frozen=True)
 class Blocks:
-    """How a stream is shuffled, so that each of its blocks is read by few, in one go.
+    """How a stream is shuffled, so that each of its blocks is read by few workers, at one time.
 
-    `of_image`, int64 [images], is the block of each. Images of `lanes` places of the stream meet in a
-    batch, drawn from a window of `window` images in all.
+    `of_image`, int64 [images], is the block of each image. A batch holds images from `lanes` parts of the stream,
+    drawn from a window of `window` images in all.
     """
 
     of_image: Tensor
@@ -54,10 +54,10 @@ class Blocks:
 
 
 class TrainingOrder:
-    """Which image stands at which place of every mini-batch.
+    """Which image is at which position of every mini-batch.
 
-    An epoch is `num_images // batch_size` batches without repetition; the rest is left out, and another
-    rest in the next epoch. Images that are read alone are permuted. A stream's blocks are permuted, laid
+    An epoch is `num_images // batch_size` batches without repetition; the remaining images are left out, others
+    in the next epoch. Images that are read alone are permuted. A stream's blocks are permuted, laid
     end to end and cut into lanes of equal length; inside a lane images are shuffled among a window of
     neighbours; and each batch takes as many images from each lane. So its columns read different blocks.
 
@@ -66,7 +66,7 @@ class TrainingOrder:
         batch_size: B, over the whole group.
         seed: of the run.
         first, last: the range of inner steps, counted over the whole run, `last` excluded.
-        share, shares: this process takes the share-th of `shares` equal slices of each batch.
+        rank, num_replicas: this process takes the rank-th of `num_replicas` equal slices of each batch.
         blocks: of a stream.
     """
 
@@ -75,16 +75,17 @@ class TrainingOrder:
         num_images: int,
         batch_size: int,
         seed: int,
+        *,
         first: int,
         last: int,
-        share: int,
-        shares: int,
+        rank: int = 0,
+        num_replicas: int = 1,
         blocks: Blocks | None = None,
     ) -> None:
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
         self.first, self.last, self._blocks = first, last, blocks
-        own = batch_size // shares
-        self.own = range(share * own, (share + 1) * own)
+        own = batch_size // num_replicas
+        self.own = range(rank * own, (rank + 1) * own)
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -114,7 +115,7 @@ class TrainingOrder:
         rank = torch.randperm(int(block_n.max()) + 1, generator=generator)
         end_to_end = rank[block_n].argsort(stable=True)[: steps * self.batch_size]
         lane_LX = end_to_end.view(lanes, -1)
-        # windows of the lanes begin at different steps, so that reading does not come in gusts
+        # windows of the lanes begin at different steps, so that reads do not come in bursts
         window = max(1, self._blocks.window // lanes)
         begin_L1 = torch.arange(lanes)[:, None] * window // lanes
         window_LX = (begin_L1 + torch.arange(lane_LX.shape[1])) // window
@@ -129,7 +130,7 @@ def training_batches(
     """The batches of `order`, decoded ahead by `workers` processes unless pixels are in memory.
 
     Args:
-        images: of the training split; what they are replaced by goes into their tally.
+        images: of the training split; their tally counts those that are replaced.
         order: of this process.
         workers: processes; 0 decodes here.
         pin: whether to put batches into pinned memory.
@@ -142,14 +143,14 @@ def training_batches(
         yield from (images.__getitems__(rows) for rows in order)
         return
     workers = min(workers, len(order.own))
-    shelf = _Shelf(images.decoding, len(order.own), _BATCHES_AHEAD + 1 if workers else 1)
-    parts = _loader(_Columns(images, order, crop, shelf), workers, _BATCHES_AHEAD)
-    for place in range(len(order)):
-        yield shelf.take(place, images, list(islice(parts, max(1, workers))), pin)
+    buffers = _BatchBuffers(images.decoding, len(order.own), _BATCHES_AHEAD + 1 if workers else 1)
+    parts = _loader(_Columns(images, order, crop, buffers), workers, _BATCHES_AHEAD)
+    for index in range(len(order)):
+        yield buffers.take(index, images, list(islice(parts, max(1, workers))), pin)
 
 
 def ahead_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same batches on the device; on CUDA each is copied while the one before it is trained on."""
+    """The same batches on the device; on CUDA each is copied while the previous one is trained on."""
     if device.type != "cuda":
         yield from batches
         return
@@ -172,41 +173,41 @@ def ahead_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[
 
 
 def evaluation_batches(
-    images: Images, batch_size: int, share: int, shares: int, workers: int = 0
+    images: Images, batch_size: int, rank: int, num_replicas: int, workers: int = 0
 ) -> Iterator[tuple[int, Batch]]:
-    """Every `shares`-th chunk of a split, beginning with the `share`-th, as (number of the chunk, batch).
+    """Every `num_replicas`-th chunk of a split, beginning with the `rank`-th, as (number of the chunk, batch).
 
     Raises:
         ProcessFailedError: if an image or a file cannot be read.
     """
-    chunks = range(share, num_chunks(images, batch_size), shares)
+    chunks = range(rank, num_chunks(images, batch_size), num_replicas)
     if images.kept:
         for chunk in chunks:
             first = chunk * batch_size
             yield chunk, images.__getitems__(range(first, min(first + batch_size, len(images))))
         return
     workers = min(workers, len(chunks))
-    shelf = _Shelf(images.decoding, min(batch_size, len(images)), workers * (_CHUNKS_AHEAD + 1) or 1)
-    parts = _loader(_Chunks(images, batch_size, chunks, shelf), workers, _CHUNKS_AHEAD)
-    for place, chunk in enumerate(chunks):
-        yield chunk, shelf.take(place, images, [next(parts)])
+    buffers = _BatchBuffers(images.decoding, min(batch_size, len(images)), workers * (_CHUNKS_AHEAD + 1) or 1)
+    parts = _loader(_Chunks(images, batch_size, chunks, buffers), workers, _CHUNKS_AHEAD)
+    for index, chunk in enumerate(chunks):
+        yield chunk, buffers.take(index, images, [next(parts)])
 
 
 def num_chunks(images: Images, batch_size: int) -> int:
-    """How many chunks of `batch_size` a split has, the last one perhaps smaller."""
+    """How many chunks of `batch_size` a split has; the last one may be smaller."""
     return -(-len(images) // batch_size)
 
 
-class _Shelf:
-    """Where pixels are decoded to, in memory shared with workers, used again and again: fresh pages are slow.
+class _BatchBuffers:
+    """A ring of buffers that images are decoded into, in memory shared with the workers: fresh pages are slow.
 
     A worker begins a part when the one that many before it has been asked for, and by then the batch before
-    that one has been taken: so there must be room for one batch more than are decoded ahead.
+    that one has been taken: so there must be one buffer more than batches are decoded ahead.
 
     Args:
         decoding: of the images.
         batch_size: images of a batch, at most.
-        batches: for how many there is room; one is not shared.
+        batches: how many batches it holds; a single one is not shared.
 
     Raises:
         ProcessFailedError: if there is not enough shared memory.
@@ -220,17 +221,21 @@ class _Shelf:
             except RuntimeError as error:
                 size = f"{self._pixels.nbytes / 2**20:.0f} MiB"
                 raise ProcessFailedError(
-                    f"data.workers: batches decoded ahead need {size} of shared memory, which this process cannot "
-                    "have: enlarge /dev/shm (docker run --shm-size; on Kubernetes an emptyDir of medium Memory), "
+                    f"data.workers: batches decoded ahead need {size} of shared memory, which is not "
+                    "available: enlarge /dev/shm (docker run --shm-size; on Kubernetes an emptyDir of medium Memory), "
                     "or set data.workers=0 or a smaller data.eval_batch_size"
                 ) from error
 
-    def __getitem__(self, place: int) -> Tensor:
-        """Room for the batch of this number: uint8 [b, C, H, W]."""
-        return self._pixels[place % len(self._pixels)]
+    def __getitem__(self, index: int) -> Tensor:
+        """The buffer of a batch: uint8 [b, C, H, W].
 
-    def take(self, place: int, images: Images, parts: Iterable[Part], pin: bool = False) -> Batch:
-        """A copy of a batch whose parts have come, counted; in pinned memory if asked for."""
+        Args:
+            index: of the batch, among those that are yielded.
+        """
+        return self._pixels[index % len(self._pixels)]
+
+    def take(self, index: int, images: Images, parts: Iterable[Part], pin: bool = False) -> Batch:
+        """A copy of a batch whose parts have arrived, counted; in pinned memory if asked for."""
         all_labels = []
         for part in parts:
             if isinstance(part, UserError):
@@ -239,53 +244,53 @@ class _Shelf:
             images.tally.add(len(labels), replaced)
             all_labels.append(labels)
         labels_b = torch.cat(all_labels)
-        pixels = self[place][: len(labels_b)]
+        pixels = self[index][: len(labels_b)]
         return torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=pin).copy_(pixels), labels_b
 
 
 class _Columns(IterableDataset[Part]):
-    """What one worker decodes: some neighbouring places of every batch of its process."""
+    """What one worker decodes: some neighbouring positions of every batch of its process."""
 
     def __init__(
-        self, images: Images, order: TrainingOrder, crop: RandomResizedCrop | None, shelf: _Shelf
+        self, images: Images, order: TrainingOrder, crop: RandomResizedCrop | None, buffers: _BatchBuffers
     ) -> None:
-        self._images, self._order, self._crop, self._shelf = images, order, crop, shelf
+        self._images, self._order, self._crop, self._buffers = images, order, crop, buffers
 
     def __iter__(self) -> Iterator[Part]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         own = self._order.own
-        places = slice(len(own) * number // workers, len(own) * (number + 1) // workers)
-        columns = own[places]
+        positions = slice(len(own) * number // workers, len(own) * (number + 1) // workers)
+        columns = own[positions]
         try:
             for first, rows_Sb in self._order.epochs(columns):
                 planned = self._images.numbers[rows_Sb.flatten()]
                 with self._images.source.planned(planned) as opener:
                     for step, rows in enumerate(rows_Sb.tolist(), first):
-                        room = self._shelf[step - self._order.first][places]
-                        yield self._images.decode(rows, room, self._crop_of(step, columns.start), opener)
+                        buffer = self._buffers[step - self._order.first][positions]
+                        yield self._images.decode(rows, buffer, self._crop_of(step, columns.start), opener)
         except UserError as error:
             yield error
 
-    def _crop_of(self, step: int, first_place: int) -> Crop | None:
+    def _crop_of(self, step: int, first: int) -> Crop | None:
         random = self._crop
-        return None if random is None else lambda image, place: random(image, step, first_place + place)
+        return None if random is None else lambda image, index: random(image, step, first + index)
 
 
 class _Chunks(Dataset[Part]):
     """Chunks of a split, decoded."""
 
-    def __init__(self, images: Images, batch_size: int, chunks: range, shelf: _Shelf) -> None:
-        self._images, self._batch_size, self._chunks, self._shelf = images, batch_size, chunks, shelf
+    def __init__(self, images: Images, batch_size: int, chunks: range, buffers: _BatchBuffers) -> None:
+        self._images, self._batch_size, self._chunks, self._buffers = images, batch_size, chunks, buffers
 
     def __len__(self) -> int:
         return len(self._chunks)
 
-    def __getitem__(self, place: int) -> Part:
-        first = self._chunks[place] * self._batch_size
+    def __getitem__(self, index: int) -> Part:
+        first = self._chunks[index] * self._batch_size
         indices = range(first, min(first + self._batch_size, len(self._images)))
         try:
-            return self._images.decode(indices, self._shelf[place][: len(indices)])
+            return self._images.decode(indices, self._buffers[index][: len(indices)])
         except UserError as error:
             return error
 
@@ -301,7 +306,7 @@ def _loader(dataset: Dataset[Part], workers: int, ahead: int) -> Iterator[Part]:
     )
     try:
         yield from loader
-    except (ConnectionError, EOFError, FileNotFoundError) as error:  # while a batch was handed over
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # while a batch was passed on
         raise RuntimeError(f"DataLoader worker is gone: {error}") from error
 
 

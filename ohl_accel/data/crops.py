@@ -1,4 +1,4 @@
-"""How an image of any size becomes one of the run's: cut out at random in training, from the centre elsewhere."""
+"""How an image of any size gets the size of the run: cropped at random in training, from the centre elsewhere."""
 
 import math
 
@@ -13,7 +13,7 @@ _ATTEMPTS = 10
 
 
 class RandomResizedCrop:
-    """torchvision's transform of this name, keyed: the same cut on every trajectory and layout.
+    """torchvision's transform of this name, keyed: the same crop on every trajectory and layout.
 
     Args:
         section: of the recipe.
@@ -24,9 +24,9 @@ class RandomResizedCrop:
     def __init__(self, section: RandomResizedCropSection, size: tuple[int, int], seed: int) -> None:
         self._section, self._size, self._seed = section, size, seed
 
-    def __call__(self, image: Image.Image, step: int, place: int) -> Image.Image:
-        """Cut and resize the image at a place of the group's batch of an inner step."""
-        generator = keyed_generator(self._seed, "random resized crop", step, place)
+    def __call__(self, image: Image.Image, step: int, position: int) -> Image.Image:
+        """Crop and resize the image at a position of the group's batch of an inner step."""
+        generator = keyed_generator(self._seed, "random resized crop", step, position)
         top, left, rows, columns = cut(
             image.height, image.width, self._section.scale, self._section.ratio, generator
         )
@@ -60,6 +60,6 @@ def cut(
 
 
 def centre(image: Image.Image, size: tuple[int, int], crop_pct: float) -> Image.Image:
-    """Fill the size (H, W) and cut what is over, then keep `crop_pct` of each side: bicubic."""
+    """Fill the size (H, W) and crop what exceeds it, then keep `crop_pct` of each side: bicubic."""
     bleed = (1 - crop_pct) / 2
     return ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC, bleed=bleed)

@@ -24,7 +24,7 @@ _REPLACEMENTS_TRIED = 100
 Opened = Image.Image | str
 """A PIL image, or why there is none."""
 Crop = Callable[[Image.Image, int], Image.Image]
-"""Cuts an image, given its place among those asked for."""
+"""Crops an image, given its index among those asked for."""
 
 
 class Source(Protocol):
@@ -55,9 +55,8 @@ class Decoding:
     """What becomes of the images of a run.
 
     `size` (H, W) and `channels` are those of the tensors. `squash` says how to resize images of another
-    size: True changes the aspect ratio, False fills the size and cuts what is over in the centre (of which
-    `crop_pct` of each side stays), None refuses them. `replace`: whether another image takes the place of
-    one that cannot be decoded.
+    size: True changes the aspect ratio, False fills the size and takes the centre (of which `crop_pct` of each side
+    stays), None refuses them. `replace`: whether an image that cannot be decoded is replaced by another one.
     """
 
     size: tuple[int, int]
@@ -69,7 +68,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Replaced:
-    """An image that cannot be decoded, which one took its place, and why."""
+    """An image that cannot be decoded, the one that replaced it, and why."""
 
     image: str
     by: str
@@ -90,7 +89,7 @@ class Tally:
 
 
 class Images:
-    """Decodes images on demand, or once for all after `keep`.
+    """Decodes images on demand, or all of them once, by `keep`.
 
     Args:
         source: of the split.
@@ -120,14 +119,14 @@ class Images:
             UserError: if an image cannot be decoded and is not to be replaced, or has another size and
                 none is set.
         """
-        images_nCHW = self.room(len(indices))
+        images_nCHW = self.empty(len(indices))
         labels, replaced = self.decode(indices, images_nCHW)
         if not self.kept:
             self.tally.add(len(labels), replaced)
         return images_nCHW, labels
 
-    def room(self, images: int) -> Tensor:
-        """Where so many can be put: uint8 [images, C, H, W], not set."""
+    def empty(self, images: int) -> Tensor:
+        """An uninitialized tensor for so many images: uint8 [images, C, H, W]."""
         return torch.empty(images, self.decoding.channels, *self.decoding.size, dtype=torch.uint8)
 
     def decode(
@@ -150,20 +149,20 @@ class Images:
         Raises:
             UserError: as `__getitems__`.
         """
-        places = torch.tensor(indices, dtype=torch.int64)
+        index_n = torch.tensor(indices, dtype=torch.int64)
         replaced: list[Replaced] = []
-        labels, numbers = self.labels[places], self.numbers[places].tolist()
+        labels, numbers = self.labels[index_n], self.numbers[index_n].tolist()
         if self._kept is not None:
-            torch.index_select(self._kept, 0, places, out=images_nCHW)
+            torch.index_select(self._kept, 0, index_n, out=images_nCHW)
             return _for_loss(labels), replaced
-        for place, opened in enumerate((opener or self.source.open)(numbers)):
-            number = numbers[place]
+        for i, opened in enumerate((opener or self.source.open)(numbers)):
+            number = numbers[i]
             if isinstance(opened, str):
                 opened, index, because = self._replacement(number, opened)
                 number = int(self.numbers[index])
-                labels[place] = self.labels[index]
+                labels[i] = self.labels[index]
                 replaced.append(because)
-            images_nCHW[place] = self._pixels(opened, number, place, crop)
+            images_nCHW[i] = self._pixels(opened, number, i, crop)
         return _for_loss(labels), replaced
 
     @property
@@ -187,14 +186,14 @@ class Images:
         assert self._kept is None
         chosen = copy.copy(self)
         chosen.tally = Tally()
-        places = torch.as_tensor(indices, dtype=torch.int64)
-        chosen.numbers, chosen.labels = self.numbers[places], self.labels[places]
+        index_n = torch.as_tensor(indices, dtype=torch.int64)
+        chosen.numbers, chosen.labels = self.numbers[index_n], self.labels[index_n]
         return chosen
 
     def keep(self, in_memory: bool | str) -> None:
-        """Decode everything now, if asked to or (`auto`) if it takes up to 1 GiB."""
+        """Decode everything now, if asked to or (`auto`) if it takes at most 1 GiB."""
         if in_memory is True or (in_memory == "auto" and self.fits_in_memory):
-            kept, labels = self.room(len(self)), self.labels.clone()
+            kept, labels = self.empty(len(self)), self.labels.clone()
             with self.source.planned(self.numbers) as opener:
                 for first in range(0, len(self), 1000):
                     part = slice(first, first + 1000)
@@ -204,7 +203,7 @@ class Images:
             self._kept, self.labels = kept, labels
 
     def _replacement(self, number: int, why: str) -> tuple[Image.Image, int, Replaced]:
-        """Another image of this split in the place of one that cannot be decoded, and its index.
+        """Another image of this split instead of one that cannot be decoded, and its index.
 
         Which one depends on the number of the bad one in the source alone.
         """
@@ -221,14 +220,14 @@ class Images:
             f"{name} cannot be decoded: {why}; neither can {_REPLACEMENTS_TRIED} others of {self.description}"
         )
 
-    def _pixels(self, image: Image.Image, number: int, place: int, crop: Crop | None) -> Tensor:
+    def _pixels(self, image: Image.Image, number: int, index: int, crop: Crop | None) -> Tensor:
         decoding = self.decoding
         mode = "L" if decoding.channels == 1 else "RGB"
-        if image.mode != mode:  # convert copies in any case
+        if image.mode != mode:  # convert always copies
             image = image.convert(mode)
         height, width = decoding.size
         if crop is not None:
-            image = crop(image, place)
+            image = crop(image, index)
         elif image.size != (width, height) or decoding.crop_pct != 1:
             if decoding.squash is None:
                 raise UserError(
@@ -293,7 +292,7 @@ class Rows:
 def why_not(error: Exception) -> str:
     """Why an image cannot be decoded: the same text wherever it happens."""
     if isinstance(error, UnidentifiedImageError):
-        return "it is no image that Pillow knows"
+        return "not a recognized image"
     return first_line(error)
 
 

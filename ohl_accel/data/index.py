@@ -1,7 +1,7 @@
 """The index of a streamed split: where each image is, its label and its hash, found in one pass.
 
 About 30 bytes per image on disk and 60 in memory. What a pass finds in a file is cached under the file's name
-and its size and time, or commit: a pass that was interrupted goes on, and a data set is read once for all
+and its size and time, or commit: a pass that was interrupted resumes, and a data set is read once for all
 runs, whatever their seeds.
 """
 
@@ -75,11 +75,11 @@ class Index:
         return hashlib.blake2b(content, digest_size=16).hexdigest()
 
     def name(self, number: int) -> str:
-        """What messages call an image: its file, its place in it and its hash."""
+        """What messages call an image: its file, its index in it and its hash."""
         file = self.found.shard[self.block[number]]
         first_block = int(np.searchsorted(self.found.shard, file))
-        place = number - int(self.start[first_block])
-        return f"image {place} of {self.files[file]} (hash {int(self.found.hash[number]):016x})"
+        index = number - int(self.start[first_block])
+        return f"image {index} of {self.files[file]} (hash {int(self.found.hash[number]):016x})"
 
     def read(self, block: int) -> list[bytes | None]:
         """The undecoded images of a block; None where a parquet row has no bytes.
@@ -141,7 +141,7 @@ class Index:
 def build_index(files: SplitFiles, image_column: str, label_column: str, retries: int) -> Index:
     """Index a split: from the cache, or by reading its files, several at a time.
 
-    Machines that share the cache share the work: each takes the next file that no other one is at.
+    Machines that share the cache share the work: each takes the next file that no other is reading.
 
     Raises:
         UserError: naming a file that cannot be read, or lacks a column.
@@ -176,7 +176,7 @@ def build_index(files: SplitFiles, image_column: str, label_column: str, retries
 
 
 class _Report:
-    """Says now and then how far a long pass has come; quiet if it is short."""
+    """Reports the progress of a long pass every 30 seconds; silent if it is short."""
 
     def __init__(self, files: int) -> None:
         self._files, self._done, self._said = files, 0, time.monotonic()
@@ -195,7 +195,7 @@ def _cached(*key: str, ending: str) -> Path:
 
 
 def _write_once(path: Path, write: Callable[[BinaryIO], None], wait: bool = True) -> bool:
-    """Make a file of the cache, whole or not at all, unless it is there; of several processes one does it.
+    """Make a file of the cache, whole or not at all, unless it is there; one of several processes does it.
 
     Args:
         path: of the file.
@@ -206,7 +206,7 @@ def _write_once(path: Path, write: Callable[[BinaryIO], None], wait: bool = True
         Whether it is there.
 
     Raises:
-        UserError: if the disk does not take it.
+        UserError: if it cannot be written.
     """
     if path.exists():
         return True

@@ -126,9 +126,9 @@ def _index_of(
         is_number = names is not None and value is not None and 0 <= value < len(names)
         name = str(value) if names is None else names[value] if is_number else None
         if name is None or name not in known:
-            place = "" if column is None else f" in column {column!r}"
+            where = "" if column is None else f" in column {column!r}"
             raise UserError(
-                f"{description} has the label {value!r}{place}, which is none of the {len(classes)} training classes"
+                f"{description} has the label {value!r}{where}, which is none of the {len(classes)} training classes"
             )
         index_of[value] = known[name]
     return index_of

@@ -1,4 +1,4 @@
-"""Data that the caller holds: datasets of Hugging Face, or of torch, instead of a place that a recipe names."""
+"""Data that the caller holds: datasets of Hugging Face, or of torch, instead of a path in a recipe."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +19,7 @@ from ohl_accel.recipe import DataSection
 
 Split: TypeAlias = datasets.Dataset | Dataset[Any]
 """A map-style dataset: of Hugging Face, or of torch with items (image, label)."""
-GivenData: TypeAlias = Split | Mapping[str, Split]
+GivenData: TypeAlias = Split | Mapping[str, Split] | datasets.DatasetDict
 """The training split, or splits by name (a `datasets.DatasetDict` is such a mapping)."""
 
 

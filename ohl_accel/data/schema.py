@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ohl_accel.data.images import Decoding, Images, Rows, Source, first_image, is_grey
 from ohl_accel.data.labels import class_feature, class_names, is_list, labels_of
-from ohl_accel.errors import UserError
+from ohl_accel.errors import UserError, first_line
 from ohl_accel.recipe import DataSection
 
 
@@ -176,6 +176,7 @@ def _with_images(rows: datasets.Dataset, column: str) -> datasets.Dataset:
     if isinstance(rows.features[column], datasets.Image):
         return rows
     try:
-        return rows.cast_column(column, datasets.Image())
+        cast: datasets.Dataset = rows.cast_column(column, datasets.Image())
+        return cast
     except Exception as error:
-        raise UserError(f"column {column!r} holds no images: {error}") from error
+        raise UserError(f"column {column!r} holds no images: {first_line(error)}") from error

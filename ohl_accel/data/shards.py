@@ -79,7 +79,7 @@ def kind_of(url: str) -> str:
     """`parquet`, `tar` or `image`, by the file's ending.
 
     Raises:
-        UserError: for another one.
+        UserError: for any other kind.
     """
     suffix = PurePosixPath(url).suffix.lower()
     kinds = {".parquet": "parquet", ".tar": "tar"} | dict.fromkeys(Image.registered_extensions(), "image")
@@ -95,7 +95,7 @@ def features_of(url: str, retries: int) -> datasets.Features:
     """Columns of a file: of a parquet file its own, of a tar the endings of its first image."""
     kind = kind_of(url)
     if kind == "image":
-        return datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+        return datasets.Features(image=datasets.Image(), label=datasets.Value("string"))
     if kind == "parquet":
 
         def read() -> datasets.Features:
@@ -114,7 +114,7 @@ def features_of(url: str, retries: int) -> datasets.Features:
             found |= {f"json.{field}": datasets.Value("string") for field in json.loads(content)}
         else:
             found[ending] = datasets.Image() if _is_image(ending) else datasets.Value("string")
-    return datasets.Features(found)
+    return datasets.Features(**found)
 
 
 def default_label(url: str) -> str | None:
@@ -234,10 +234,10 @@ def runs(images: Sequence[tuple[int, int]]) -> list[int]:
     """Cut the (offset, size) of neighbouring images into blocks: images in each."""
     lengths: list[int] = []
     first = 0
-    for place, (offset, size) in enumerate(images):
-        if place == 0 or place - first == _BLOCK_IMAGES or offset + size - images[first][0] > _BLOCK_BYTES:
+    for index, (offset, size) in enumerate(images):
+        if index == 0 or index - first == _BLOCK_IMAGES or offset + size - images[first][0] > _BLOCK_BYTES:
             lengths.append(0)
-            first = place
+            first = index
         lengths[-1] += 1
     return lengths
 
@@ -265,7 +265,7 @@ def _findings(
     )
 
 
-def _bytes_of(column: pa.ChunkedArray) -> list[bytes | None]:
+def _bytes_of(column: "pa.ChunkedArray[Any]") -> list[bytes | None]:
     chunks = [chunk.field("bytes") if isinstance(chunk, pa.StructArray) else chunk for chunk in column.chunks]
     return [content for chunk in chunks for content in chunk.to_pylist()]
 

@@ -1,11 +1,10 @@
 """Where rows come from: one split of a Hub dataset, a folder, a file or scikit-learn's digits.
 
-A split is opened alone: no file of another split is read, so the test split stays untouched until
-somebody asks for it.
+A split is opened alone: no file of another split is read, so the test split stays untouched until it is asked for.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,34 +33,34 @@ def open_split(data: DataSection, split: str, path: str | None = None) -> datase
     Args:
         data: the recipe's data section.
         split: a split's name, or an expression of datasets such as `train[:80%]`.
-        path: where it is, if not in `data.path`.
+        path: where it is, if not at `data.path`.
 
     Raises:
         UserError: if there is no such dataset, configuration or split, or it cannot be read.
     """
-    place = path or data.path
+    location = path or data.path
     check_split_exists(data, split, path)
     try:
-        if place == DIGITS:
+        if location == DIGITS:
             return _digits(split)
-        if _is_saved_to_disk(place):
-            saved = datasets.load_from_disk(place)
+        if _is_saved_to_disk(location):
+            saved = datasets.load_from_disk(location)
             return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
-        if _is_file(place):
-            return datasets.load_dataset(_file_format(place), data_files=place, split="train")
-        files = _files_of_splits(data, place)
+        if _is_file(location):
+            return datasets.load_dataset(_file_format(location), data_files=location, split="train")
+        files = _files_of_splits(data, location)
         if files is None:
-            return datasets.load_dataset(place, data.name, revision=data.revision, split=split)
+            return datasets.load_dataset(location, data.name, revision=data.revision, split=split)
         wanted = {name: list(files[name]) for name in _names_in(split)}
         return datasets.load_dataset(
-            place, data_files=wanted, revision=data.revision, split=split, verification_mode="no_checks"
+            location, data_files=wanted, revision=data.revision, split=split, verification_mode="no_checks"
         )
     except UserError:
         raise
     except Exception as error:
         # datasets raises whatever its readers raise; the user needs to know which split of what it was
         why = "; ".join(first_line(each) for each in (error, error.__cause__) if each is not None)
-        raise UserError(f"split {split!r} of {place} cannot be read: {why}") from error
+        raise UserError(f"split {split!r} of {location} cannot be read: {why}") from error
 
 
 @dataclass(frozen=True)
@@ -81,24 +80,24 @@ def files_of_split(data: DataSection, split: str, path: str | None = None) -> Sp
     Args:
         data: the recipe's data section.
         split: a split's name.
-        path: where it is, if not in `data.path`.
+        path: where it is, if not at `data.path`.
 
     Raises:
         UserError: if there is no such split, or it is not made of files.
     """
-    place = path or data.path
+    location = path or data.path
     check_split_exists(data, split, path)
-    if place == DIGITS or _is_saved_to_disk(place):
-        raise UserError(f"data.path={place} cannot be streamed: set data.streaming=false")
-    if _is_file(place):
-        return SplitFiles([place], [_stamp(place)], None)
-    builder = _builder(data, place)
+    if location == DIGITS or _is_saved_to_disk(location):
+        raise UserError(f"data.path={location} cannot be streamed: set data.streaming=false")
+    if _is_file(location):
+        return SplitFiles([location], [_stamp(location)], None)
+    builder = _builder(data, location)
     if not builder.config.data_files or re.search(r"[\[+]", split):
         raise UserError(
-            f"split {split!r} of {place} cannot be streamed: a stream is a whole split that is made of files"
+            f"split {split!r} of {location} cannot be streamed: a stream is a whole split that is made of files"
         )
     files = builder.config.data_files[split]
-    origins = files.origin_metadata
+    origins = getattr(files, "origin_metadata", [])  # a list of patterns was resolved to files
     stamps = [_stamp(url, *origin) for url, origin in zip(files, origins, strict=True)]
     return SplitFiles([str(url) for url in files], stamps, builder.info.features)
 
@@ -114,80 +113,84 @@ def check_split_exists(data: DataSection, split: str, path: str | None = None) -
     Raises:
         UserError: with the splits that there are.
     """
-    place = path or data.path
-    if place == IN_MEMORY and not Path(place).exists():
+    location = path or data.path
+    if location == IN_MEMORY and not Path(location).exists():
         raise UserError(
             f"data.path={IN_MEMORY}: the dataset was given in Python, and is not known here: give it again "
             "(`dataset=...`), or say by data.path where it is"
         )
-    if _is_one_split(place):
+    if _is_one_split(location):
         if path is None and split != data.train_split:
             way_out = (
                 "give data.test_path, or data.test_split=null if there is no test split"
                 if split == data.test_split
                 else "hold images out of it by data.heldout, or put all splits into a folder"
             )
-            raise UserError(f"data.path={place} is a single split, so there is no {split!r}: {way_out}")
+            raise UserError(f"data.path={location} is a single split, so there is no {split!r}: {way_out}")
         return
-    known = _split_names(data, place)
-    sliceable = place != DIGITS and not _is_saved_to_disk(place)
+    known = _split_names(data, location)
+    sliceable = location != DIGITS and not _is_saved_to_disk(location)
     names = _names_in(split) if sliceable else [split]
     missing = [name for name in names if known is not None and name not in known]
     if missing:
         raise UserError(
-            f"{place} has no split {missing[0]!r}; it has: {', '.join(known or [])} "
+            f"{location} has no split {missing[0]!r}; it has: {', '.join(known or [])} "
             "(data.train_split, data.heldout_split and data.test_split choose among them)"
         )
 
 
-def _split_names(data: DataSection, place: str) -> list[str] | None:
+def _split_names(data: DataSection, location: str) -> list[str] | None:
     """The splits of a dataset, or None where they are known only by loading it."""
-    if place == DIGITS:
+    if location == DIGITS:
         return ["train", "test"]
-    if _is_saved_to_disk(place):
-        return list(datasets.load_from_disk(place))
-    files = _files_of_splits(data, place)
+    if _is_saved_to_disk(location):
+        return list(datasets.load_from_disk(location))
+    files = _files_of_splits(data, location)
     return None if files is None else [str(name) for name in files]
 
 
-def _files_of_splits(data: DataSection, place: str) -> dict[str, Sequence[str]] | None:
+def _files_of_splits(data: DataSection, location: str) -> dict[str, Sequence[str]] | None:
     """Split name -> its files, as datasets finds them by name; None for a dataset not made of files."""
     looks_local = (
-        place.startswith(("/", ".", "~")) or place.count("/") > 1 or Path(place).suffix in _FILE_FORMATS
+        location.startswith(("/", ".", "~"))
+        or location.count("/") > 1
+        or Path(location).suffix in _FILE_FORMATS
     )
-    if looks_local and not Path(place).exists():
-        raise UserError(f"data.path={place}: there is no such file or folder")
-    files: dict[str, Sequence[str]] | None = _builder(data, place).config.data_files
+    if looks_local and not Path(location).exists():
+        raise UserError(f"data.path={location}: there is no such file or folder")
+    files: Mapping[Any, Sequence[str]] | None = _builder(data, location).config.data_files
     return {str(name): paths for name, paths in files.items()} if files else None
 
 
-def _builder(data: DataSection, place: str) -> datasets.DatasetBuilder:
+def _builder(data: DataSection, location: str) -> datasets.DatasetBuilder:
     try:
-        return datasets.load_dataset_builder(place, data.name, revision=data.revision)
+        return datasets.load_dataset_builder(location, data.name, revision=data.revision)
     except Exception as error:
-        where = "the folder" if Path(place).exists() else "the Hub dataset"
-        raise UserError(f"data.path={place}: {where} cannot be opened: {first_line(error)}") from error
+        where = "the folder" if Path(location).exists() else "the Hub dataset"
+        raise UserError(f"data.path={location}: {where} cannot be opened: {first_line(error)}") from error
 
 
-def _is_file(place: str) -> bool:
-    return Path(place).is_file()
+def _is_file(location: str) -> bool:
+    return Path(location).is_file()
 
 
-def _is_one_split(place: str) -> bool:
+def _is_one_split(location: str) -> bool:
     """A file, or a Dataset (not a DatasetDict) saved with `save_to_disk`: it has no splits to choose from."""
-    return _is_file(place) or (Path(place) / "state.json").is_file()
+    return _is_file(location) or (Path(location) / "state.json").is_file()
 
 
-def _file_format(place: str) -> str:
-    suffix = Path(place).suffix
+def _file_format(location: str) -> str:
+    suffix = Path(location).suffix
     if suffix not in _FILE_FORMATS:
         known = ", ".join(_FILE_FORMATS)
-        raise UserError(f"data.path={place}: a file must end in one of {known}; for images give their folder")
+        raise UserError(
+            f"data.path={location}: a file must end in one of {known}; for images give their folder"
+        )
     return _FILE_FORMATS[suffix]
 
 
-def _is_saved_to_disk(place: str) -> bool:
-    return any((Path(place) / marker).is_file() for marker in ("dataset_dict.json", "state.json"))
+def _is_saved_to_disk(location: str) -> bool:
+    return any((Path(location) / marker).is_file() for marker in ("dataset_dict.json", "state.json"))
 
 
 def _names_in(split: str) -> list[str]:
@@ -203,7 +206,7 @@ def _digits(split: str) -> datasets.Dataset:
     digits: Any = load_digits()
     levels = np.round(digits.images * (255 / 16)).astype(np.uint8)
     features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(digit) for digit in range(10)])}
+        image=datasets.Image(), label=datasets.ClassLabel(names=[str(digit) for digit in range(10)])
     )
     parts = {"train": slice(0, -DIGITS_TEST_IMAGES), "test": slice(-DIGITS_TEST_IMAGES, None)}
     part = parts[split]

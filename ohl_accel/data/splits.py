@@ -216,7 +216,7 @@ def channel_statistics(images: Images, seed: int) -> tuple[tuple[float, ...], tu
         chosen = rank[block_n.long()].argsort(stable=True)[:_IMAGES_FOR_STATISTICS_OF_A_STREAM]
     pixels, total, squares = 0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     for part in chosen.split(500):
-        images_nCHW = images.room(len(part))
+        images_nCHW = images.empty(len(part))
         images.decode(part.tolist(), images_nCHW)  # not counted: a run that is resumed knows the statistics
         levels = images_nCHW.long()
         pixels += levels[:, 0].numel()

@@ -179,7 +179,7 @@ class Groups(Layout):
         """The main process's tensors on the device of every process, one after the other: they may not fit at once.
 
         Args:
-            tensors: by name; looked at on the main process only.
+            tensors: by name; used on the main process only.
             examples: tensors of the same names: where one is sharded, each process gets its part alone.
         """
         described = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
@@ -196,7 +196,7 @@ class Groups(Layout):
 
     @torch.no_grad()
     def broadcast_parameters(self, networks: Sequence[nn.Module], first: nn.Module | None) -> None:
-        """Give sharded networks their first values, those of buffers that are not saved, too.
+        """Give sharded networks their first values, including those of buffers that are not saved.
 
         Args:
             networks: of the hosted trajectories.
@@ -247,7 +247,7 @@ class Groups(Layout):
         size = self.processes_per_node
         source_node, leader = divmod(source * self.group_size, size)
         node, local_rank = divmod(self.rank, size)
-        if node == source_node and (leader or self.group_size < size):  # some of its processes lack it
+        if node == source_node and (leader or self.group_size < size):  # some of its processes do not have it
             dist.broadcast(flat, group_src=leader, group=self.node_group)
         padded = F.pad(flat, (0, -len(flat) % size))
         own = padded.view(size, -1)[local_rank].clone()

@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 
 def check_launch(processes: int) -> None:
-    """Refuse single processes that a launcher started side by side and that do not see each other.
+    """Refuse single processes that a launcher started side by side but that do not see each other.
 
     Raises:
-        UserError: if the launcher's environment speaks of another number of processes.
+        UserError: if the launcher's environment names another number of processes.
     """
     if processes > 1 and os.environ.get("WORLD_SIZE") == str(processes):
         return  # Slurm may also have started something: a launcher on each machine
@@ -62,7 +62,7 @@ def choose_interface() -> None:
 
 
 def explain_lost(error: RuntimeError) -> str | None:
-    """What to tell the user of an exchange with other processes that failed; None for any other error."""
+    """What to tell the user about a failed exchange with other processes; None for any other error."""
     if not (isinstance(error, dist.DistError) or "gloo/" in str(error)):
         return None
     reason = str(error).splitlines()[0]
@@ -82,7 +82,7 @@ def _lost(reason: str) -> str:
     return (
         f"process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')} on {socket.gethostname()} lost the "
         f"others: {reason}. A process or machine has ended, the network is cut, or one was busy for longer than "
-        "run.timeout; the same command on all machines with run.resume=auto goes on from the last checkpoint"
+        "run.timeout; the same command on all machines with run.resume=auto resumes from the last checkpoint"
     )
 
 
@@ -94,10 +94,10 @@ def _end(message: str) -> None:
 
 @contextmanager
 def ending_in_time(timeout: timedelta) -> Iterator[None]:
-    """End this process, with what it has to say, if the processes are not connected in twice the time.
+    """End this process, with what it has to say, if the processes are not connected within twice the time.
 
-    torch ends most waits itself; but it takes back a question to its store that was not answered in time, and
-    waits for the answer to that without end, where the store's machine is cut off.
+    torch ends most waits itself; but it cancels a request to its store that was not answered in time, and waits
+    forever for the answer to that where the store's machine is cut off.
     """
     seconds = 2 * timeout.total_seconds()
     watch = threading.Timer(seconds, _end, [_lost(f"not connected after {seconds:g} s")])

@@ -1,4 +1,4 @@
-"""Networks cut over the processes of a group (FSDP2), for those that do not fit into one."""
+"""Networks sharded over the processes of a group (FSDP2), for those that do not fit into one."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ohl_accel.errors import UserError
 
 
-def check_can_be_cut(network: nn.Module) -> None:
-    """Refuse a network whose tensors FSDP2 cannot cut, or would not find.
+def check_can_be_sharded(network: nn.Module) -> None:
+    """Refuse a network whose tensors FSDP2 cannot shard, or would not find.
 
     Raises:
         UserError: naming the tensor.
@@ -21,18 +21,20 @@ def check_can_be_cut(network: nn.Module) -> None:
     for name, parameter in network.named_parameters():
         if parameter.ndim == 0:
             raise UserError(f"model.shard: {name} of this network is a single number")
-    for place, module in network.named_modules():
+    for path, module in network.named_modules():
         for name, value in vars(module).items():
             values = value if isinstance(value, list | tuple) else [value]
             if any(isinstance(each, Tensor) for each in values):
-                raise UserError(f"model.shard: {place}.{name} of this network is no parameter and no buffer")
+                raise UserError(
+                    f"model.shard: {path}.{name} of this network is neither a parameter nor a buffer"
+                )
 
 
 def shard(network: nn.Module, group: Any, device: torch.device) -> None:
     """Leave each process of a group its part of every parameter, in place; block after block.
 
-    A process puts a block together when it computes with it, and no longer: for validation, too, all of
-    them must run the network equally often.
+    A process gathers a block when it computes with it, and no longer: also in validation, all of them must run the
+    network equally often.
 
     Args:
         network: on the meta device; its blocks are the modules with children in its `Sequential`s and
@@ -43,7 +45,7 @@ def shard(network: nn.Module, group: Any, device: torch.device) -> None:
     mesh = DeviceMesh.from_group(group, device.type)
     for block in reversed(list(_blocks(network))):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
-    # the outermost, too, must not keep what it put together: other weights may be adopted meanwhile
+    # nor must the outermost keep what it gathered: other weights may be adopted meanwhile
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
     network.to_empty(device=device)
 
@@ -63,15 +65,15 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 def part_like(whole: Tensor, example: Tensor) -> Tensor:
-    """A whole tensor, which every process of the group has, cut as the example is, if that has its shape."""
+    """A whole tensor, which every process of the group has, sharded as the example is, if that has its shape."""
     if not isinstance(example, DTensor) or example.shape != whole.shape:
         return whole
-    cut = distribute_tensor(whole, example.device_mesh, example.placements, src_data_rank=None)
-    return cut.clone()  # no longer a view, so that the whole can be freed
+    part = distribute_tensor(whole, example.device_mesh, example.placements, src_data_rank=None)
+    return part.clone()  # no longer a view, so that the whole can be freed
 
 
 def whole_on_cpu(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Whole tensors on the CPU, put together one after the other by all processes of a group.
+    """Whole tensors on the CPU, gathered one after the other by all processes of a group.
 
     Args:
         tensors: by name.

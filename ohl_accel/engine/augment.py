@@ -2,7 +2,7 @@
 
 Section 4.1 of the paper. Every draw belongs to an inner step (counted over the whole run) and is made
 for the whole batch of a group, of which a process takes its own slice. Only the operations differ
-between trajectories (footnote 1): flips, crops, signs and Cutout's places are the same for all.
+between trajectories (footnote 1): flips, crops, signs and Cutout's positions are the same for all.
 
 Shapes: B images of the group's batch, b of this process, C channels, H rows, W columns.
 """

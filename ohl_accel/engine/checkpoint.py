@@ -30,7 +30,7 @@ Contents = tuple[dict[str, Any], dict[str, Tensor]]
 
 _LATEST = "latest"
 _GROUP = "group"
-_PLAIN = bool | int | float | str | list | tuple | None
+_PLAIN = bool | int | float | str | list | tuple | None  # type: ignore[type-arg]  # for isinstance
 _STATE_JSON, _STATE_TENSORS = "state.json", "state.safetensors"
 _FREE_FIELDS = frozenset(
     {
@@ -180,7 +180,7 @@ def _whole_on_main(tensors: Mapping[str, Tensor], groups: Groups) -> dict[str, T
 
 
 def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """An optimizer's state as plain values for JSON and named tensors; settings of other kinds are left out."""
+    """An optimizer's state as plain values for JSON and named tensors; other kinds of settings are omitted."""
     state = optimizer.state_dict()
     states = {str(index): entries for index, entries in state["state"].items()}
     groups = {f"{_GROUP}{number}": group for number, group in enumerate(state["param_groups"])}
@@ -200,7 +200,7 @@ def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], 
 def _joined_optimizer(
     optimizer: torch.optim.Optimizer, scalars: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """The opposite of `_split_optimizer`; what that left out is the optimizer's own."""
+    """The opposite of `_split_optimizer`; what that omitted is taken from the optimizer."""
     states = {index: dict(entries) for index, entries in scalars["state"].items()}
     own = optimizer.state_dict()["param_groups"]
     for number, (group, saved) in enumerate(zip(own, scalars["param_groups"], strict=True)):

@@ -52,7 +52,7 @@ class Evaluation:
     """Of one network on one split."""
 
     what: str
-    """The split, for people."""
+    """The split, in words."""
     images: int
     scores: dict[str, float]
     """Of all images: `accuracy` and `top5_accuracy` in 0..1, `loss` in nats; or what the objective has."""
@@ -93,7 +93,7 @@ def evaluate(
     split = split or (section.test_split if recipe_file else "test")
     if split is None:
         raise UserError(
-            f"{name} was trained without a test split (data.test_split=null): name one by --split"
+            f"{name} was trained without a test split (data.test_split=null): name one with --split"
         )
     accelerator = start_accelerator(run)
     configure_torch(run, accelerator.device)
@@ -152,7 +152,7 @@ def _open_network(name: str, revision: str | None) -> tuple[nn.Module, Path | No
         missing = [file for file in NETWORK_FILES if not (folder / file).is_file()]
         if missing:
             raise UserError(
-                f"{name} holds no {' and no '.join(missing)}: it is no run folder, or its run is not finished"
+                f"{name} has no {' and no '.join(missing)}: it is not a run folder, or its run is not finished"
             )
         if revision is not None:
             raise UserError(f"--revision {revision}: {name} is a folder; only a Hub id has revisions")
@@ -160,7 +160,7 @@ def _open_network(name: str, revision: str | None) -> tuple[nn.Module, Path | No
         recipe_file = folder / RECIPE_FILE if (folder / RECIPE_FILE).is_file() else None
     else:
         if name.count("/") != 1 or name.startswith((".", "~", "/")):
-            raise UserError(f"{name}: there is no such run folder, and it is no Hub id (user/name)")
+            raise UserError(f"{name}: there is no such run folder, and it is not a Hub id (user/name)")
         try:
             fetch_file(name, NETWORK_FILES[1], revision, _MAX_RECIPE_BYTES)
         except ValueError as error:
@@ -184,7 +184,7 @@ def _sections(
         if not text.startswith("data."):
             raise UserError(f"{text}: only the data section can be changed here (data.key=value)")
     if recipe_file is None and data_path is None:
-        raise UserError(f"{name} has no {RECIPE_FILE}, so its data are not known: name them by --data")
+        raise UserError(f"{name} has no {RECIPE_FILE}, so its data is unknown: name it with --data")
     values: dict[str, Any] = _NO_RECIPE
     if recipe_file is not None:
         values = Recipe.load(str(recipe_file)).model_dump()

@@ -15,7 +15,7 @@ from torch import nn
 
 import ohl_accel.models  # noqa: F401  registers our networks with timm
 from ohl_accel.data import Schema
-from ohl_accel.distributed.sharding import check_can_be_cut
+from ohl_accel.distributed.sharding import check_can_be_sharded
 from ohl_accel.errors import UserError, did_you_mean
 from ohl_accel.recipe import ModelSection
 from ohl_accel.rng import keyed_seed
@@ -70,7 +70,7 @@ def outline_network(section: ModelSection, schema: Schema) -> nn.Module:
     # trained weights are for the process that has memory for them
     with torch.device("meta"):
         network = _build(section, schema, pretrained=False, checkpoint_path="")
-    check_can_be_cut(network)
+    check_can_be_sharded(network)
     return network.train()
 
 
@@ -115,7 +115,7 @@ def save_network(
         section: the recipe's model section.
         schema: of the images and classes.
         mean, std: of each channel in 0..1, by which inputs are to be normalized.
-        crop_pct: share of a resized image's side that its centre crop keeps.
+        crop_pct: fraction of a resized image's side that its centre crop keeps.
     """
     classes = len(schema.class_names)
     evaluated_with = {

@@ -99,8 +99,8 @@ class Run:
             seed=seed,
             first=self.first_outer_step * self.inner_steps,
             last=self.recipe.outer.steps * self.inner_steps,
-            share=self.groups.data_rank,
-            shares=self.groups.group_size,
+            rank=self.groups.data_rank,
+            num_replicas=self.groups.group_size,
             blocks=Blocks.of(train, batch_size, data.shuffle_window) if train.blocks is not None else None,
         )
         crop = RandomResizedCrop(section, train.decoding.size, seed) if section is not None else None

@@ -65,9 +65,10 @@ def execute(
     loop: Callable[[Run], list[float] | None],
     *,
     learn: bool,
-    dataset: Any,
-    model: nn.Module | None,
-    observers: Sequence[Observer],
+    adapt: Callable[[Recipe], Recipe] | None = None,
+    dataset: Any = None,
+    model: nn.Module | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Result:
     """Set a run up, go through its loop from where it stands, and finish it.
 
@@ -75,12 +76,15 @@ def execute(
         recipe, overrides, dataset, model, observers: as in `search`.
         loop: does every outer step that is still to come; returns the last rewards.
         learn: whether the policy is learned (the search) or fixed (training).
+        adapt: what becomes of the recipe for this loop.
 
     Raises:
         UserError: if it cannot work; before training begins wherever that can be known.
         RunFailedError: if it cannot continue.
     """
     read, accelerator = read_recipe(recipe, overrides)
+    if adapt is not None:
+        read = adapt(read)
     main = accelerator.is_main_process
     display = Display(main, read.run.display)
     told: list[Observer] = []

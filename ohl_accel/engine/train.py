@@ -78,5 +78,12 @@ def train(
         RunFailedError: if the weights become infinite or NaN.
     """
     return execute(
-        recipe, overrides, training_loop, learn=False, dataset=dataset, model=model, observers=observers
+        recipe,
+        overrides,
+        training_loop,
+        learn=False,
+        adapt=for_one_network,
+        dataset=dataset,
+        model=model,
+        observers=observers,
     )

@@ -135,7 +135,7 @@ class Trajectory:
 
         Of a sharded network, what this process holds.
 
-        Step counters that an optimizer keeps on the CPU are left out: they are equal everywhere.
+        Step counters that an optimizer keeps on the CPU are omitted: they are equal everywhere.
         """
         tensors = list(self.network.state_dict().values())
         for parameter in self.network.parameters():
@@ -150,7 +150,7 @@ def create_optimizer(section: OptimizerSection, network: nn.Module) -> torch.opt
     Raises:
         UserError: for an unknown name, or arguments that it does not take.
     """
-    known = list_optimizers()
+    known = [str(name) for name in list_optimizers()]
     if section.name not in known:
         hint = did_you_mean(section.name, known, otherwise=f"known: {', '.join(known)}")
         raise UserError(f"inner.optimizer.name={section.name}: timm has no such optimizer; {hint}")
@@ -219,7 +219,8 @@ def create_schedule(
     }
     schedule: Scheduler
     if section.name == "cosine":
-        cosine_steps = total_steps - warmup_steps
+        # of a single step timm warns, for each trajectory; its rate is that of the first of two
+        cosine_steps = max(2, total_steps - warmup_steps)
         schedule = CosineLRScheduler(optimizer, t_initial=cosine_steps, lr_min=section.min_lr, **common)
         return schedule
     # a constant rate is a multistep schedule without milestones; timm applies milestone m at step m - 1

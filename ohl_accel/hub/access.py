@@ -10,7 +10,7 @@ from ohl_accel.errors import UserError
 from ohl_accel.hub.retry import AccessError, reason, with_retries
 from ohl_accel.recipe import HubSection
 
-_PATIENCE_AT_THE_START = 10.0
+_RETRY_SECONDS_AT_THE_START = 10.0
 
 
 def check_name(repo: str) -> None:
@@ -22,22 +22,22 @@ def check_name(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UserError(f"hub.repo={repo}: the Hub takes no such name: {error}") from None
+        raise UserError(f"hub.repo={repo}: the Hub does not accept this name: {error}") from None
     if repo.count("/") != 1:
         raise UserError(f"hub.repo={repo}: must be user/name (or organization/name)")
 
 
 def check_access(section: HubSection, say: Callable[[str], None]) -> None:
-    """Make the repository if there is none, and make sure that it may be written to.
+    """Create the repository if there is none, and make sure that it may be written to.
 
-    A Hub that does not answer stops nobody: the upload comes later, maybe from another machine.
+    A Hub that does not answer does not stop a run: the upload comes later, perhaps from another machine.
 
     Args:
         section: the recipe's hub section, with a `repo`.
         say: takes a line if it cannot be known.
 
     Raises:
-        UserError: for a name, a token or a version that the Hub does not take.
+        UserError: for a name, a token or a version that the Hub does not accept.
     """
     repo = section.repo
     assert repo is not None
@@ -45,14 +45,14 @@ def check_access(section: HubSection, say: Callable[[str], None]) -> None:
     if huggingface_hub.get_token() is None:
         raise UserError(f"hub.repo={repo}: no token for the Hub: log in by `hf auth login`, or set HF_TOKEN")
     try:
-        with_retries(lambda: _ask(repo, section), min(section.patience, _PATIENCE_AT_THE_START), say)
+        with_retries(lambda: _ask(repo, section), min(section.patience, _RETRY_SECONDS_AT_THE_START), say)
     except AccessError as error:
         if isinstance(error.__cause__, huggingface_hub.errors.OfflineModeIsEnabled):
             say(f"{error}: nothing will be published unless it is unset for `ohl_accel.hub push`")
             return
         raise UserError(f"hub.repo={repo}: {error}") from error
     except Exception as error:
-        say(f"the Hub cannot be reached ({reason(error)}): it is not known whether {repo} can be written")
+        say(f"the Hub cannot be reached ({reason(error)}): whether {repo} can be written is not known")
 
 
 def _ask(repo: str, section: HubSection) -> None:

@@ -50,9 +50,9 @@ class Finished:
         Raises:
             UserError: if it holds no finished run.
         """
-        lacking = [name for name in (RECIPE_FILE, RESULT_FILE, METRICS_FILE) if not (path / name).is_file()]
-        if lacking:
-            raise UserError(f"{path} is not the folder of a finished run: it holds no {', '.join(lacking)}")
+        missing = [name for name in (RECIPE_FILE, RESULT_FILE, METRICS_FILE) if not (path / name).is_file()]
+        if missing:
+            raise UserError(f"{path} is not the folder of a finished run: it lacks {', '.join(missing)}")
         try:
             policy = Policy.load(path) if (path / POLICY_FILE).exists() else None
             result = json.loads((path / RESULT_FILE).read_text(encoding="utf-8"))
@@ -66,7 +66,7 @@ def files_of(run: Finished, section: HubSection) -> Files:
     """The files of a run that are published, without the card.
 
     Raises:
-        UserError: if something is lacking, or a file holds a secret.
+        UserError: if something is missing, or a file holds a secret.
     """
     files: Files = {name: run.path / name for name in RECORDS if (run.path / name).is_file()}
     # whoever runs it again must not publish over this repository

@@ -1,6 +1,6 @@
 """Reading from the Hugging Face Hub.
 
-The client library is imported where it is used, so that a policy on the disk needs none.
+The client library is imported where it is used, so that a policy on disk does not need it.
 """
 
 from pathlib import Path
@@ -11,13 +11,13 @@ from ohl_accel.errors import UserError, first_line, missing_extra
 def fetch_file(repo_id: str, filename: str, revision: str | None, max_bytes: int) -> Path:
     """One file of a model repository, from the local cache or downloaded into it.
 
-    A file that was fetched once is found without a network, too (`HF_HUB_OFFLINE=1` asks nothing at all).
+    A file that was fetched once is found without a network as well (`HF_HUB_OFFLINE=1` makes no request at all).
 
     Args:
         repo_id: `user/name`.
         filename: path of the file in the repository.
         revision: branch, tag or commit; None for `main`.
-        max_bytes: what claims to be larger is not downloaded.
+        max_bytes: a file that claims to be larger is not downloaded.
 
     Raises:
         UserError: for whatever the client raises; it names the repository, the revision and the way out.
@@ -33,12 +33,14 @@ def fetch_file(repo_id: str, filename: str, revision: str | None, max_bytes: int
             return Path(huggingface_hub.hf_hub_download(repo_id, filename, revision=revision))
     except Exception as error:  # of its HTTP library's, of the disk's, of its own
         at = f" at revision {revision}" if revision else ""
-        raise UserError(f"{filename} of {repo_id}{at} cannot be had from the Hub: {reason(error)}") from error
+        raise UserError(
+            f"{filename} of {repo_id}{at} is not available from the Hub: {reason(error)}"
+        ) from error
     raise UserError(f"{filename} of {repo_id} has {size} bytes, more than the {max_bytes} it may have")
 
 
 def _size_on_hub(repo_id: str, filename: str, revision: str | None) -> int:
-    """Bytes of a file as the Hub tells; 0 where it does not."""
+    """Bytes of a file as reported by the Hub; 0 where it does not say."""
     import huggingface_hub
 
     try:
@@ -54,7 +56,7 @@ def reason(error: Exception) -> str:
 
     match error:
         case errors.HFValidationError():
-            return "this is no Hub id, which has the form user/name"
+            return "not a Hub id, which has the form user/name"
         case errors.GatedRepoError():
             return "access to it is granted on its page: ask for it there, then log in by `hf auth login`"
         case errors.RepositoryNotFoundError():

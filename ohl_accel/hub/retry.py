@@ -20,28 +20,28 @@ class AccessError(Exception):
     """The Hub answered, and the answer is no: asking again does not help."""
 
 
-def with_retries(action: Callable[[], T], patience: float, say: Callable[[str], None]) -> T:
+def with_retries(action: Callable[[], T], retry_seconds: float, say: Callable[[str], None]) -> T:
     """The result of an action on the Hub, which is retried until it succeeds, is refused, or has failed for too long.
 
     Args:
         action: may be done several times.
-        patience: seconds that the six waits, each twice the one before, add up to; 0: try once.
+        retry_seconds: that the six waits, each twice the one before, add up to; 0: try once.
         say: takes a line for each failure that is followed by another attempt.
 
     Raises:
         AccessError: if the Hub refuses it.
         Exception: the client library's, after the last attempt.
     """
-    doubling = wait_exponential(multiplier=patience / (2**_RETRIES - 1))
+    doubling = wait_exponential(multiplier=retry_seconds / (2**_RETRIES - 1))
 
     def seconds(attempt: RetryCallState) -> float:
-        return max(doubling(attempt), min(_retry_after(_error_of(attempt)), patience))
+        return max(doubling(attempt), min(_retry_after(_error_of(attempt)), retry_seconds))
 
     def announce(attempt: RetryCallState) -> None:
         say(f"Hub: {reason(_error_of(attempt))}; again in {attempt.upcoming_sleep:.2g} s")
 
     retrying = Retrying(
-        stop=stop_after_attempt(_RETRIES + 1 if patience else 1),
+        stop=stop_after_attempt(_RETRIES + 1 if retry_seconds else 1),
         wait=seconds,
         retry=retry_if_exception(lambda error: isinstance(error, Exception) and not _is_refusal(error)),
         before_sleep=announce,

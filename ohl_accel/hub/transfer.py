@@ -1,4 +1,4 @@
-"""Up to the Hub, in one commit, and down from it."""
+"""Uploading to the Hub in one commit, and downloading from it."""
 
 import shlex
 import shutil
@@ -19,14 +19,14 @@ from ohl_accel.recipe import HubSection
 from ohl_accel.run_folder.files import POLICY_FILE
 
 Say = Callable[[str], None]
-PATIENCE_OF_PULL = 5.0
+PULL_RETRY_SECONDS = 5.0
 """Seconds that the waits between attempts to fetch add up to."""
 
 
 def push(path: Path, section: HubSection, say: Say) -> str:
     """Publish a finished run in one commit; returns the address of the commit.
 
-    What is there already, up to the last byte, is not uploaded again, so it may be repeated.
+    Files that are there already, byte for byte, are not uploaded again, so it may be repeated.
 
     Args:
         path: the run folder.
@@ -65,7 +65,13 @@ def upload(files: Files, section: HubSection, say: Say) -> str:
 
 
 def publish(path: Path, section: HubSection, say: Say, warn: Say) -> None:
-    """`push` at the end of a run: says how it went, and never fails."""
+    """`push` at the end of a run: reports the outcome, and never fails.
+
+    Args:
+        path, section: as of `push`.
+        say: takes the address of what was published.
+        warn: takes what failed, and the command that publishes the run later.
+    """
     try:
         say(f"published: {push(path, section, warn)}")
     except Exception as error:
@@ -83,7 +89,7 @@ def pull(repo: str, revision: str | None, folder: Path, say: Say) -> list[str]:
         say: takes a line for each failure that is followed by another attempt.
 
     Raises:
-        UserError: for a name that is none, a folder in use, or a repository without a run.
+        UserError: for a malformed name, a folder in use, or a repository without a run.
         RunFailedError: if it cannot be fetched.
     """
     check_name(repo)
@@ -93,7 +99,7 @@ def pull(repo: str, revision: str | None, folder: Path, say: Say) -> list[str]:
     snapshot = _snapshot(repo, revision, at, say)
     found = [name for name in PUBLISHED if (snapshot / name).is_file()]
     if POLICY_FILE not in found and "config.json" not in found:
-        raise UserError(f"{at} holds no {POLICY_FILE} and no network")
+        raise UserError(f"{at} holds neither {POLICY_FILE} nor a network")
     try:
         if POLICY_FILE in found:
             Policy.load(snapshot)
@@ -108,10 +114,10 @@ def pull(repo: str, revision: str | None, folder: Path, say: Say) -> list[str]:
 
 
 def _snapshot(repo: str, revision: str | None, at: str, say: Say) -> Path:
-    """The folder in the local cache with what is published; without a Hub, as it was fetched before.
+    """The folder in the local cache with what is published; if the Hub is not available, as it was fetched before.
 
     Raises:
-        RunFailedError: if it is not there and cannot be fetched.
+        RunFailedError: if it is neither there nor can be fetched.
     """
     if not sys.stderr.isatty():
         huggingface_hub.utils.disable_progress_bars()
@@ -123,7 +129,7 @@ def _snapshot(repo: str, revision: str | None, at: str, say: Say) -> Path:
         return Path(found)
 
     try:
-        return with_retries(lambda: fetch(local=False), PATIENCE_OF_PULL, say)
+        return with_retries(lambda: fetch(local=False), PULL_RETRY_SECONDS, say)
     except AccessError as error:
         raise RunFailedError(f"{at} cannot be fetched: {error}") from error
     except Exception as error:
@@ -157,10 +163,10 @@ def _commit(files: Files, section: HubSection) -> CommitInfo:
 
 
 def _tag(api: HfApi, repo: str, version: str, commit: str) -> None:
-    """Name a commit, unless it has that name already.
+    """Tag a commit, unless it has that tag already.
 
     Raises:
-        AccessError: if another commit has it.
+        AccessError: if another commit has the tag.
     """
     named = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo).tags}
     if version not in named:

@@ -120,7 +120,7 @@ class Dashboards(Observer):
 
         def end(dashboard: Dashboard) -> None:
             if command := dashboard.end(failed):
-                run.say(f"{dashboard.name}: not all is sent; this sends it: {command}")
+                run.say(f"{dashboard.name}: not everything was sent; to send it: {command}")
 
         self._each(run, "the end", end)
         self._begun.clear()
@@ -166,11 +166,11 @@ def tables_of(policy: Policy) -> dict[str, Table]:
 
 
 def flatten(line: Mapping[str, Any]) -> dict[str, float | str]:
-    """Stable names for all that a line of `metrics.jsonl` holds.
+    """Stable names for everything in a line of `metrics.jsonl`.
 
     `trajectory/0/reward` and so on for what each trajectory has, with `reward/best` and means over the
     trajectories; `seconds/train`, `top_operations/0/probability` for what is nested; `diverged` is a count.
-    What was not measured is left out.
+    What was not measured is omitted.
     """
     flat: dict[str, Any] = {}
     for key, value in line.items():
@@ -233,7 +233,7 @@ class _WandB(WandBTracker):
             self.start()
         self.run.define_metric("*", step_metric="outer_step")
         if self.run.offline:
-            return f"offline{because}; {self._sync} sends it"
+            return f"offline{because}; to send it: {self._sync}"
         return str(self.run.url)
 
     def show(self, images: Mapping[str, np.ndarray], step: int) -> None:
@@ -262,7 +262,7 @@ class _WandB(WandBTracker):
         offline = self.run.offline
         try:
             self.run.finish(exit_code=int(failed))
-        except Exception:  # too late, or its process is gone: all that was logged is on the disk
+        except Exception:  # it timed out, or its process is gone: everything logged is on the disk
             return self._sync
         return self._sync if offline and not failed else ""
 
@@ -362,7 +362,7 @@ def _name(recipe: Recipe) -> str:
 
 
 def _bounded(action: Callable[[], None], seconds: float) -> None:
-    """Do something that may wait for a server, and go on without it after some time."""
+    """Do something that may wait for a server, and continue without it after some time."""
     errors: list[Exception] = []
 
     def attempt() -> None:

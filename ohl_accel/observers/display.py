@@ -1,4 +1,4 @@
-"""What the user sees while a run goes on: bars on a terminal, lines elsewhere, JSON for other programs.
+"""What the user sees during a run: bars on a terminal, lines elsewhere, JSON for other programs.
 
 Only the main process shows anything.
 """
@@ -143,7 +143,7 @@ class Display(Observer):
 
 
 def _next_commands(run: RunInfo) -> dict[str, str]:
-    """Command -> what it does, for the user who asks what now."""
+    """Suggested next commands -> what each does."""
     path, commands = run.recipe.run.dir, {}
     if run.policy is not None:
         again = ["python", "-m", "ohl_accel.train", f"{path}/{RECIPE_FILE}", f"augment.policy={path}"]

@@ -142,7 +142,7 @@ class PolicyTransform(v2.Transform):
         if state["_generator"] is not None:
             content = torch.frombuffer(bytearray(state["_generator"]), dtype=torch.uint8)
             state = {**state, "_generator": torch.Generator().set_state(content)}
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's own
         if self._workers_begun is not None:
             self._workers_begun.share_memory_()  # a pickled copy shares nothing any more
 

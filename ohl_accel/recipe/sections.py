@@ -60,6 +60,12 @@ def _once(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(values))
 
 
+def _space(value: Any) -> Any:
+    if value is None or isinstance(value, dict) or (isinstance(value, str) and value):
+        return _home(value)
+    raise ValueError("must be the name of a space, a YAML file, or what such a file holds")
+
+
 def _home(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) else value
 
@@ -305,7 +311,7 @@ class AugmentSection(Section):
     policy: Place | None = None
     """A name of `ohl_accel.policy.baselines`, a policy.json, a run folder or a Hub id (`user/name@revision`).
     `train` applies it; the search starts from it (None: from the uniform policy)."""
-    space: Annotated[Place | dict[str, Any] | None, Field(union_mode="left_to_right")] = None
+    space: Annotated[str | dict[str, Any] | None, BeforeValidator(_space)] = None
     """Operations that the policy is one over: `paper`, `paper-identity`, or a YAML file of your own (see
     `ohl_accel.operations.space_file`); run folders hold the file's contents instead of its name. None: a learned
     policy's own; otherwise `paper`."""

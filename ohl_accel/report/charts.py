@@ -1,4 +1,4 @@
-"""Line charts of a run, drawn by matplotlib as SVG inside the page.
+"""Charts of a run, drawn by matplotlib as SVG inside the page.
 
 Matplotlib gets stand-ins for colours; they become the page's CSS variables, so that a chart follows the
 theme. Text stays text, in the page's font. Each chart is drawn twice, for wide and for narrow windows.
@@ -9,6 +9,7 @@ Shapes: T outer steps, N trajectories.
 import io
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -18,8 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ohl_accel.policy import Policy
+from ohl_accel.report.operations import both_ends
 from ohl_accel.report.read import OuterStep
 
+_BARS = 12
+"""Of the most probable operations, and as many of the least probable ones."""
 _STAND_INS = {
     "--ink": "#010101",
     "--muted": "#020202",
@@ -31,7 +35,7 @@ _STAND_INS = {
 PHASES = ("train", "load", "augment", "validate", "gather", "update", "adopt", "check", "save")
 """As `metrics.jsonl` calls the parts of an outer step; any others come after them."""
 
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "path.simplify": False,
     "font.size": 10.5,
@@ -95,15 +99,15 @@ def reward_chart(steps: Sequence[OuterStep]) -> Markup:
     return _in_both_sizes(draw, summary, (960, 400 if several else 260), (360, 380 if several else 240))
 
 
-def entropy_chart(steps: Sequence[OuterStep]) -> Markup:
+def entropy_chart(steps: Sequence[OuterStep], uniform: float) -> Markup:
     """Entropy of the policy in nats, and that of the uniform one.
 
     Args:
         steps: those with an entropy.
+        uniform: entropy of the uniform policy.
     """
     steps_T = [step.outer_step + 1 for step in steps]
     entropy_T = np.array([step.entropy for step in steps], dtype=float)
-    uniform = Policy().entropy
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -123,6 +127,29 @@ def entropy_chart(steps: Sequence[OuterStep]) -> Markup:
         f"{entropy_T[-1]:.4f} after the last one; uniform is {uniform:.4f}"
     )
     return _in_both_sizes(draw, summary, (470, 250), (360, 230))
+
+
+def operation_chart(policy: Policy) -> Markup:
+    """Bars for the most and the least probable operations, from uniform: what a space without a matrix has."""
+    shown = both_ends(policy, _BARS)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        position = np.arange(len(shown))
+        widths = [operation.ratio - 1 for operation in shown]
+        axes.barh(position, widths, 0.7, left=1, color=_STAND_INS["--accent"])
+        axes.axvline(1, color=_STAND_INS["--muted"], linewidth=0.8)
+        axes.grid(visible=False, axis="y")
+        axes.set_yticks(position, [operation.name for operation in shown], fontsize=8.5)
+        axes.invert_yaxis()
+        axes.set_xlabel("probability / uniform")
+
+    summary = (
+        f"Probability over uniform of {len(shown)} operations, from {shown[0].ratio:.2f} for {shown[0].name} to "
+        f"{shown[-1].ratio:.2f} for {shown[-1].name}"
+    )
+    height = 70 + 17 * len(shown)
+    return _in_both_sizes(draw, summary, (960, height), (360, height))
 
 
 def phases_of(steps: Sequence[OuterStep]) -> list[str]:
@@ -189,7 +216,7 @@ def _in_both_sizes(
 
 def _svg(draw: Callable[[Figure], None], size: tuple[int, int], salt: str) -> Markup:
     """SVG without a size of its own; equal input gives equal text."""
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": salt}):
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": salt}):
         figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
         draw(figure)
         buffer = io.StringIO()

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ohl_accel.policy import Policy
-from ohl_accel.report.operations import POSITIONS, least_probable, most_probable, ratio_grid
+from ohl_accel.report.operations import POSITIONS, both_ends, ratio_grid
 
 _BARS = 20
 
@@ -43,11 +43,7 @@ def policy_heatmap(policy: Policy) -> bytes:
 
 
 def _policy_bars(policy: Policy) -> bytes:
-    number = policy.space.num_operations
-    shown = most_probable(policy, min(_BARS, number))
-    if number > _BARS:
-        ends = {operation.number: operation for operation in [*shown, *least_probable(policy, _BARS)[::-1]]}
-        shown = list(ends.values())
+    shown = both_ends(policy, _BARS)
     figure = _figure(9, 1.5 + 0.2 * len(shown))
     axes = figure.subplots()
     position = np.arange(len(shown))
@@ -55,10 +51,9 @@ def _policy_bars(policy: Policy) -> bytes:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(position, [operation.name for operation in shown], fontsize=7)
     axes.invert_yaxis()
-    title = "probability of an operation / uniform"
-    axes.set_title(
-        title if len(shown) == number else f"{title}: the {_BARS} most and least probable of {number}"
-    )
+    number = policy.space.num_operations
+    which = "" if len(shown) == number else f": the most and the least probable of {number:,}"
+    axes.set_title(f"probability of an operation / uniform{which}")
     return _png(figure)
 
 

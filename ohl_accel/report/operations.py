@@ -41,6 +41,13 @@ def least_probable(policy: Policy, count: int) -> list[Operation]:
     return [operation_in(policy, number) for number in order[:count].tolist()]
 
 
+def both_ends(policy: Policy, count: int) -> list[Operation]:
+    """So many of the most probable operations, and of the least probable ones, the most probable first."""
+    number = policy.space.num_operations
+    most = most_probable(policy, min(count, number))
+    return most + least_probable(policy, min(count, number - len(most)))[::-1]
+
+
 def ratio_grid(policy: Policy) -> Tensor:
     """Probability over the uniform one for each pair of elements: float64 [E, E], NaN for pairs that are no operation.
 

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from ohl_accel import __version__
 from ohl_accel.policy import Policy
-from ohl_accel.report.charts import entropy_chart, phase_chart, phases_of, reward_chart
+from ohl_accel.report.charts import entropy_chart, operation_chart, phase_chart, phases_of, reward_chart
 from ohl_accel.report.examples import TrainingExamples, originals, rows_of
 from ohl_accel.report.gallery import Gallery, Tile
 from ohl_accel.report.heatmaps import LEVELS, Heatmap, Scale, heatmap, palette
@@ -64,7 +64,7 @@ def run_page(run: Run, examples: TrainingExamples | None, no_examples: str, refr
         refresh=None if run.finished else f"{refresh:g}",
         facts=_facts(run),
         cards=_cards(run),
-        charts=_charts(run.steps),
+        charts=_charts(run),
         phases=_phases(run.steps),
         elements=_element_maps(run),
         matrix=_matrix(run.policy) if run.policy else None,
@@ -163,7 +163,7 @@ def _cards(run: Run) -> list[tuple[str, str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """For people: `42 s`, `3 min 20 s`, `5 h 12 min`."""
+    """In words: `42 s`, `3 min 20 s`, `5 h 12 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
@@ -172,15 +172,17 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _charts(steps: Sequence[OuterStep]) -> dict[str, Markup | None]:
+def _charts(run: Run) -> dict[str, Markup | None]:
+    steps, policy = run.steps, run.policy
     if not steps:
         return {}
     looked = [step for step in steps if None not in step.reward]
     learned = [step for step in steps if step.entropy is not None]
     return {
         "reward": reward_chart(looked) if looked else None,
-        "entropy": entropy_chart(learned) if learned else None,
+        "entropy": entropy_chart(learned, run.space.max_entropy) if learned else None,
         "phases": phase_chart(steps),
+        "operations": operation_chart(policy) if policy and policy.space.arity != 2 else None,
     }
 
 

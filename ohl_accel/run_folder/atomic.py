@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file or a folder aside; it takes the place of `path` once the block has succeeded.
+    """Write a file or a folder aside; it replaces `path` once the block has succeeded.
 
     What was written is flushed to the disk before it is renamed, and the rename itself afterwards. If the block
     fails, what stood at `path` is unchanged.
@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Yields:
         The path to write to, in the same folder; of one process and thread at a time.
     """
-    # a name of this machine's own: not every shared file system has locks between machines
+    # unique to this machine: not every shared file system has locks between machines
     aside = path.with_name(f".{path.name}.{socket.gethostname()}.partial")
     _remove(aside)
     try:

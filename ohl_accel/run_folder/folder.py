@@ -35,7 +35,7 @@ class RunFolder:
 
     Args:
         path: the folder, made if missing.
-        resume: whether an earlier run in it may be gone on with.
+        resume: whether an earlier run in it may be resumed.
         overwrite: whether an earlier run in it may be replaced.
 
     Raises:
@@ -59,7 +59,7 @@ class RunFolder:
             self._lock.release()
             raise UserError(
                 f"run.dir={path} is not empty (it holds {', '.join(held[:4])}{', ...' if held[4:] else ''}): "
-                "go on with run.resume=auto, replace the run in it with run.overwrite=true, or choose another "
+                "resume it with run.resume=auto, replace the run in it with run.overwrite=true, or choose another "
                 "folder"
             )
 
@@ -85,18 +85,18 @@ class RunFolder:
         self.write_text(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def contents(self) -> dict[str, str]:
-        """Path of each file for people -> what it is, as far as there are."""
+        """Path of each file that exists -> what it is."""
         known = {
-            REPORT_FILE: "all about the run, for a browser",
+            REPORT_FILE: "everything about the run, for a browser",
             POLICY_FILE: "the policy",
             NETWORK_FILES[0]: "the network's weights",
             NETWORK_FILES[1]: "the network for timm.create_model",
             METRICS_FILE: "one line for each outer step",
             RESULT_FILE: "the test result",
             RECIPE_FILE: "reproduces the run",
-            REPLACED_FILE: "images that could not be decoded, and what took their places",
+            REPLACED_FILE: "images that could not be decoded, and what replaced them",
             HELDOUT_FILE: "which images scored the trajectories, and hashes of those of a stream",
-            CHECKPOINTS: "where run.resume=auto goes on from",
+            CHECKPOINTS: "what run.resume=auto resumes from",
             TENSORBOARD: "for tensorboard --logdir",
             WANDB: "for wandb sync",
         }

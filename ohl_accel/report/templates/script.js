@@ -80,10 +80,9 @@ function setUpMatrix(data) {
   let row = 0, column = 0;
   const show = () => {
     const percent = data.percent[side * row + column];
-    if (percent === null) return hide(); // no operation of this space
     const ratio = (percent / 100) * data.operations;
     tip.textContent = `${data.names[row]}, then ${data.names[column]}: ` +
-      `${percent.toPrecision(4)} %, ${ratio.toFixed(2)} × uniform`;
+      (percent === null ? "not in this space" : `${percent.toPrecision(4)} %, ${ratio.toFixed(2)} × uniform`);
     cell.setAttribute("x", column);
     cell.setAttribute("y", row);
     cell.setAttribute("visibility", "visible");
