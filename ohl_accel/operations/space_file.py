@@ -34,7 +34,7 @@ def open_space(source: str | Mapping[str, Any]) -> "Space":
     Raises:
         UserError: if there is no such space, or the description is wrong; the message says where.
     """
-    from ohl_accel.operations.importing import import_transforms
+    from ohl_accel.extensions import import_extension
     from ohl_accel.operations.space import BUILT_IN, Space
 
     if isinstance(source, str) and source in BUILT_IN:
@@ -48,7 +48,7 @@ def open_space(source: str | Mapping[str, Any]) -> "Space":
     imported = document.pop("import", None)
     try:
         if imported is not None:
-            import_transforms(imported)
+            import_extension("import", imported)
         return Space.from_document(document, imported)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
