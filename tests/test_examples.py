@@ -57,7 +57,7 @@ def test_the_script_in_two_processes(tmp_path: Path) -> None:
 
 def test_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All cells in order, in a kernel; only the scale of the search and the port of its launch are changed."""
-    notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
+    notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)  # type: ignore[no-untyped-call]
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     cells[0].source += f"\noverrides += {SMALL}"
     with socket.socket() as probe:
@@ -89,7 +89,7 @@ def shown_by(cell: nbformat.NotebookNode) -> str:
 
 
 def test_the_notebook_is_committed_without_outputs() -> None:
-    notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
+    notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)  # type: ignore[no-untyped-call]
     nbformat.validate(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "code":

@@ -226,7 +226,10 @@ def _read_result(path: Path) -> Result | None:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}; {way_out}") from None
-    return _checked(Result, values, str(path), way_out)
+    result = _checked(Result, values, str(path), way_out)
+    if f"heldout_{result.metric}" not in values:
+        raise UserError(f"{path}: heldout_{result.metric}: Field required: it is damaged; {way_out}")
+    return result
 
 
 def _read_policy(path: Path) -> Policy | None:
