@@ -75,7 +75,7 @@ def test_sample_photographs_equal_pillow(sample_photographs: list[Image.Image], 
 
 
 def any_magnitudes() -> Space:
-    """Every built-in transform with both ends of its range, and magnitudes in between that are nobody's choice."""
+    """Every built-in transform with both ends of its range, and arbitrary magnitudes in between."""
     rng = np.random.default_rng(0)
     elements = []
     for transform in dict.fromkeys(element.transform for element in PAPER.elements):
@@ -89,7 +89,7 @@ def any_magnitudes() -> Space:
 
 
 def test_any_legal_magnitude_equals_pillow(sample_photographs: list[Image.Image]) -> None:
-    """Spaces of one's own choose magnitudes freely: shears of 45 degrees, right angles, factors of 0 and 10."""
+    """User-defined spaces choose magnitudes freely: shears of 45 degrees, right angles, factors of 0 and 10."""
     space = any_magnitudes()
     assert_equals_pillow(crops(sample_photographs, 32, 8), space)
     for width, height in ((1, 1), (40, 17), (101, 64)):

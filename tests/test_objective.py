@@ -1,5 +1,6 @@
 """Objectives: scores against scikit-learn and plain loops, and a search whose images have several labels."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -154,14 +155,20 @@ def test_an_objective_of_ones_own_whose_score_is_better_when_lower(tmp_path: Pat
     ("name", "message"),
     [
         ("clasification", r"there is no such objective; did you mean classification\? known: "),
-        ("nowhere.py:Mine", "there is no file nowhere.py"),
-        ("no_such_module:Mine", "no_such_module cannot be imported: ModuleNotFoundError"),
+        ("nowhere.py:Mine", "nowhere.py is not a Python file"),
+        ("no_such_module:Mine", "no_such_module failed: ModuleNotFoundError"),
         ("json:Mine", "json has no class Mine derived from ohl_accel's Objective"),
     ],
 )
 def test_objectives_that_do_not_exist(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         open_objective(name, 10)
+
+
+def test_a_file_named_like_a_library_does_not_replace_it(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text(OWN)
+    assert type(open_objective(f"{tmp_path / 'json.py'}:Smoothed", 10)).metric == "loss"
+    assert importlib.import_module("json") is json
 
 
 def test_outcomes_are_the_same_for_any_batch_size() -> None:

@@ -667,6 +667,7 @@ def stream_overrides(colours: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_a_search_on_a_stream(colours: Path, tmp_path: Path) -> None:
     """The same on one process and on two, with other workers; resumed inside an epoch, but not on other images."""
     overrides = stream_overrides(colours)

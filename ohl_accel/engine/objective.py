@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ohl_accel.recipe.extensions import find_class
+from ohl_accel.extensions import find_class
 
 
 class Objective(ABC):

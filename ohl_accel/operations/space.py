@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ohl_accel.operations.importing import import_transforms
+from ohl_accel.extensions import import_extension
 from ohl_accel.operations.kernels import BatchedElements
 from ohl_accel.operations.table_1 import IDENTITY, TABLE_1
 from ohl_accel.operations.transforms import Element, transform_named
@@ -337,7 +337,7 @@ def _check_range(what: str, number_B: Tensor, below: int) -> None:
 
 def _unpickled(document: Mapping[str, Any], imported: str | None) -> Space:
     if imported is not None:
-        import_transforms(imported)
+        import_extension("import", imported)
     return Space.from_document(document, imported)
 
 

@@ -34,21 +34,21 @@ def open_space(source: str | Mapping[str, Any]) -> "Space":
     Raises:
         UserError: if there is no such space, or the description is wrong; the message says where.
     """
-    from ohl_accel.operations.importing import import_transforms
+    from ohl_accel.extensions import import_extension
     from ohl_accel.operations.space import BUILT_IN, Space
 
     if isinstance(source, str) and source in BUILT_IN:
         return BUILT_IN[source]
     if isinstance(source, str) and not source.endswith(_YAML_ENDINGS):
         hint = did_you_mean(source, BUILT_IN, 1)
-        known = f"nown: {', '.join(BUILT_IN)}, or a YAML file of your own"
-        raise UserError(f"no space {source!r}; {f'{hint} K' if hint else 'k'}{known}")
+        known = f"{', '.join(BUILT_IN)}, or a YAML file of your own"
+        raise UserError(f"no space {source!r}; {f'{hint} Known' if hint else 'known'}: {known}")
     document = dict(read_space_file(source) if isinstance(source, str) else expanded(source, "space"))
     where = source if isinstance(source, str) else f"space {document.get('name')}"
     imported = document.pop("import", None)
     try:
         if imported is not None:
-            import_transforms(imported)
+            import_extension("import", imported)
         return Space.from_document(document, imported)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error

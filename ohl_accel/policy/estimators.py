@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ohl_accel.errors import UserError
+from ohl_accel.extensions import find_class
 from ohl_accel.policy.policy import Policy, probabilities_of
 from ohl_accel.policy.protocol import AugmentationPolicy
-from ohl_accel.recipe.extensions import find_class
 
 RECORDS = {
     "counts": "int64 [N, K]: how often each trajectory drew each operation",

@@ -1,4 +1,4 @@
-"""Classes of a user's own, named in a recipe: `package.module:Name` or `path/to/file.py:Name`."""
+"""Code of a user's own, named in a recipe or a space: `package.module:Name` or `path/to/file.py:Name`."""
 
 import importlib
 import importlib.util
@@ -49,9 +49,9 @@ def find_class(field: str, name: str, built_in: Mapping[str, type[T]], kind: typ
 
 
 def import_extension(field: str, where: str) -> ModuleType:
-    """Import a module of the user's own by its dotted name, or from a file.
+    """Import a module of the user's own by its dotted name, or from a file, once in a process.
 
-    A file is imported under its own name, so that what it defines can be pickled for worker processes.
+    Only what the user of this machine names in a recipe or a space file is imported, never what a policy file names.
 
     Raises:
         UserError: if it does not exist or fails.
@@ -62,21 +62,21 @@ def import_extension(field: str, where: str) -> ModuleType:
                 sys.path.append(str(Path.cwd()))
             return importlib.import_module(where)
         path = Path(where).expanduser().resolve()
-        loaded = sys.modules.get(path.stem)
-        if loaded is not None and Path(loaded.__file__ or "").resolve() == path:
-            return loaded
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        name = f"ohl_accel_extension.{path.as_posix()}"  # a file called json.py must not replace the library
+        if name in sys.modules:
+            return sys.modules[name]
+        spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None or not path.is_file():
-            raise UserError(f"{field}: there is no file {where}")
+            raise UserError(f"{field}: {where} is not a Python file")
         module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
+        sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
         except BaseException:
-            del sys.modules[path.stem]
+            del sys.modules[name]
             raise
         return module
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{field}: {where} cannot be imported: {first_line(error)}") from error
+        raise UserError(f"{field}: {where} failed: {first_line(error)}") from error
