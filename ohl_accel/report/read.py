@@ -226,7 +226,11 @@ def _read_result(path: Path) -> Result | None:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}; {way_out}") from None
-    return _checked(Result, values, str(path), way_out)
+    result = _checked(Result, values, str(path), way_out)
+    needed = f"heldout_{result.metric}"
+    if needed not in result.__pydantic_extra__:
+        raise UserError(f"{path}: {needed}: Field required: it is damaged or of another version; {way_out}")
+    return result
 
 
 def _read_policy(path: Path) -> Policy | None:
