@@ -185,6 +185,7 @@ def test_wrong_images_and_elements_are_refused() -> None:
         PAPER.apply_elements(torch.zeros(1, 1, 1, MAX_SIDE + 1, dtype=torch.uint8), one, no)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_equals_cpu() -> None:
     images = torch.randint(0, 256, (1296, 3, 32, 32), dtype=torch.uint8, generator=keyed_generator(3, "test"))

@@ -29,7 +29,10 @@ from ohl_accel.run_folder.files import RECIPE_FILE
 
 DEVICES = [
     "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+    ),
 ]
 
 
@@ -423,6 +426,7 @@ for line in sys.stdin:
 """A process that answers what comes of each (name, revision)."""
 
 
+@pytest.mark.network
 def test_the_hub(tmp_path: Path) -> None:
     """The real client against a real server, then without the server, then offline by its own switch."""
 

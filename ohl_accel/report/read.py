@@ -228,9 +228,8 @@ def _read_result(path: Path) -> Result | None:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}; {way_out}") from None
     result = _checked(Result, values, str(path), way_out)
-    needed = f"heldout_{result.metric}"
-    if needed not in result.__pydantic_extra__:
-        raise UserError(f"{path}: {needed}: Field required: it is damaged or of another version; {way_out}")
+    if f"heldout_{result.metric}" not in values:
+        raise UserError(f"{path}: heldout_{result.metric}: Field required: it is damaged; {way_out}")
     return result
 
 
