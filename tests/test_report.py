@@ -14,7 +14,10 @@ import torch
 from PIL import Image
 
 from ohl_accel.errors import UserError
+from ohl_accel.hub.contents import Finished
+from ohl_accel.operations import transforms
 from ohl_accel.operations.space import PAPER, PAPER_IDENTITY, Space
+from ohl_accel.operations.space_file import open_space
 from ohl_accel.policy import Policy
 from ohl_accel.report import figures
 from ohl_accel.report.__main__ import main
@@ -228,6 +231,32 @@ def test_space_of_a_run_without_a_policy_yet(run: Path) -> None:
     assert "space: null" in text
     write_text(recipe, text.replace("space: null", "space: paper-identity"))
     assert read_run(run).space == PAPER_IDENTITY
+
+
+FLIP = """
+from ohl_accel.operations.kernels.family import EachImage
+from ohl_accel.operations.transforms import Transform, register_transform
+register_transform(Transform("Flip", EachImage(lambda images, _: images.flip(3))))
+"""
+
+
+def test_a_run_with_a_transform_of_ones_own(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later process learns of it from the recipe in the run folder, to draw the report and to publish the run."""
+    elements = [{"transform": name, "magnitude": None} for name in ("Flip", "Invert", "Identity")]
+    space = {"name": "flips", "arity": 2, "combine": "ordered", "elements": elements}
+    (run / "first.py").write_text(FLIP)
+    change_space(run, open_space({**space, "import": str(run / "first.py")}))
+    recipe = run / "recipe.yaml"
+    text = recipe.read_text()
+    readers: list[Callable[[Path], Any]] = [read_run, Finished.read]
+    for number, read in enumerate(readers):
+        monkeypatch.delitem(transforms._registered, "Flip")
+        with pytest.raises(ValueError, match="unknown transform 'Flip'"):
+            Policy.load(run)
+        (run / f"again{number}.py").write_text(FLIP)
+        source = json.dumps({**space, "import": str(run / f"again{number}.py")})
+        write_text(recipe, text.replace("space: null", f"space: {source}"))
+        assert read(run).policy is not None
 
 
 def test_report_without_its_data(run: Path) -> None:
