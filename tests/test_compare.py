@@ -191,6 +191,7 @@ def start(out: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_command_runs_writes_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     quick = ("outer.steps=2", "outer.inner_steps=2", "--seeds", "1")
@@ -222,6 +223,7 @@ def test_the_command_runs_writes_and_goes_on(tmp_path: Path, capsys: pytest.Capt
     assert "holds a comparison of another recipe or with other overrides" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_stop_ends_the_runs_and_the_folder_is_taken_meanwhile(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

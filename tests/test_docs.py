@@ -1,7 +1,8 @@
 """The README and docs/: every code block is run, the files and names that they mention exist, and the site builds.
 
 Commands are run on a small scale, in a folder of their own. Those that need a cluster, an account or hours are parsed
-by their own parser, and their recipe is checked. The blocks of docs/use_a_policy.md are run by test_transform.py.
+by their own parser, and their recipe is checked. The blocks of docs/use_a_policy.md are run by test_transform.py, those
+of docs/extending.md by test_extending.py.
 """
 
 import os
@@ -32,7 +33,7 @@ from ohl_accel.recipe import Recipe, sections
 
 DOCS = REPOSITORY / "docs"
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
-TESTED_BLOCKS = [page for page in PAGES if page.name != "use_a_policy.md"]
+TESTED_BLOCKS = [page for page in PAGES if page.name not in ("use_a_policy.md", "extending.md")]
 SMALL = (
     "model.args.width=8",
     "outer.steps=2",

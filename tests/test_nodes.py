@@ -19,6 +19,8 @@ from benchmarks.hosts import TwoHosts
 from ohl_accel.distributed.layout import choose_groups
 from ohl_accel.recipe import Recipe
 
+pytestmark = [pytest.mark.network, pytest.mark.slow]
+
 PORT = "29511"
 TIMEOUT = 20.0
 """`run.timeout` of the run whose cable is cut, in seconds: above what a busy machine keeps a process waiting."""

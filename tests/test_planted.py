@@ -20,6 +20,7 @@ from ohl_accel.operations.space import PAPER
 from ohl_accel.policy import Policy
 
 pytestmark = pytest.mark.slow
+
 SEEDS = (0, 1, 2)
 ROTATE = [index for index, element in enumerate(PAPER.elements) if element.transform.name == "Rotate"]
 

@@ -15,6 +15,8 @@ from ohl_accel import Policy
 from ohl_accel.operations.space import PAPER, PAPER_IDENTITY
 from ohl_accel.rng import keyed_generator
 
+pytestmark = pytest.mark.network
+
 PROGRAM = """
 import sys
 from ohl_accel import Policy

@@ -234,7 +234,7 @@ def test_report_without_its_data(run: Path) -> None:
     recipe = run / "recipe.yaml"
     write_text(recipe, recipe.read_text().replace("sklearn:digits", "/nowhere/images"))
     page = report_of(run)
-    assert "The training images are not at hand: data.path=/nowhere/images" in page
+    assert "The training images are not available: data.path=/nowhere/images" in page
     assert "× uniform" in page
 
 
@@ -308,7 +308,7 @@ def emptied(run: Path) -> None:
     run.mkdir()
 
 
-def with_a_figure_that_is_none(run: Path) -> None:
+def with_a_wrong_figure(run: Path) -> None:
     (run / "sweep.json").write_text('{"rows": []}')
     (run / "sweep.png").write_text("none")
 
@@ -327,7 +327,7 @@ def with_a_figure_that_is_none(run: Path) -> None:
         (rewrite("policy.json", '"schema_version": 2', '"schema_version": 7'), "used: schema_version 7 is unknown"),
         (lambda run: (run / "recipe.yaml").write_bytes(b"\xff"), "recipe.yaml cannot be read"),
         (lambda run: (run / "comparison.json").write_text("[]"), "comparison.json is damaged or of another version"),
-        (with_a_figure_that_is_none, "sweep.png is no PNG image"),
+        (with_a_wrong_figure, "sweep.png is not a PNG image"),
     ],
 )  # fmt: skip
 def test_damaged_runs_are_named(
@@ -351,7 +351,7 @@ def test_recipe_of_another_version_costs_only_the_examples(
     assert says in capsys.readouterr().out
     page = (run / "report.html").read_text()
     assert new in page
-    assert "There is no recipe that tells where the training images are" in page
+    assert "There is no recipe that says where the training images are" in page
 
 
 def test_output_that_cannot_be_written(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

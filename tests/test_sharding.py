@@ -22,6 +22,8 @@ from ohl_accel.errors import UserError
 from ohl_accel.recipe import ModelSection, OptimizerSection
 from ohl_accel.recipe.rules import SHARDED_OPTIMIZERS
 
+pytestmark = pytest.mark.slow
+
 
 class Block(nn.Module):
     """A layer with a buffer that is not saved."""

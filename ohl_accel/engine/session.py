@@ -33,13 +33,19 @@ class Result:
     policy: Policy | None
     """The learned policy, or the one trained with; None for those that are not ours, such as `none`."""
     network: nn.Module
-    """The trained network, on its device, ready for evaluation. With `model.shard`, what this process holds."""
+    """The trained network, on its device, ready for evaluation. With `model.shard`, what this process holds. It stays
+    in its process: in a pickled result it is None."""
     metrics: list[dict[str, Any]]
     """The lines of `metrics.jsonl`."""
     test: dict[str, float] | None
     """The scores on the test split, such as `accuracy` and `loss`; None where the recipe has none."""
     folder: Path
     """The run folder; it is on the machine of the main process."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the network: `notebook_launcher` pickles what its processes return, and the network may be on a GPU
+        that the notebook must not touch, or hold what cannot be pickled."""
+        return {**vars(self), "network": None}
 
 
 def read_recipe(recipe: RecipeSource, overrides: Sequence[str]) -> tuple[Recipe, Accelerator]:

@@ -33,8 +33,8 @@ class RunInfo:
     policy: Policy | None
     """The policy that is learned, as it is at each moment; None where nothing is learned."""
     augmented_images: Callable[[int], Tensor]
-    """uint8 [n, C, H, W]: training images of the last mini-batch of an outer step, as its first trajectory saw them
-    but for Cutout."""
+    """Outer step -> uint8 [n, C, H, W]: the first training images, with the flips and crops of its last inner step and
+    operations drawn from the policy as it is now (in a group of several processes, those of the first one)."""
     say: Callable[[str], None]
     """Shows a line to the user."""
     warn: Callable[[str], None]

@@ -156,7 +156,7 @@ class Policy:
         path = Path(os.path.expanduser(name))
         if os.path.exists(path):
             if revision is not None:
-                raise ValueError(f"{path} is on this machine and has no revisions: leave out {revision=}")
+                raise ValueError(f"{path} is on this machine and has no revisions: omit {revision=}")
             policy = cls.load(path)
             if path.is_dir():
                 policy._check_finished(path)
