@@ -18,10 +18,10 @@ from test_docs import PARSERS, SMALL
 
 from ohl_accel import Policy, evaluate, search
 from ohl_accel.errors import RunFailedError
+from ohl_accel.extensions import import_extension
 from ohl_accel.observers.observer import Observer
 from ohl_accel.operations.table_1 import TABLE_1
 from ohl_accel.policy.estimators import Estimator, FinishedStep, open_estimator
-from ohl_accel.extensions import import_extension
 from ohl_accel.run_folder.metrics import read_metrics
 
 PAGE = REPOSITORY / "docs" / "extending.md"

@@ -43,8 +43,8 @@ class Result:
     """The run folder; it is on the machine of the main process."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the network: `notebook_launcher` pickles what its processes return, and a network may be on a GPU that
-        the notebook must not touch, or hold what cannot be pickled."""
+        """Without the network: `notebook_launcher` pickles what its processes return, and a network may be on a GPU
+        that the notebook must not touch, or hold what cannot be pickled."""
         return {name: value for name, value in vars(self).items() if name != "network"}
 
 
