@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from ohl_accel.errors import UserError
 from ohl_accel.hub.retry import secrets
+from ohl_accel.operations.space_file import open_space
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import HubSection, Recipe
 from ohl_accel.report import figures
@@ -54,12 +55,15 @@ class Finished:
         if missing:
             raise UserError(f"{path} is not the folder of a finished run: it lacks {', '.join(missing)}")
         try:
+            recipe = Recipe.load(str(path / RECIPE_FILE))
+            if recipe.augment.space is not None:
+                open_space(recipe.augment.space)  # it registers transforms of the user's own
             policy = Policy.load(path) if (path / POLICY_FILE).exists() else None
             result = json.loads((path / RESULT_FILE).read_text(encoding="utf-8"))
             metrics = read_metrics(path / METRICS_FILE)
         except ValueError as error:
             raise UserError(f"{path} cannot be read: {error}") from error
-        return cls(path, Recipe.load(str(path / RECIPE_FILE)), result, metrics, policy)
+        return cls(path, recipe, result, metrics, policy)
 
 
 def files_of(run: Finished, section: HubSection) -> Files:

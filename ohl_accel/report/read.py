@@ -138,8 +138,9 @@ def read_run(folder: Path) -> Run:
     notes: list[str] = []
     recipe, recipe_text = _read_recipe(folder / RECIPE_FILE, notes)
     result = _read_result(folder / RESULT_FILE)
+    space = _space_of(recipe)  # first: it registers transforms of the user's own, which the policy may name
     policy = _read_policy(folder / POLICY_FILE)
-    space = policy.space if policy is not None else _space_of(recipe)
+    space = space if policy is None else policy.space
     steps = _read_steps(folder / METRICS_FILE, space)
     run = Run(folder, steps, policy, result, space, recipe, recipe_text, tables, notes)
     if run.is_run:
@@ -183,7 +184,7 @@ def _read_recipe(path: Path, notes: list[str]) -> tuple[Recipe | None, str]:
 
 
 def _space_of(recipe: Recipe | None) -> Space:
-    """Of a run that has no policy yet."""
+    """As the recipe says; a run that has no policy yet has no other."""
     source = None if recipe is None else recipe.augment.space
     return PAPER if source is None else open_space(source)
 
