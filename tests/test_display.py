@@ -6,12 +6,14 @@ import pty
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPOSITORY, SMALL
 
+from ohl_accel.engine.objective import Classification
 from ohl_accel.engine.search import search
 from ohl_accel.observers.display import Display
 from ohl_accel.observers.observer import RunInfo
@@ -81,6 +83,11 @@ def test_the_next_commands_work(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (tmp_path / "run-learned" / "result.json").exists()
 
 
+class _Lowest(Classification):
+    metric = "loss"
+    greater_is_better = False
+
+
 @pytest.mark.parametrize("mode", ["plain", "quiet", "json"])
 def test_warnings_are_shown_in_every_mode(
     mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -89,6 +96,8 @@ def test_warnings_are_shown_in_every_mode(
     folder = RunFolder(str(tmp_path / "run"), resume=False, overwrite=False)
     run = RunInfo(
         recipe=Recipe.load(DIGITS, ["outer.steps=2"]),
+        recipe_is_whole=True,
+        objective=Classification(10),
         folder=folder,
         first_outer_step=0,
         inner_steps=1,
@@ -103,9 +112,11 @@ def test_warnings_are_shown_in_every_mode(
     display.inner_step(run)
     line = {"outer_step": 0, "reward": [0.5], "train_loss": [1.0], "seconds": {"train": 1.0}, "diverged": [0]}
     display.outer_step(run, line)
+    display.outer_step(replace(run, objective=_Lowest(10)), {**line, "reward": [-0.25]})
     display.end(run, failed=False)
     output = capsys.readouterr().out
     assert "mind the gap" in output
     assert "outer step 1: trajectories 0 diverged" in output
     assert ("hello" in output) == (mode != "quiet")
     assert ("held-out accuracy 0.5000, loss 1.0000, 1.00 s" in output) == (mode == "plain")
+    assert ("held-out loss 0.2500, loss 1.0000, 1.00 s" in output) == (mode == "plain")

@@ -2,19 +2,23 @@
 
 import json
 import os
+import pickle
 import re
 import runpy
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import pytest
 from conftest import REPOSITORY
 from nbclient import NotebookClient
+from torch import nn
 
 from ohl_accel import Policy
+from ohl_accel.engine.session import Result
 from ohl_accel.run_folder.metrics import read_metrics
 
 EXAMPLES = REPOSITORY / "examples"
@@ -30,6 +34,8 @@ def check(printed: str, folder: Path, processes: int) -> None:
     (scores,) = re.findall("^test scores: (.*)$", printed, re.MULTILINE)
     assert f"'accuracy': {accuracy}," in scores
     assert len(read_metrics(folder / "metrics.jsonl")) == 2
+    # training again needs the dataset and the network, which no command can name
+    assert "ohl_accel.train" not in printed
 
 
 def test_the_script(
@@ -55,9 +61,14 @@ def test_the_script_in_two_processes(tmp_path: Path) -> None:
     check(done.stdout, tmp_path / "runs" / "own", processes=2)
 
 
+def read_notebook() -> nbformat.NotebookNode:
+    read: Callable[..., nbformat.NotebookNode] = nbformat.read
+    return read(EXAMPLES / "notebook.ipynb", as_version=4)
+
+
 def test_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All cells in order, in a kernel; only the scale of the search and the port of its launch are changed."""
-    notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)  # type: ignore[no-untyped-call]
+    notebook = read_notebook()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     cells[0].source += f"\noverrides += {SMALL}"
     with socket.socket() as probe:
@@ -88,8 +99,21 @@ def shown_by(cell: nbformat.NotebookNode) -> str:
     )
 
 
+def test_a_result_leaves_its_network_in_its_process() -> None:
+    """What a launcher gets back is pickled; a network may hold what cannot be."""
+    network = nn.Sequential(nn.Linear(2, 2))
+    network.register_forward_hook(lambda *_: None)
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        pickle.dumps(network)
+    test = {"accuracy": 0.5}
+    result = Result(policy=Policy(), network=network, metrics=[{}], test=test, folder=Path("runs"))
+    other = pickle.loads(pickle.dumps(result))
+    assert (other.policy, other.metrics, other.test, other.folder) == (Policy(), [{}], test, Path("runs"))
+    assert not hasattr(other, "network")
+
+
 def test_the_notebook_is_committed_without_outputs() -> None:
-    notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)  # type: ignore[no-untyped-call]
+    notebook = read_notebook()
     nbformat.validate(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "code":

@@ -1,7 +1,9 @@
 """docs/extending.md: its blocks are run as they stand in the page, and each extension does what the page says of it."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +78,23 @@ def test_the_space_is_searched(folder: Path) -> None:
     assert policy.space.num_operations == 2 * 4 + 3 * 3 + 5  # pairs of different transforms
     assert policy != Policy(space=policy.space)  # it has learned
     assert any("Wrap" in name for name, _ in policy.top(policy.space.num_operations))
+
+
+def test_a_new_process_reads_a_run_with_a_transform_of_ones_own(folder: Path) -> None:
+    """For its report and to publish it: the run's recipe says what to import."""
+    code = """
+from pathlib import Path
+from ohl_accel.hub.contents import Finished
+from ohl_accel.operations import transforms
+from ohl_accel.report.read import read_run
+for read in (read_run, Finished.read):
+    print(read(Path("runs/space")).policy)
+    transforms._registered.pop("Wrap")
+    import sys; [sys.modules.pop(name) for name in [*sys.modules] if name.startswith("ohl_accel_extension")]
+"""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == 2 * f"{Policy.load('runs/space')}\n", done.stderr
 
 
 def thetas(run: str) -> list[torch.Tensor]:

@@ -186,6 +186,8 @@ def set_up(
     if folder is not None:
         info = RunInfo(
             recipe=recipe,
+            recipe_is_whole=dataset is None and model is None,
+            objective=objective,
             folder=folder,
             first_outer_step=first_outer_step,
             inner_steps=inner_steps,

@@ -60,6 +60,9 @@ class Finished:
         ):  # it registers transforms of the user's own, which the policy may name
             open_space(recipe.augment.space)
         try:
+            recipe = Recipe.load(str(path / RECIPE_FILE))
+            if recipe.augment.space is not None:
+                open_space(recipe.augment.space)  # it registers transforms of the user's own
             policy = Policy.load(path) if (path / POLICY_FILE).exists() else None
             result = json.loads((path / RESULT_FILE).read_text(encoding="utf-8"))
             metrics = read_metrics(path / METRICS_FILE)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ohl_accel.engine.objective import Objective
 from ohl_accel.observers.observer import Observer, RunInfo
 from ohl_accel.run_folder.files import RECIPE_FILE
 from ohl_accel.run_folder.metrics import json_line
@@ -97,7 +98,7 @@ class Display(Observer):
             numbers = ", ".join(map(str, line["diverged"]))
             self.warn(f"outer step {done}: trajectories {numbers} diverged; they cannot win")
         if self.mode in ("auto", "plain"):
-            self.say(f"outer step {done}/{steps}: {_line_in_words(line)}")
+            self.say(f"outer step {done}/{steps}: {_line_in_words(line, run.objective)}")
 
     def finish(self, run: RunInfo, result: Mapping[str, Any]) -> None:
         """The end of a run: test score, operations gained and lost, files written, what to do next."""
@@ -145,7 +146,7 @@ class Display(Observer):
 def _next_commands(run: RunInfo) -> dict[str, str]:
     """Suggested next commands -> what each does."""
     path, commands = run.recipe.run.dir, {}
-    if run.policy is not None:
+    if run.policy is not None and run.recipe_is_whole:
         again = ["python", "-m", "ohl_accel.train", f"{path}/{RECIPE_FILE}", f"augment.policy={path}"]
         unpublished = ["hub={}"] if run.recipe.hub.repo else []
         command = shlex.join([*again, f"run.dir={path}-learned", *unpublished])
@@ -156,7 +157,7 @@ def _next_commands(run: RunInfo) -> dict[str, str]:
     return commands
 
 
-def _line_in_words(metrics: Mapping[str, Any]) -> str:
+def _line_in_words(metrics: Mapping[str, Any], objective: Objective) -> str:
     """`best reward 0.9125, entropy 7.1650, winner 2, loss 0.3312, 4.25 s`, as far as it is known."""
     parts = []
     best = max(metrics["reward"])
@@ -167,6 +168,7 @@ def _line_in_words(metrics: Mapping[str, Any]) -> str:
             f"winner {metrics['winner']}",
         ]
     elif not math.isnan(best):
-        parts.append(f"held-out accuracy {best:.4f}")
+        score = best if objective.greater_is_better else -best
+        parts.append(f"held-out {objective.metric} {score:.4f}")
     loss = metrics["train_loss"][metrics.get("winner", 0)]
     return ", ".join([*parts, f"loss {loss:.4f}", f"{sum(metrics['seconds'].values()):.2f} s"])

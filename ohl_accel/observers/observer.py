@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ohl_accel.engine.objective import Objective
 from ohl_accel.errors import RunFailedError, UserError, first_line
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe
@@ -25,6 +26,10 @@ class RunInfo:
 
     recipe: Recipe
     """Resolved: with what was found in the data and the launch."""
+    recipe_is_whole: bool
+    """Whether the recipe alone describes the run: dataset and model were not given in Python."""
+    objective: Objective
+    """What the network learns; `objective.metric` is the score behind the rewards."""
     folder: RunFolder
     first_outer_step: int
     """0, or where a resumed run begins."""
