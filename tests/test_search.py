@@ -361,7 +361,7 @@ def test_mistakes(
 
 def test_a_missing_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([DIGITS.replace("digits", "digit")]) == 2
-    assert "does not exist; in that folder there are" in capsys.readouterr().err
+    assert "does not exist; that folder has" in capsys.readouterr().err
     assert main([]) == 2
 
 

@@ -460,7 +460,7 @@ def test_a_shard_that_goes_missing(tmp_path: Path, pictures: list[Picture]) -> N
         ("truncated", r"train-00001-of-00004.parquet cannot be read, tried 3 times .*: ArrowInvalid"),
         ("empty", r"train-00001-of-00004.parquet cannot be read, tried 3 times"),
         ("column", r"train-00001-of-00004.parquet has no column 'image'; it has: picture, label"),
-        ("label", r"train-00001-of-00004.parquet holds rows without a label in 'label'"),
+        ("label", r"train-00001-of-00004.parquet has rows without a label in 'label'"),
     ],
 )
 def test_bad_shards(tmp_path: Path, pictures: list[Picture], kind: str, message: str) -> None:
@@ -487,7 +487,9 @@ def test_a_shard_that_is_replaced_in_a_run(tmp_path: Path, pictures: list[Pictur
     write_parquet(tmp_path / "data", larger)
     assert isinstance(train.source, stream_module.Shards)
     train.source.index._footers.clear()
-    with pytest.raises(ProcessFailedError, match=r"train-0000\d-of-00004.parquet has changed since this run"):
+    with pytest.raises(
+        ProcessFailedError, match=r"train-0000\d-of-00004.parquet has changed since it was indexed"
+    ):
         batches(train)
 
 
@@ -516,7 +518,7 @@ def test_a_read_that_fails_is_tried_again(
     ("path", "data", "message"),
     [
         ("sklearn:digits", {}, "data.path=sklearn:digits cannot be streamed: set data.streaming=false"),
-        ("data", {"train_split": "train[:50%]"}, "a stream is a whole split that is made of files"),
+        ("data", {"train_split": "train[:50%]"}, "a stream is a whole split that consists of files"),
         ("data", {"train_split": "training"}, "has no split 'training'; it has: train"),
         ("data", {"image_column": "img"}, "data.image_column=img: there is no such column"),
         ("data", {"heldout": 118}, "data.heldout=118 holds out 118 of the 118 images"),
