@@ -262,7 +262,7 @@ def test_nothing_is_overwritten_before_all_is_checked(tmp_path: Path) -> None:
 
 def test_resuming_with_another_recipe_is_refused(tmp_path: Path) -> None:
     run(tmp_path, "outer.steps=1")
-    with pytest.raises(UserError, match=r"holds a run with another recipe \(outer.lr was 0.05, now 0.1\)"):
+    with pytest.raises(UserError, match=r"has a run with a different recipe \(outer.lr was 0.05, now 0.1\)"):
         run(tmp_path, "outer.steps=1", "run.resume=auto", "outer.lr=0.1")
     (tmp_path / "checkpoints" / "step-000001" / "state.safetensors").write_bytes(b"cut")
     with pytest.raises(

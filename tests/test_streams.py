@@ -687,7 +687,7 @@ def test_a_search_on_a_stream(colours: Path, tmp_path: Path) -> None:
     content = shard.read_bytes()
     shutil.copy(colours / "train-00002-of-00003.parquet", shard)
     with pytest.raises(
-        UserError, match=r"holds a run on other images: those of split 'train' of .* have changed"
+        UserError, match=r"has a run on different images: those of split 'train' of .* have changed"
     ):
         search(DIGITS, [*SMALL, f"run.dir={folders[0]}", "run.resume=auto", *overrides])
     shard.write_bytes(content)
@@ -720,7 +720,7 @@ def test_a_stream_that_has_changed_is_not_gone_on_with(
     shard = tmp_path / "data" / f"{changed}-00001-of-00002.parquet"
     pq.write_table(pq.read_table(shard).slice(1), shard)
     with pytest.raises(
-        UserError, match=f"holds a run on other images: those of split '{changed}' of .* have changed"
+        UserError, match=f"has a run on different images: those of split '{changed}' of .* have changed"
     ):
         train(DIGITS, overrides)
 
@@ -776,7 +776,7 @@ def test_too_many_corrupt_images_stop_a_long_outer_step(
     overrides = [*SMALL, *stream_overrides(colours), f"run.dir={tmp_path}", "outer.inner_steps=500"]
     message = (
         r"^11 of the first (\d+) of 10000 images of split 'train' of .* could not be decoded, more than "
-        r"data.max_corrupt=0.001 allows; replaced.jsonl in .* names them, the first is image \d+ of .*parquet .*: \w"
+        r"data.max_corrupt=0.001 allows; replaced.jsonl in .* lists them, the first is image \d+ of .*parquet .*: \w"
     )
     with pytest.raises(RunFailedError, match=message) as caught:
         search(DIGITS, [*overrides, "data.max_corrupt=0.001"])

@@ -1,4 +1,4 @@
-"""Set a run up: from a recipe and a launch to everything that takes part, checked before training."""
+"""Set up a run: from a recipe and a launch to all parts of a run, checked before training."""
 
 import copy
 import json
@@ -48,10 +48,10 @@ from ohl_accel.run_folder.metrics import read_metrics
 
 
 def start_accelerator(section: RunSection | None) -> Accelerator:
-    """Join the launch: device, precision, process group. Without a run section, by defaults.
+    """Join the launch: device, precision, process group. Without a run section, with defaults.
 
     Raises:
-        UserError: for processes that do not see each other, or a precision that is not available.
+        UserError: for processes that cannot see each other, or an unsupported precision.
     """
     timeout = timedelta(seconds=section.timeout if section else 1800)
     choose_interface()
@@ -61,7 +61,7 @@ def start_accelerator(section: RunSection | None) -> Accelerator:
                 cpu=not torch.cuda.is_available(),
                 mixed_precision=section.mixed_precision if section else None,
                 step_scheduler_with_optimizer=False,
-                # a network uses each weight once: a cache would only keep a copy of all, in bf16, to its end
+                # each weight is used once per forward pass: a cache would only keep a bf16 copy of all of them
                 kwargs_handlers=[
                     InitProcessGroupKwargs(timeout=timeout),
                     AutocastKwargs(cache_enabled=False),
@@ -72,8 +72,8 @@ def start_accelerator(section: RunSection | None) -> Accelerator:
     check_launch(accelerator.num_processes)
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise UserError(
-            f"mixed precision {accelerator.mixed_precision!r} is not supported (its loss scale would be shared by "
-            "all trajectories): use bf16 or no, by run.mixed_precision or in Accelerate's config"
+            f"mixed precision {accelerator.mixed_precision!r} is not supported (all trajectories would share its loss "
+            "scale): use bf16 or no, in run.mixed_precision or in Accelerate's config"
         )
     return accelerator
 
@@ -88,13 +88,13 @@ def set_up(
     dataset: Any = None,
     model: nn.Module | None = None,
 ) -> Run:
-    """Check and build everything; nothing of an earlier run is touched before all of it works.
+    """Check and build everything; files of an earlier run are not touched before all of it works.
 
     Args:
         recipe: of the run.
         accelerator: from `start_accelerator`.
-        display: for what is said at the start.
-        observers: of the run; they do nothing but on the main process.
+        display: for the messages at the start.
+        observers: of the run; none on any process but the main one.
         learn: whether the policy is learned (the search) or fixed (training).
         dataset: instead of `data.path`, as in `search`.
         model: instead of `model.name`, as in `search`.
@@ -232,11 +232,11 @@ def _open_objective(recipe: Recipe, data: Data) -> Objective:
         )
         raise UserError(
             f"objective={recipe.objective}: the images of {data.train.description} have {have} each; "
-            f"use objective={fit}, or one of your own"
+            f"use objective={fit}, or your own"
         )
     if objective.multi_label and recipe.augment.policy == "mixup":
         raise UserError(
-            "augment.policy=mixup: mixes single labels; it does not work with several labels for an image"
+            "augment.policy=mixup: mixup needs exactly one label per image, but this data has several"
         )
     return objective
 
@@ -248,7 +248,7 @@ def _open_policy(recipe: Recipe, data: Data, side: int, learn: bool) -> Augmenta
     if not isinstance(policy, Policy):
         raise UserError(
             f"augment.policy={recipe.augment.policy}: the search starts from the uniform policy or a learned one; "
-            "`ohl_accel.train` trains with this one"
+            "use `ohl_accel.train` to train with this one"
         )
     if data.heldout is None:
         raise UserError(
@@ -282,7 +282,7 @@ def _augmented_images(
 
 
 def configure_torch(section: RunSection, device: torch.device) -> None:
-    """Threads on the CPU, kernels on CUDA, as the recipe says."""
+    """Set the number of CPU threads, or the choice of CUDA kernels, as in the recipe."""
     if device.type == "cpu":
         torch.set_num_threads(section.cpu_threads)
     elif section.deterministic:
@@ -295,16 +295,16 @@ def configure_torch(section: RunSection, device: torch.device) -> None:
 def _first_network(
     recipe: Recipe, data: Data, groups: Groups, new_network: Callable[[], nn.Module], from_timm: bool
 ) -> tuple[nn.Module | None, nn.Module]:
-    """(the whole network with its first weights, what each trajectory copies).
+    """(the whole network with its initial weights, what each trajectory copies).
 
-    Where trajectories are sharded, the main process alone makes the whole network, in main memory; what is copied
-    is its outline on the meta device.
+    If trajectories are sharded, only the main process creates the whole network, in main memory; what is copied is
+    its outline on the meta device.
     """
     if not groups.sharded:
         network = new_network()
         return network, network
     if not from_timm:
-        raise UserError("model.shard: needs a network of timm's by name, not one given as model")
+        raise UserError("model.shard: needs a timm network given by name, not one given as model")
     outline = outline_network(recipe.model, data.schema)
     return new_network() if groups.rank == 0 else None, outline
 
@@ -326,7 +326,7 @@ def _check_batch_size(recipe: Recipe, groups: Groups) -> None:
     if batch_size % groups.group_size:
         nearest = batch_size - batch_size % groups.group_size
         raise UserError(
-            f"inner.batch_size={batch_size} cannot be cut into equal parts for the {groups.group_size} processes of "
+            f"inner.batch_size={batch_size} cannot be divided equally among the {groups.group_size} processes of "
             f"a group: use {nearest or groups.group_size} or {nearest + groups.group_size}"
         )
 
@@ -346,7 +346,7 @@ def _resume_or_begin(
     policy: AugmentationPolicy,
     groups: Groups,
 ) -> int:
-    """Resume from the last checkpoint, if that is asked for and there is one; else write the first files.
+    """Resume from the last checkpoint, if requested and there is one; otherwise write the first files.
 
     Returns:
         Outer steps done.
@@ -381,12 +381,12 @@ def _resume_or_begin(
 
 
 def _check_same_images(file: Path, data: Data) -> None:
-    """Refuse to resume with a stream whose images, labels or order are not those the run began with."""
+    """Raise UserError on resuming if a stream's images, labels or order have changed since the run began."""
     then = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for key, images in (("fingerprint", data.train), ("heldout_fingerprint", data.heldout)):
         if images is not None and then.get(key) != data.record.get(key):
             raise UserError(
-                f"run.dir={file.parent} holds a run on other images: those of {images.description} have changed "
+                f"run.dir={file.parent} has a run on different images: those of {images.description} have changed "
                 "since it began; give the same files to resume it, or choose another run.dir"
             )
 
