@@ -85,7 +85,7 @@ def test_one_message_from_many_processes(tmp_path: Path) -> None:
     process = start(2, f"run.dir={tmp_path}")
     output, _ = process.communicate(timeout=100)
     assert process.returncode != 0
-    assert output.count(f"error: run.dir={tmp_path} is not empty (it holds thesis.tex)") == 1
+    assert output.count(f"error: run.dir={tmp_path} is not empty (it has thesis.tex)") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "thesis.tex"]
 
 

@@ -244,7 +244,7 @@ def test_rewards_and_winner() -> None:
 def test_a_folder_that_is_not_empty_is_refused(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(
-        UserError, match=r"is not empty \(it holds notes.txt\): resume it with run.resume=auto"
+        UserError, match=r"is not empty \(it has notes.txt\): resume its run with run.resume=auto"
     ):
         run(tmp_path)
     run(tmp_path, "run.overwrite=true", "outer.steps=1")
