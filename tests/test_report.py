@@ -108,7 +108,7 @@ def test_run_before_its_first_step(run: Path) -> None:
     unfinish(run, 0)
     (run / "policy.json").unlink()
     page = report_of(run)
-    assert "no outer step has ended yet" in page
+    assert "no outer step is finished yet" in page
     assert "There is no policy.json: it is written with the first checkpoint" in page
 
 
@@ -144,7 +144,7 @@ def test_run_of_an_older_version_lacks_only_the_heatmaps(run: Path) -> None:
         del line["element_probabilities"]
         append_line(run / "metrics.jsonl", line)
     page = report_of(run)
-    assert "does not tell the policy of every outer step (element_probabilities)" in page
+    assert "does not have the policy of every outer step (element_probabilities)" in page
     assert 'id="elements"' not in page
     assert 'id="matrix"' in page
 
@@ -349,7 +349,7 @@ def with_a_wrong_figure(run: Path) -> None:
         (emptied, "it is not a run folder, or its search has not begun"),
         (rewrite("metrics.jsonl", '{"outer_step": 0', "{"), "metrics.jsonl, line 1 is damaged"),
         (rewrite("metrics.jsonl", '"winner": ', '"winner": 9'), "line 1: the line: Value error, winner 9"),
-        (rewrite("metrics.jsonl", '"entropy"', '"other"'), "winner and entropy: there must be both or neither"),
+        (rewrite("metrics.jsonl", '"entropy"', '"other"'), "winner and entropy: both or neither must be given"),
         (doubled, "metrics.jsonl, line 5: outer_step 0 comes after 3: two runs are mixed"),
         (rewrite("result.json", "{", ""), "result.json is damaged"),
         (rewrite("result.json", "heldout_accuracy", "other"), "result.json: heldout_accuracy: Field required"),
@@ -380,7 +380,7 @@ def test_recipe_of_another_version_costs_only_the_examples(
     assert says in capsys.readouterr().out
     page = (run / "report.html").read_text()
     assert new in page
-    assert "There is no recipe that says where the training images are" in page
+    assert "There is no recipe, so it is not known where the training images are" in page
 
 
 def test_output_that_cannot_be_written(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
