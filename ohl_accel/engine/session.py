@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from ohl_accel.data.source import IN_MEMORY
 from ohl_accel.distributed.launch import run_on_all_ranks
 from ohl_accel.engine.run import Run
 from ohl_accel.engine.setup import set_up, start_accelerator
@@ -88,6 +89,8 @@ def execute(
         UserError: if it cannot work; before training begins wherever that can be known.
         RunFailedError: if it cannot continue.
     """
+    if dataset is not None:  # a recipe for data that the caller holds need not name any
+        overrides = [*overrides, f"data.path={IN_MEMORY}"]
     read, accelerator = read_recipe(recipe, overrides)
     if adapt is not None:
         read = adapt(read)
