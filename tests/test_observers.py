@@ -130,6 +130,14 @@ def test_a_network_that_does_not_fit(tmp_path: Path) -> None:
         search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}"], model=nn.Linear(3, 10))
 
 
+def test_the_same_process_may_try_again(tmp_path: Path) -> None:
+    """As in a notebook, which keeps the traceback and all that it refers to."""
+    with pytest.raises(UserError, match="timm has no such network") as kept:
+        search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}", "model.name=resnet8_cifra"])
+    assert search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}"]).test
+    assert kept.tb
+
+
 def test_a_recipe_in_python_for_data_in_memory(tmp_path: Path) -> None:
     """A mapping without data.path, a torch dataset of tensors, a test split beside it."""
     generator = torch.Generator().manual_seed(0)

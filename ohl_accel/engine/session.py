@@ -29,7 +29,7 @@ RecipeSource = str | Path | Mapping[str, Any] | Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a finished run leaves, the same on every process."""
+    """What a finished run leaves, on every process of the launch."""
 
     policy: Policy | None
     """The learned policy, or the one trained with; None for those that are not ours, such as `none`."""
@@ -37,7 +37,7 @@ class Result:
     """The trained network, on its device, ready for evaluation. With `model.shard`, what this process holds. It stays
     in its process: in a pickled result it is None."""
     metrics: list[dict[str, Any]]
-    """The lines of `metrics.jsonl`."""
+    """The lines of `metrics.jsonl`, on the main process; empty on the others, which do not wait for its last words."""
     test: dict[str, float] | None
     """The scores on the test split, such as `accuracy` and `loss`; None where the recipe has none."""
     folder: Path
@@ -125,7 +125,7 @@ def execute(
     return Result(
         policy=fixed if run.estimator is None else run.estimator.policy,
         network=run.hosted[0].network.eval(),
-        metrics=run.groups.broadcast_object(lines),
+        metrics=lines,
         test=tests or None,
         folder=Path(run.recipe.run.dir),
     )

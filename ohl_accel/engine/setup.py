@@ -116,6 +116,28 @@ def set_up(
     _check_batch_size(recipe, groups)
     run_on_all_ranks(lambda: observers.check(recipe))
     folder = run_on_all_ranks(lambda: _open_folder(recipe, accelerator))
+    try:
+        run = _build(recipe, accelerator, display, observers, groups, folder, learn, dataset, model)
+    except BaseException:  # in a notebook the same process may try again
+        if folder is not None:
+            folder.release()
+        raise
+    _introduce(run, accelerator, display)
+    return run
+
+
+def _build(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    display: Display,
+    observers: Observer,
+    groups: Groups,
+    folder: RunFolder | None,
+    learn: bool,
+    dataset: Any,
+    model: nn.Module | None,
+) -> Run:
+    """Everything that takes part in a run; its folder is claimed, and not touched before all is checked."""
     data = run_on_all_ranks(lambda: open_data(recipe, dataset), one_first=True, long=True)
     objective = run_on_all_ranks(lambda: _open_objective(recipe, data))
     side = min(data.schema.size)
@@ -196,7 +218,7 @@ def set_up(
             say=display.say,
             warn=display.warn,
         )
-    run = Run(
+    return Run(
         recipe=recipe,
         groups=groups,
         folder=folder,
@@ -220,8 +242,6 @@ def set_up(
         observers=observers,
         info=info,
     )
-    _introduce(run, accelerator, display)
-    return run
 
 
 def _open_objective(recipe: Recipe, data: Data) -> Objective:
