@@ -283,8 +283,10 @@ def _memory(measured: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> l
         resident, budget = row["resident"], memory_budget(row)
         start = [row["processes"], row["hosted"]]
         at = [_mib(resident[step - 1]) if step <= len(resident) else "" for step in (20, 40, 100, 200)]
-        growths = [100 * slope(resident, first) / 2**20 for first in (20, len(resident) // 2)]
+        starts = (20, len(resident) // 2)
+        growths = [100 * slope(resident, first) / 2**20 for first in starts if len(resident) - first > 1]
         growing = [f"{growth:+.2f}" for growth in growths]
+        growing = [""] * (len(starts) - len(growing)) + growing  # a quick run is too short for the first
         over_time.append([*start, *at, *growing, _mib(row["peak"]), _mib(row["live"])])
         whole = sum(budget.values())
         budgets.append([*start, *map(_mib, budget.values()), _mib(whole), f"{max(resident) / whole:.2f}"])

@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--copies", type=int, default=24, help="shards, each with all photographs")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--result", type=Path, default=RESULT, help="the Markdown file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
@@ -79,8 +80,8 @@ def main() -> None:
                 rates[name].append(images_per_second(batches(number), options))
                 gc.collect()  # ends the workers
                 costs[name].append(1000 * (processor_seconds() - before) / images)
-    RESULT.write_text(page(rates, costs, images, options), encoding="utf-8")
-    print(RESULT.read_text(encoding="utf-8"))
+    options.result.write_text(page(rates, costs, images, options), encoding="utf-8")
+    print(options.result.read_text(encoding="utf-8"))
 
 
 def write_shards(source: Path, target: Path, copies: int) -> int:

@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--images", type=int, default=192, help="images of 32 x 32 per round; of 224 x 224 a quarter"
     )
+    parser.add_argument("--result", type=Path, default=RESULT, help="the Markdown file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = [
@@ -49,8 +50,8 @@ def main() -> None:
             side, batch, options.images if side == 32 else options.images // 4, torch.device(options.device)
         )
     ]
-    RESULT.write_text(page(rows, options), encoding="utf-8")
-    print(RESULT.read_text(encoding="utf-8"))
+    options.result.write_text(page(rows, options), encoding="utf-8")
+    print(options.result.read_text(encoding="utf-8"))
 
 
 def cases(

@@ -30,7 +30,7 @@ def own_dataset() -> DatasetDict:
     """1,797 grey images of 8 x 8 pixels in memory; the last 500 are the test split."""
     digits: Any = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    features = Features({"image": Image(), "label": ClassLabel(names=list("0123456789"))})
+    features = Features(image=Image(), label=ClassLabel(names=list("0123456789")))
     rows = {"image": list(images), "label": digits.target}
     whole = Dataset.from_dict(rows, features=features)
     return DatasetDict(train=whole.select(range(1297)), test=whole.select(range(1297, 1797)))

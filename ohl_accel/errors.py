@@ -56,6 +56,7 @@ _EXTRAS = {
         "rich",
         "safetensors",
         "scipy",
+        "tenacity",
         "timm",
         "typer",
         "yaml",

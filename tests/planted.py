@@ -67,8 +67,8 @@ def write_recipe(path: Path, data: Path) -> None:
         "run": {"dir": "set by the test", "checkpoint_every": 10_000},
         "data": {"path": str(data), "heldout_split": "validation", "eval_batch_size": 5000},
         "model": {"name": "two_layers"},
-        "inner": {"batch_size": 128, "optimizer": {"lr": 0.1, "momentum": 0.0}},
-        "outer": {"trajectories": 32, "steps": 300, "inner_steps": 1},
+        "inner": {"batch_size": 128, "optimizer": {"lr": 0.3, "momentum": 0.0}},
+        "outer": {"trajectories": 32, "steps": 100, "inner_steps": 1},
         "augment": {"flip": False},
     }
     path.write_text(yaml.safe_dump(recipe))

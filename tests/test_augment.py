@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 
 from ohl_accel.engine.augment import Augmentation, cutout, pad_crop
 from ohl_accel.errors import UserError
-from ohl_accel.policy.baselines import TorchvisionPolicy, open_policy, settle
+from ohl_accel.policy.baselines import TorchvisionPolicy, open_policy, resolve_augment
 from ohl_accel.policy.protocol import BatchDraw
 from ohl_accel.recipe import AugmentSection
 from ohl_accel.rng import keyed_generator, keyed_seed
@@ -22,8 +22,8 @@ def images(count: int = 12, channels: int = 3, height: int = 10, width: int = 14
     return torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, generator=generator)
 
 
-def augmentation(share: int = 0, shares: int = 1, **section: object) -> Augmentation:
-    own = slice(share * 12 // shares, (share + 1) * 12 // shares)
+def augmentation(rank: int = 0, num_replicas: int = 1, **section: object) -> Augmentation:
+    own = slice(rank * 12 // num_replicas, (rank + 1) * 12 // num_replicas)
     section = {"flip": True, "pad_crop": 2, "cutout": 4, **section}
     return Augmentation(
         AugmentSection.model_validate(section),
@@ -84,16 +84,16 @@ def test_processes_of_a_group_make_up_the_whole_batch(name: str) -> None:
     """Each process transforms its slice as the one process of a smaller group would."""
     policy = open_policy(AugmentSection(policy=name), side=10)
 
-    def pixels(share: int, of: int) -> torch.Tensor:
-        augment = augmentation(share, of)
+    def pixels(rank: int, of: int) -> torch.Tensor:
+        augment = augmentation(rank, of)
         labels = torch.zeros(12 // of, dtype=torch.int64)
         batch, _ = augment.basic(images()[augment.own], labels, 5)
         batch, operations = augment.apply(policy, batch, 5, 0)
         assert (operations is not None and len(operations) == 12) == (name == "uniform")
         return augment.finish(batch, labels, 5)[0]
 
-    for shares in (2, 3, 4):
-        assert torch.equal(torch.cat([pixels(share, shares) for share in range(shares)]), pixels(0, 1))
+    for of in (2, 3, 4):
+        assert torch.equal(torch.cat([pixels(rank, of) for rank in range(of)]), pixels(0, 1))
 
 
 @pytest.mark.parametrize(
@@ -130,15 +130,15 @@ def test_mixup_mixes_images_and_labels_in_one_proportion() -> None:
     inputs, targets = augment.finish(images(), labels, 3)
     assert targets.shape == (12, 5)
     torch.testing.assert_close(targets.sum(1), torch.ones(12))
-    share = targets[0, 0]  # labels 0 and 1 are mixed: the partner is the image before
-    assert 0 < share < 1
-    torch.testing.assert_close(inputs, share * plain + (1 - share) * plain.roll(1, 0))
+    weight = targets[0, 0]  # labels 0 and 1 are mixed: the partner is the image before
+    assert 0 < weight < 1
+    torch.testing.assert_close(inputs, weight * plain + (1 - weight) * plain.roll(1, 0))
     assert torch.equal(augment.finish(images(), labels, 3)[0], inputs)
     assert not torch.equal(augment.finish(images(), labels, 4)[1], targets)
 
 
 @pytest.mark.parametrize(
-    ("policy", "asked", "settled"),
+    ("policy", "asked", "resolved"),
     [
         ("none", 8, 0),
         ("mixup", 8, 0),
@@ -148,8 +148,8 @@ def test_mixup_mixes_images_and_labels_in_one_proportion() -> None:
         ("uniform", 0, 0),
     ],
 )
-def test_the_cutout_that_a_policy_means(policy: str, asked: int, settled: int) -> None:
-    assert settle(AugmentSection(policy=policy, cutout=asked), side=32).cutout == settled
+def test_the_cutout_that_a_policy_means(policy: str, asked: int, resolved: int) -> None:
+    assert resolve_augment(AugmentSection(policy=policy, cutout=asked), side=32).cutout == resolved
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_the_cutout_that_a_policy_means(policy: str, asked: int, settled: int) -
         ({"policy": "uniform", "policy_args": {"alpha": 1}}, "augment.policy=uniform takes no arguments"),
         ({"policy": "randaugment", "policy_args": {"magnitud": 5}}, "randaugment does not take them"),
         ({"policy": "randaugment", "policy_args": {"magnitude": 50}}, "randaugment cannot work with them"),
-        ({"policy": "autoaugment", "policy_args": {"policy": "mnist"}}, "none of autoaugment's: imagenet"),
+        ({"policy": "autoaugment", "policy_args": {"policy": "mnist"}}, "not one of autoaugment's: imagenet"),
     ],
 )
 def test_policies_that_cannot_be_had(

@@ -191,6 +191,7 @@ def start(out: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_command_runs_writes_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     quick = ("outer.steps=2", "outer.inner_steps=2", "--seeds", "1")
@@ -211,7 +212,10 @@ def test_the_command_runs_writes_and_goes_on(tmp_path: Path, capsys: pytest.Capt
     assert Policy.load(out / "runs" / "ohl-fresh" / "seed-0").theta.tolist() == learned.theta.tolist()
     assert "comparison.md" in output
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
-    # once more, with a policy more: only that one runs
+    # once more, with a policy more: only that one runs, also where recipes had a section less at the beginning
+    settings = json.loads((out / "settings.json").read_text())
+    del settings["hub"]
+    (out / "settings.json").write_text(json.dumps(settings))
     again = start(out, "--policies", "ohl,none,uniform", *quick)
     output, _ = again.communicate(timeout=200)
     assert again.returncode == 0, output
@@ -222,6 +226,7 @@ def test_the_command_runs_writes_and_goes_on(tmp_path: Path, capsys: pytest.Capt
     assert "holds a comparison of another recipe or with other overrides" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_stop_ends_the_runs_and_the_folder_is_taken_meanwhile(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

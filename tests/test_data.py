@@ -156,6 +156,7 @@ configs:
 """What uoft-cs/cifar10 has as README.md, in small."""
 
 
+@pytest.mark.network
 def test_hub_dataset(parquet: Path, tmp_path: Path) -> None:
     """In a process of its own, because the client libraries read the Hub's address when imported."""
     program = (

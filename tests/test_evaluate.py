@@ -139,6 +139,7 @@ print(open_learned_policy("user/net@" + sys.argv[1]).theta.tolist() == [0.0] * 1
 """
 
 
+@pytest.mark.network
 def test_networks_and_policies_of_the_hub(run: Path, tmp_path: Path) -> None:
     """The real client against a real server: with a recipe, without one, and what is missing."""
     names = ("model.safetensors", "config.json", "recipe.yaml")

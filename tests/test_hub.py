@@ -17,6 +17,8 @@ from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe
 from ohl_accel.search import main
 
+pytestmark = pytest.mark.network
+
 DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
 PUBLISHED = {
     ".gitattributes", "README.md", "config.json", "figures/marginals.png", "figures/policy.png",

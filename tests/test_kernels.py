@@ -75,7 +75,7 @@ def test_sample_photographs_equal_pillow(sample_photographs: list[Image.Image], 
 
 
 def any_magnitudes() -> Space:
-    """Every built-in transform with both ends of its range, and magnitudes in between that are nobody's choice."""
+    """Every built-in transform with both ends of its range, and arbitrary magnitudes in between."""
     rng = np.random.default_rng(0)
     elements = []
     for transform in dict.fromkeys(element.transform for element in PAPER.elements):
@@ -89,7 +89,7 @@ def any_magnitudes() -> Space:
 
 
 def test_any_legal_magnitude_equals_pillow(sample_photographs: list[Image.Image]) -> None:
-    """Spaces of one's own choose magnitudes freely: shears of 45 degrees, right angles, factors of 0 and 10."""
+    """User-defined spaces choose magnitudes freely: shears of 45 degrees, right angles, factors of 0 and 10."""
     space = any_magnitudes()
     assert_equals_pillow(crops(sample_photographs, 32, 8), space)
     for width, height in ((1, 1), (40, 17), (101, 64)):
@@ -185,6 +185,7 @@ def test_wrong_images_and_elements_are_refused() -> None:
         PAPER.apply_elements(torch.zeros(1, 1, 1, MAX_SIDE + 1, dtype=torch.uint8), one, no)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_equals_cpu() -> None:
     images = torch.randint(0, 256, (1296, 3, 32, 32), dtype=torch.uint8, generator=keyed_generator(3, "test"))

@@ -14,6 +14,8 @@ from ohl_accel.distributed.launch import check_launch
 from ohl_accel.distributed.layout import choose_groups
 from ohl_accel.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_four_trajectories_on_more_processes(undisturbed: Path, tmp_path: Path, processes: int) -> None:

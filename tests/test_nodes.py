@@ -19,6 +19,8 @@ from benchmarks.hosts import TwoHosts
 from ohl_accel.distributed.layout import choose_groups
 from ohl_accel.recipe import Recipe
 
+pytestmark = [pytest.mark.network, pytest.mark.slow]
+
 PORT = "29511"
 TIMEOUT = 20.0
 """`run.timeout` of the run whose cable is cut, in seconds: above what a busy machine keeps a process waiting."""
@@ -38,10 +40,10 @@ def hosts() -> Iterator[TwoHosts]:
 
 
 def start_both(hosts: TwoHosts, folder: Path, *overrides: str) -> list[subprocess.Popen[str]]:
-    """The small search on both hosts, as README says for several nodes; only host 0 sees the run folder."""
+    """The small search, a process on each host, as for several nodes; only host 0 sees the run folder."""
     return [
         start(
-            4,
+            2,
             f"run.dir={folder / f'host{rank}'}",
             "run.mixed_precision=no",
             *overrides,
@@ -57,8 +59,10 @@ def start_both(hosts: TwoHosts, folder: Path, *overrides: str) -> list[subproces
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.network
 def test_a_cut_cable_and_after(hosts: TwoHosts, undisturbed: Path, tmp_path: Path) -> None:
-    """Both hosts give up in time, each with a message; mended, the run goes on to the undisturbed result."""
+    """Both hosts give up in time, each with a message; once mended, the run resumes to the undisturbed result."""
     launches = start_both(hosts, tmp_path, f"run.timeout={TIMEOUT}")
     wait_for_checkpoint(launches[0], tmp_path / "host0", "step-000001")
     hosts.cut()
@@ -81,6 +85,8 @@ def test_a_cut_cable_and_after(hosts: TwoHosts, undisturbed: Path, tmp_path: Pat
     assert not (tmp_path / "host1").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.network
 def test_every_exchange_over_a_cut_cable(hosts: TwoHosts, tmp_path: Path) -> None:
     """Each ends in time on both hosts and says why; so does a process that waits for one that never comes."""
     programs = [
@@ -112,10 +118,12 @@ def test_every_exchange_over_a_cut_cable(hosts: TwoHosts, tmp_path: Path) -> Non
     assert "1/2 clients joined. " in (tmp_path / f"{exchanges.JOINING}-0.out").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.network
 def test_slurm_script(hosts: TwoHosts, undisturbed_pair: Path, tmp_path: Path) -> None:
     """The script as it is, with an srun that starts a task on each host as Slurm's does.
 
-    Two groups of two, each on a host: every column carries half of the winner's state over the cable.
+    Two groups of two, each on a host: each inter-node group carries half of the winner's state over the cable.
     """
     tasks = "\n".join(
         f'SLURM_NODEID={rank} SLURM_PROCID={rank} {" ".join(hosts.on(rank))} "$@" & tasks+=($!)'
@@ -144,8 +152,10 @@ def test_slurm_script(hosts: TwoHosts, undisturbed_pair: Path, tmp_path: Path) -
     assert final_state(tmp_path / "run") == final_state(undisturbed_pair)
 
 
+@pytest.mark.slow
+@pytest.mark.network
 def test_torchrun_restarts_after_a_lost_process(hosts: TwoHosts, undisturbed: Path, tmp_path: Path) -> None:
-    """A worker killed without warning: all start again by themselves and go on from the last checkpoint."""
+    """A worker killed without warning: all restart by themselves and resume from the last checkpoint."""
     agents = [
         run_script(
             "torchrun.sh",

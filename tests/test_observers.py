@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, SMALL
 from torch import nn
+from torch.utils.data import Dataset
 
 from ohl_accel.engine.search import search
 from ohl_accel.engine.train import train
@@ -127,6 +128,35 @@ def test_a_network_of_ones_own(tmp_path: Path) -> None:
 def test_a_network_that_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the Linear given as model cannot take images of 1 x 8 x 8"):
         search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}"], model=nn.Linear(3, 10))
+
+
+def test_a_recipe_in_python_for_data_in_memory(tmp_path: Path) -> None:
+    """A mapping without data.path, a torch dataset of tensors, a test split beside it."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (60, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(3, (60,), generator=generator).tolist()
+    pairs = list(zip(images, labels, strict=True))
+    recipe = {
+        "run": {"dir": str(tmp_path / "run")},
+        "data": {"heldout": 10},
+        "model": {"name": "resnet8_cifar", "args": {"width": 8}},
+        "inner": {"batch_size": 10, "optimizer": {"lr": 0.1}},
+        "outer": {"steps": 1, "inner_steps": 1, "trajectories": 2},
+    }
+    result = search(recipe, dataset={"train": Pairs(pairs[:40]), "test": Pairs(pairs[40:])})
+    assert result.test is not None
+    assert result.test["images"] == 20
+
+
+class Pairs(Dataset[tuple[torch.Tensor, int]]):
+    def __init__(self, pairs: list[tuple[torch.Tensor, int]]) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.pairs[index]
 
 
 def test_training_by_the_api(tmp_path: Path) -> None:

@@ -289,9 +289,9 @@ def test_missing_policy_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no policy\.json"):
         Policy.load(tmp_path)
     (tmp_path / "policy.json").mkdir()
-    for place in (tmp_path, tmp_path / "policy.json"):
+    for path in (tmp_path, tmp_path / "policy.json"):
         with pytest.raises(ValueError, match=r"holds no policy\.json: it is not a run folder"):
-            Policy.load(place)
+            Policy.load(path)
     (tmp_path / "policy.json").rmdir()
     (tmp_path / "circle.json").symlink_to("circle.json")
     with pytest.raises(ValueError, match="Too many levels of symbolic links"):

@@ -62,6 +62,7 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("name", ["", "user/policy"])
 def test_space_shows_a_policy(space: Client, hub: HubServer, photo: Path, tmp_path: Path, name: str) -> None:
     policy = Policy()

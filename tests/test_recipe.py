@@ -175,7 +175,7 @@ def test_a_recipe_of_values_and_of_a_recipe(recipe_file: Path) -> None:
         Recipe.of(recipe, ["x"])
 
 
-def test_files_that_are_no_recipes(tmp_path: Path, recipe_file: Path) -> None:
+def test_files_that_are_not_recipes(tmp_path: Path, recipe_file: Path) -> None:
     missing = problems(tmp_path / "recipes.yaml")
     assert missing == [
         f"recipe {tmp_path / 'recipes.yaml'} does not exist; in that folder there are: {recipe_file}"

@@ -14,7 +14,10 @@ import torch
 from PIL import Image
 
 from ohl_accel.errors import UserError
+from ohl_accel.hub.contents import Finished
+from ohl_accel.operations import transforms
 from ohl_accel.operations.space import PAPER, PAPER_IDENTITY, Space
+from ohl_accel.operations.space_file import open_space
 from ohl_accel.policy import Policy
 from ohl_accel.report import figures
 from ohl_accel.report.__main__ import main
@@ -230,11 +233,37 @@ def test_space_of_a_run_without_a_policy_yet(run: Path) -> None:
     assert read_run(run).space == PAPER_IDENTITY
 
 
+FLIP = """
+from ohl_accel.operations.kernels.family import EachImage
+from ohl_accel.operations.transforms import Transform, register_transform
+register_transform(Transform("Flip", EachImage(lambda images, _: images.flip(3))))
+"""
+
+
+def test_a_run_with_a_transform_of_ones_own(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later process learns of it from the recipe in the run folder, to draw the report and to publish the run."""
+    elements = [{"transform": name, "magnitude": None} for name in ("Flip", "Invert", "Identity")]
+    space = {"name": "flips", "arity": 2, "combine": "ordered", "elements": elements}
+    (run / "first.py").write_text(FLIP)
+    change_space(run, open_space({**space, "import": str(run / "first.py")}))
+    recipe = run / "recipe.yaml"
+    text = recipe.read_text()
+    readers: list[Callable[[Path], Any]] = [read_run, Finished.read]
+    for number, read in enumerate(readers):
+        monkeypatch.delitem(transforms._registered, "Flip")
+        with pytest.raises(ValueError, match="unknown transform 'Flip'"):
+            Policy.load(run)
+        (run / f"again{number}.py").write_text(FLIP)
+        source = json.dumps({**space, "import": str(run / f"again{number}.py")})
+        write_text(recipe, text.replace("space: null", f"space: {source}"))
+        assert read(run).policy is not None
+
+
 def test_report_without_its_data(run: Path) -> None:
     recipe = run / "recipe.yaml"
     write_text(recipe, recipe.read_text().replace("sklearn:digits", "/nowhere/images"))
     page = report_of(run)
-    assert "The training images are not at hand: data.path=/nowhere/images" in page
+    assert "The training images are not available: data.path=/nowhere/images" in page
     assert "× uniform" in page
 
 
@@ -308,7 +337,7 @@ def emptied(run: Path) -> None:
     run.mkdir()
 
 
-def with_a_figure_that_is_none(run: Path) -> None:
+def with_a_wrong_figure(run: Path) -> None:
     (run / "sweep.json").write_text('{"rows": []}')
     (run / "sweep.png").write_text("none")
 
@@ -327,7 +356,7 @@ def with_a_figure_that_is_none(run: Path) -> None:
         (rewrite("policy.json", '"schema_version": 2', '"schema_version": 7'), "used: schema_version 7 is unknown"),
         (lambda run: (run / "recipe.yaml").write_bytes(b"\xff"), "recipe.yaml cannot be read"),
         (lambda run: (run / "comparison.json").write_text("[]"), "comparison.json is damaged or of another version"),
-        (with_a_figure_that_is_none, "sweep.png is no PNG image"),
+        (with_a_wrong_figure, "sweep.png is not a PNG image"),
     ],
 )  # fmt: skip
 def test_damaged_runs_are_named(
@@ -351,7 +380,7 @@ def test_recipe_of_another_version_costs_only_the_examples(
     assert says in capsys.readouterr().out
     page = (run / "report.html").read_text()
     assert new in page
-    assert "There is no recipe that tells where the training images are" in page
+    assert "There is no recipe that says where the training images are" in page
 
 
 def test_output_that_cannot_be_written(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,10 +158,10 @@ def test_matrix_by_touch(report: Path, open_page: Open) -> None:
         column = int(side * PAPER.num_elements)
         tip = page.locator("#matrix-says")
         check_tip(tip.inner_text(), Policy.load(report.parent), 0, column)
-        place = tip.bounding_box()
-        assert place is not None
-        assert place["x"] >= 0
-        assert place["x"] + place["width"] <= 360
+        tip_box = tip.bounding_box()
+        assert tip_box is not None
+        assert tip_box["x"] >= 0
+        assert tip_box["x"] + tip_box["width"] <= 360
     assert widest(page) == 360
 
 

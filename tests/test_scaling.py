@@ -108,6 +108,7 @@ def test_slope() -> None:
     assert slope([9.0, 0.0, 2.0, 4.0, 6.0], first=1) == pytest.approx(2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_what_a_search_notes(tmp_path: Path) -> None:
     """Every phase by itself, in the same seconds as in metrics.jsonl, where `save` is that of the step before."""
@@ -135,6 +136,8 @@ def hosts() -> Iterator[TwoHosts]:
     made.remove()
 
 
+@pytest.mark.network
+@pytest.mark.slow
 def test_each_byte_crosses_the_cable_once(hosts: TwoHosts, tmp_path: Path) -> None:
     """Four groups of two, two of them on each host, each wins once; the kernel counts, the worker checks the values."""
     (tmp_path / "state.json").write_text(json.dumps([[1000, 501], [99_999], []]))

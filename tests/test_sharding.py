@@ -22,6 +22,8 @@ from ohl_accel.errors import UserError
 from ohl_accel.recipe import ModelSection, OptimizerSection
 from ohl_accel.recipe.rules import SHARDED_OPTIMIZERS
 
+pytestmark = pytest.mark.slow
+
 
 class Block(nn.Module):
     """A layer with a buffer that is not saved."""
@@ -116,6 +118,7 @@ def again(processes: int, run: Path, folder: Path, *overrides: str) -> None:
     call_on_ranks(processes, search_digits, *COMMON, *resume, *overrides)
 
 
+@pytest.mark.slow
 def test_sharded_equals_whole(whole: Path, tmp_path: Path) -> None:
     """Two groups of two, two trajectories in each, bit for bit; also when DDP resumes from what they saved."""
     folder = tmp_path / "sharded"
@@ -128,6 +131,7 @@ def test_sharded_equals_whole(whole: Path, tmp_path: Path) -> None:
     assert final_state(tmp_path / "whole") == final_state(whole)
 
 
+@pytest.mark.slow
 def test_other_numbers_of_processes(whole: Path, tmp_path: Path) -> None:
     """Four processes in a group, sharded or not, resume from what two wrote.
 

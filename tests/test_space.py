@@ -27,7 +27,7 @@ from ohl_accel.operations.transforms import (
     register_transform,
     transform_named,
 )
-from ohl_accel.policy.baselines import open_policy, settle
+from ohl_accel.policy.baselines import open_policy, resolve_augment
 from ohl_accel.policy.protocol import AugmentationPolicy, BatchDraw, NoPolicy
 from ohl_accel.recipe import AugmentSection
 from ohl_accel.rng import keyed_generator
@@ -240,11 +240,11 @@ def test_a_space_with_a_transform_of_ones_own(own: Path, tmp_path: Path) -> None
     policy.save(tmp_path / "policy.json")
     assert Policy.load(tmp_path).space == space
 
-    settled = settle(section, 12)  # what the run folder's recipe holds: no file is needed any more
+    resolved = resolve_augment(section, 12)  # what the run folder's recipe holds: no file is needed any more
     own.unlink()
-    assert isinstance(settled.space, dict)
-    assert AugmentSection.model_validate(settled.model_dump(mode="json")) == settled
-    assert open_policy(settled, 12) == policy
+    assert isinstance(resolved.space, dict)
+    assert AugmentSection.model_validate(resolved.model_dump(mode="json")) == resolved
+    assert open_policy(resolved, 12) == policy
 
 
 def load_elsewhere(pickled: bytes, policy_file: str) -> list[str]:
@@ -364,8 +364,8 @@ def test_spaces_by_name(tmp_path: Path) -> None:
         open_space("none.yaml")
     assert open_policy(AugmentSection(), 32) == Policy()
     assert open_policy(AugmentSection(space="paper-identity"), 32) == Policy(space=PAPER_IDENTITY)
-    assert settle(AugmentSection(space="paper"), 32).space == "paper"
-    assert settle(AugmentSection(policy="randaugment", space="paper"), 32).space is None
+    assert resolve_augment(AugmentSection(space="paper"), 32).space == "paper"
+    assert resolve_augment(AugmentSection(policy="randaugment", space="paper"), 32).space is None
 
 
 def test_a_learned_policy_brings_its_own_space(tmp_path: Path) -> None:

@@ -549,6 +549,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.network
 def test_a_stream_of_the_hub(tmp_path: Path, pictures: list[Picture]) -> None:
     """Over real HTTP: downloads that fail twice are tried again; one that always fails ends with its name."""
     folder = write_parquet(tmp_path / "data", pictures)
@@ -666,6 +667,7 @@ def stream_overrides(colours: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_a_search_on_a_stream(colours: Path, tmp_path: Path) -> None:
     """The same on one process and on two, with other workers; resumed inside an epoch, but not on other images."""
     overrides = stream_overrides(colours)

@@ -78,7 +78,7 @@ FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__
 def test_imports_go_down(file: Path) -> None:
     module = module_of(file)
     entry = entry_of(module)
-    assert entry, f"{module} has no place in LAYERS"
+    assert entry, f"{module} is not in LAYERS"
     layer = next(i for i, entries in enumerate(LAYERS) if entry in entries)
     allowed = {entry}.union(*LAYERS[:layer])
     for name in imports_of(file):

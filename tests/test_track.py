@@ -23,6 +23,8 @@ from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe
 from ohl_accel.run_folder.metrics import read_metrics
 
+pytestmark = pytest.mark.network
+
 DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
 IMAGES = {"images/augmented", "policy/heatmap", "policy/marginals"}
 TABLES = {"policy/elements", "policy/operations"}

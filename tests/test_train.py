@@ -94,6 +94,7 @@ def test_held_out_images_are_looked_at_as_often_as_asked(tmp_path: Path) -> None
     assert 0 < result(tmp_path / "none")["test_accuracy"] < 1
 
 
+@pytest.mark.slow
 def test_the_whole_launch_trains_one_network(tmp_path: Path) -> None:
     """Two processes share each batch; without batch normalization they do what one does."""
     network = "{img_size: 8, patch_size: 4, embed_dim: 16, depth: 1, num_heads: 2}"  # replaces SMALL's

@@ -29,7 +29,10 @@ from ohl_accel.run_folder.files import RECIPE_FILE
 
 DEVICES = [
     "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+    ),
 ]
 
 
@@ -139,8 +142,8 @@ BOXES = tv_tensors.BoundingBoxes([[0, 0, 2, 2]], format="XYXY", canvas_size=(8, 
         (tv_tensors.Video(noise(2, 3, 8, 8)), "tv_tensors.Video"),
         ((noise(3, 8, 8), BOXES), "tv_tensors.BoundingBoxes"),
         ((noise(3, 8, 8), tv_tensors.KeyPoints([[1, 1]], canvas_size=(8, 8))), "tv_tensors.KeyPoints"),
-        ({"image": np.zeros((8, 8, 3), np.uint8), "label": 1}, "there is no image here"),
-        ([], "there is no image here"),
+        ({"image": np.zeros((8, 8, 3), np.uint8), "label": 1}, "no image found"),
+        ([], "no image found"),
     ],
 )  # fmt: skip
 def test_what_is_no_image_is_refused(sample: Any, message: str) -> None:
@@ -167,8 +170,8 @@ def test_operations_follow_the_policy_and_signs_are_fair() -> None:
     assert ((frequency - p).abs() <= 5 * (p * (1 - p) / n).sqrt()).all()
     assert frequency[700] == 0
     both = negative[:, 0] & negative[:, 1]
-    for share, probability in ((negative[:, 0], 0.5), (negative[:, 1], 0.5), (both, 0.25)):
-        assert share.double().mean().item() == pytest.approx(probability, abs=5 * math.sqrt(0.25 / n))
+    for chosen, probability in ((negative[:, 0], 0.5), (negative[:, 1], 0.5), (both, 0.25)):
+        assert chosen.double().mean().item() == pytest.approx(probability, abs=5 * math.sqrt(0.25 / n))
     of_the_likely = negative[operations == 35, 0].double()
     assert of_the_likely.mean().item() == pytest.approx(0.5, abs=5 * math.sqrt(0.25 / len(of_the_likely)))
 
@@ -394,7 +397,7 @@ def test_a_run_folder_must_be_finished(tmp_path: Path, monkeypatch: pytest.Monke
     for finished in ({"outer_steps": 100, "outer_steps_done": 100}, {}):
         Policy(None, finished).save("run/policy.json")
         assert Policy.from_pretrained(tmp_path / "run").provenance == finished
-    with pytest.raises(ValueError, match="on this machine and has no revisions: leave out revision='v1'"):
+    with pytest.raises(ValueError, match="on this machine and has no revisions: omit revision='v1'"):
         Policy.from_pretrained("run", revision="v1")
 
 
@@ -423,6 +426,7 @@ for line in sys.stdin:
 """A process that answers what comes of each (name, revision)."""
 
 
+@pytest.mark.network
 def test_the_hub(tmp_path: Path) -> None:
     """The real client against a real server, then without the server, then offline by its own switch."""
 

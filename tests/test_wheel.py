@@ -70,6 +70,7 @@ def test_the_sdist_is_whole(built: Path) -> None:
     assert expected - names == set()
 
 
+@pytest.mark.slow
 def test_a_search_by_name_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
     listed = run(installed / "ohl-accel", "recipes", folder=tmp_path)
     assert "digits " in listed

@@ -164,14 +164,13 @@ def _command(asked: Comparison, one: Contender, seed: int, folder: Path, after: 
 
 def _claim(out: Path, recipe: Recipe) -> FileLock:
     """Take the folder, which may hold an earlier part of the same comparison and nothing else."""
-    settings = recipe.model_dump(mode="json", exclude={"run": {"dir", "seed", "resume", "overwrite"}})
     file = out / _SETTINGS_FILE
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / ".lock")
         lock.acquire(timeout=0)
         if file.exists():
-            if json.loads(file.read_text()) != json.loads(json.dumps(settings)):
+            if not _is_of(recipe, json.loads(file.read_text())):
                 raise UserError(
                     f"--out {out} holds a comparison of another recipe or with other overrides: choose another folder, "
                     "or give the same ones to continue it"
@@ -179,12 +178,26 @@ def _claim(out: Path, recipe: Recipe) -> FileLock:
         elif any(entry.name != ".lock" for entry in out.iterdir()):
             raise UserError(f"--out {out} is not empty and holds no comparison: choose another folder")
         else:
-            write_text(file, json.dumps(settings, indent=2) + "\n")
+            write_text(file, json.dumps(_settings(recipe), indent=2) + "\n")
     except Timeout:
         raise UserError(f"--out {out} is in use by another comparison") from None
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
     return lock
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """What all runs of a comparison have in common."""
+    return recipe.model_dump(mode="json", exclude={"run": {"dir", "seed", "resume", "overwrite"}})
+
+
+def _is_of(recipe: Recipe, settings: dict[str, Any]) -> bool:
+    """Whether settings that were written earlier, maybe before a field was added to recipes, are of a recipe."""
+    try:
+        earlier = Recipe.check({**settings, "run": {**settings["run"], "dir": recipe.run.dir}})
+    except UserError:
+        return False
+    return _settings(earlier) == _settings(recipe)
 
 
 def _run(jobs: Sequence[Job], side_by_side: int, console: Console) -> list[Job]:

@@ -57,7 +57,7 @@ def run_jobs(jobs: Sequence[Job], side_by_side: int, ended: Callable[[Job, float
     """Run the jobs that have no result yet, in their order as far as they are ready.
 
     A job that fails does not stop the others, but those that need it do not start. On an interruption
-    the running ones are stopped; they go on from their checkpoints when they are run again.
+    the running ones are stopped; they resume from their checkpoints when they are run again.
 
     Args:
         jobs: all of them.

@@ -124,7 +124,7 @@ def processor() -> str:
 
 
 def markdown(rows: Sequence[Row], reference: str, about: Mapping[str, Any]) -> str:
-    """The table for people, with what they need to judge it."""
+    """The table as text, with what a reader needs to judge it."""
     lines = [
         "# Comparison of augmentation policies",
         "",

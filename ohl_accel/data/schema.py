@@ -31,7 +31,7 @@ class Schema:
         """Found in the features and the first images, where the recipe does not say it.
 
         Raises:
-            UserError: if there is no such column, or no label or image can be made of it.
+            UserError: if there is no such column, or it does not hold images or labels.
         """
         image_column = image_column_of(rows, data, description)
         label_column = label_column_of(rows, data, description)

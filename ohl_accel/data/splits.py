@@ -1,4 +1,7 @@
-"""The splits of a run: what trains the network, what scores the trajectories, what tests the end."""
+"""The splits of a run: images that train the network, score the trajectories, and test the finished network.
+
+Shapes: n images, C channels, H rows, W columns.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -182,7 +185,7 @@ def _keep_near(heldout: Images, data: DataSection) -> Images:
 def _keyed_order(images: Images, seed: int, purpose: str) -> Tensor | None:
     """Images of a stream by keyed hashes of their bytes: the same however they lie in shards.
 
-    Equal images are ordered by label. None for images that are no stream.
+    Equal images are ordered by label. None for images that are not streamed.
     """
     if not isinstance(images.source, Shards):
         return None

@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from ohl_accel.data.source import IN_MEMORY
 from ohl_accel.distributed.launch import run_on_all_ranks
 from ohl_accel.engine.run import Run
 from ohl_accel.engine.setup import set_up, start_accelerator
@@ -34,7 +35,7 @@ class Result:
     """The learned policy, or the one trained with; None for those that are not ours, such as `none`."""
     network: nn.Module
     """The trained network, on its device, ready for evaluation. With `model.shard`, what this process holds. It stays
-    in its process: a pickled result is without it."""
+    in its process: in a pickled result it is None."""
     metrics: list[dict[str, Any]]
     """The lines of `metrics.jsonl`."""
     test: dict[str, float] | None
@@ -43,9 +44,9 @@ class Result:
     """The run folder; it is on the machine of the main process."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the network: `notebook_launcher` pickles what its processes return, and a network may be on a GPU
+        """Without the network: `notebook_launcher` pickles what its processes return, and the network may be on a GPU
         that the notebook must not touch, or hold what cannot be pickled."""
-        return {name: value for name, value in vars(self).items() if name != "network"}
+        return {**vars(self), "network": None}
 
 
 def read_recipe(recipe: RecipeSource, overrides: Sequence[str]) -> tuple[Recipe, Accelerator]:
@@ -88,6 +89,8 @@ def execute(
         UserError: if it cannot work; before training begins wherever that can be known.
         RunFailedError: if it cannot continue.
     """
+    if dataset is not None:  # a recipe for data that the caller holds need not name any
+        overrides = [*overrides, f"data.path={IN_MEMORY}"]
     read, accelerator = read_recipe(recipe, overrides)
     if adapt is not None:
         read = adapt(read)

@@ -31,7 +31,7 @@ from ohl_accel.errors import UserError
 from ohl_accel.observers.display import Display
 from ohl_accel.observers.observer import Observer, RunInfo
 from ohl_accel.policy import Policy
-from ohl_accel.policy.baselines import open_policy, settle
+from ohl_accel.policy.baselines import open_policy, resolve_augment
 from ohl_accel.policy.estimators import Estimator, open_estimator
 from ohl_accel.policy.protocol import AugmentationPolicy
 from ohl_accel.recipe import ModelSection, Recipe, RunSection
@@ -122,7 +122,7 @@ def set_up(
     policy = run_on_all_ranks(lambda: _open_policy(recipe, data, side, learn), one_first=True)
     recipe = data.resolve(recipe).with_values(
         run={"mixed_precision": accelerator.mixed_precision},
-        augment=settle(recipe.augment, side).model_dump(),
+        augment=resolve_augment(recipe.augment, side).model_dump(),
     )
     estimator = None
     if learn and isinstance(policy, Policy):

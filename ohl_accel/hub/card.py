@@ -241,4 +241,4 @@ def _data_name(data: DataSection) -> str:
     dataset = hub_dataset(data)
     if dataset is not None:
         return f"[{dataset}](https://huggingface.co/datasets/{dataset})"
-    return f"`{Path(data.path).name}`"
+    return "images given in Python" if data.path == IN_MEMORY else f"`{Path(data.path).name}`"

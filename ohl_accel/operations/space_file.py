@@ -41,8 +41,8 @@ def open_space(source: str | Mapping[str, Any]) -> "Space":
         return BUILT_IN[source]
     if isinstance(source, str) and not source.endswith(_YAML_ENDINGS):
         hint = did_you_mean(source, BUILT_IN, 1)
-        known = f"nown: {', '.join(BUILT_IN)}, or a YAML file of your own"
-        raise UserError(f"no space {source!r}; {f'{hint} K' if hint else 'k'}{known}")
+        known = f"{', '.join(BUILT_IN)}, or a YAML file of your own"
+        raise UserError(f"no space {source!r}; {f'{hint} Known' if hint else 'known'}: {known}")
     document = dict(read_space_file(source) if isinstance(source, str) else expanded(source, "space"))
     where = source if isinstance(source, str) else f"space {document.get('name')}"
     imported = document.pop("import", None)

@@ -125,7 +125,7 @@ def register_transform(transform: Transform) -> Transform:
 
 
 def register_built_in(*transforms: Transform) -> None:
-    """Register rows whose names nobody else may take."""
+    """Register rows whose names cannot be taken by others."""
     for transform in transforms:
         register_transform(transform)
         _built_in.add(transform.name)

@@ -102,8 +102,8 @@ class MixUp:
         return mixed
 
 
-def settle(section: AugmentSection, side: int) -> AugmentSection:
-    """The section as the run uses it: with its policy's Cutout, and the contents of its space's file.
+def resolve_augment(section: AugmentSection, side: int) -> AugmentSection:
+    """The section as the run uses it: with the Cutout of its policy, and the contents of its space's file.
 
     Cutout is off, the recipe's, or half the shorter side. A space is kept only where the policy is one over a space.
     """
@@ -126,7 +126,7 @@ def open_policy(section: AugmentSection, side: int) -> AugmentationPolicy:
         side: the shorter side of the images, in pixels.
 
     Raises:
-        UserError: for a name that is none of the known ones, no file, no folder and no Hub id, for a
+        UserError: for a name that is not a known one, a file, a folder or a Hub id, for a
             policy or a space that cannot be read, for a learned policy over another space than the recipe's, and
             for arguments that the policy does not take.
     """
@@ -159,14 +159,16 @@ def open_learned_policy(name: str) -> Policy:
         UserError: if there is none, with the names that are known.
     """
     if "/" not in name and not Path(name).exists():
-        known = f"nown: {', '.join(FIXED_POLICIES)}, or a policy.json, a run folder or a Hub id (user/name)"
         hint = did_you_mean(name.lower(), FIXED_POLICIES, 1)
-        raise UserError(f"augment.policy={name}: no such policy; {f'{hint} K' if hint else 'k'}{known}")
-    place, revision = name, None
+        raise UserError(
+            f"augment.policy={name}: no such policy; {f'{hint} Known' if hint else 'known'}: "
+            f"{', '.join(FIXED_POLICIES)}, or a policy.json, a run folder or a Hub id (user/name)"
+        )
+    source, revision = name, None
     if not Path(name).exists():
-        place, _, revision = name.partition("@")
+        source, _, revision = name.partition("@")
     try:
-        return Policy.from_pretrained(place, revision or None)
+        return Policy.from_pretrained(source, revision or None)
     except ValueError as error:
         raise UserError(f"augment.policy={name}: {error}") from None
 
@@ -181,5 +183,7 @@ def _construct(name: str, kind: type[v2.Transform], args: Mapping[str, Any]) -> 
 def _member(policies: type[v2.AutoAugmentPolicy], value: str) -> v2.AutoAugmentPolicy:
     known = [policy.value for policy in policies]
     if value not in known:
-        raise UserError(f"augment.policy_args: policy={value!r} is none of autoaugment's: {', '.join(known)}")
+        raise UserError(
+            f"augment.policy_args: policy={value!r} is not one of autoaugment's: {', '.join(known)}"
+        )
     return policies(value)

@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ohl_accel.errors import UserError
+from ohl_accel.errors import UserError, missing_extra
 from ohl_accel.hub.download import fetch_file
 from ohl_accel.operations.space import PAPER, Space
 from ohl_accel.policy import file
@@ -156,7 +156,7 @@ class Policy:
         path = Path(os.path.expanduser(name))
         if os.path.exists(path):
             if revision is not None:
-                raise ValueError(f"{path} is on this machine and has no revisions: leave out {revision=}")
+                raise ValueError(f"{path} is on this machine and has no revisions: omit {revision=}")
             policy = cls.load(path)
             if path.is_dir():
                 policy._check_finished(path)
@@ -202,8 +202,8 @@ class Policy:
         """
         try:
             from ohl_accel.hub.policy import push_policy  # the one import upward: publishing draws figures
-        except ImportError as error:
-            raise UserError(f"push_to_hub needs {error.name}: pip install 'ohl-accel[train]'") from error
+        except ModuleNotFoundError as error:
+            raise UserError(f"push_to_hub: {missing_extra(error) or error}") from error
         return push_policy(
             self, self._text(), repo, private=private, license=license, tags=tuple(tags), version=version
         )

@@ -1,4 +1,4 @@
-"""A policy as a torchvision transform: one line in somebody else's pipeline.
+"""A policy as a torchvision transform: one line in a pipeline of your own.
 
 Shapes: K operations, B images of one tensor, n images of one call, C channels, H rows, W columns.
 """
@@ -31,7 +31,7 @@ class PolicyTransform(v2.Transform):
     and no input is changed. As in all of `torchvision.transforms.v2`, of plain tensors only the first is
     an image, and none if there is a PIL image or a `tv_tensors.Image`.
 
-    Its place is after flips and crops, before `ToTensor`, `ToDtype` and `Normalize`.
+    Use it after flips and crops, before `ToTensor`, `ToDtype` and `Normalize`.
 
     Randomness: by default torch's global CPU generator, as in torchvision. With `seed` or `generator` the
     draws do not depend on it: they are keyed by the seed, in a data loader's worker also by the worker's
@@ -46,8 +46,8 @@ class PolicyTransform(v2.Transform):
         generator: a CPU generator to draw from; workers take only its initial seed.
 
     Raises:
-        ValueError: for a policy that cannot be had, for seed and generator together, and, when called, for
-            anything that is no image of the above kinds.
+        ValueError: for a policy that is not available, for seed and generator together, and, when called, for
+            anything that is not an image of the above kinds.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class PolicyTransform(v2.Transform):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw for all images of a call: what `transform` takes one by one, in the order of the inputs."""
         if not flat_inputs:
-            raise ValueError("there is no image here: give a PIL image, a uint8 tensor or a tv_tensors.Image")
+            raise ValueError("no image found: give a PIL image, a uint8 tensor or a tv_tensors.Image")
         counts = [_number_of_images(inpt) for inpt in flat_inputs]
         # one float64 for the operation, one for each sign
         generator = self._generator_here()
@@ -144,7 +144,7 @@ class PolicyTransform(v2.Transform):
             state = {**state, "_generator": torch.Generator().set_state(content)}
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's own
         if self._workers_begun is not None:
-            self._workers_begun.share_memory_()  # a pickled copy shares nothing any more
+            self._workers_begun.share_memory_()  # a pickled copy no longer shares it
 
 
 def _number_of_images(inpt: Any) -> int:
@@ -165,7 +165,7 @@ def _number_of_images(inpt: Any) -> int:
     elif inpt.dtype != torch.uint8:
         raise ValueError(
             f"images must be uint8 in 0..255, got {inpt.dtype} of shape {list(inpt.shape)}: put the policy before "
-            "ToTensor, ToDtype and Normalize; if this is no image, wrap the images in torchvision.tv_tensors.Image"
+            "ToTensor, ToDtype and Normalize; if this is not an image, wrap the images in torchvision.tv_tensors.Image"
         )
     elif not _looks_like_images(inpt):
         raise ValueError(f"images must be [C, H, W] or [B, C, H, W] with C = 1 or 3, got {list(inpt.shape)}")

@@ -37,12 +37,13 @@ def read_yaml(path: str) -> tuple[dict[str, Any], list[str]]:
     try:
         text = locate(path, RECIPES).read_text(encoding="utf-8")
     except FileNotFoundError:
-        folder, known = Path(path).parent, packaged(RECIPES)
-        others = sorted(str(other) for pattern in ("*.yaml", "*.yml") for other in folder.glob(pattern))
-        hint = f"; in that folder there are: {', '.join(others)}" if others else ""
-        if folder == Path():
+        file, known = Path(path), packaged(RECIPES)
+        if file.suffix or file.parent != Path():
+            others = [str(other) for other in sorted(file.parent.glob("[!.]*.y*ml"))]
+            hint = f"; in that folder there are: {', '.join(others)}" if others else ""
+        else:
             near = did_you_mean(path, known)
-            hint += f"; {f'{near} ' if near else ''}recipes that need no path: {', '.join(known)}"
+            hint = f"; {f'{near} ' if near else ''}recipes that need no path: {', '.join(known)}"
         raise UserError(f"recipe {path} does not exist{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {path} cannot be read: {error}") from None

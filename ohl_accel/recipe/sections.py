@@ -119,7 +119,7 @@ class RunSection(Section):
     seed: Annotated[Whole, Field(ge=0)] = 0
     """Keys every random draw of the run."""
     resume: Literal["never", "auto"] = "never"
-    """auto: go on from the last checkpoint in `dir`, or start where there is none."""
+    """auto: resume from the last checkpoint in `dir`, or start where there is none."""
     overwrite: bool = False
     """Replace the files of an earlier run in `dir`."""
     checkpoint_every: Annotated[Whole, Field(ge=1)] = 1

@@ -39,13 +39,13 @@ class Row:
 
 
 def open_examples(recipe: Recipe) -> TrainingExamples:
-    """Take images out of the training split, always the same ones for a seed; the test split stays shut.
+    """Take images out of the training split, always the same ones for a seed; the test split is not opened.
 
     Args:
         recipe: resolved, as in the run folder.
 
     Raises:
-        UserError: if the data is not at hand any more.
+        UserError: if the data is no longer available.
     """
     data = open_data(recipe.with_values(data={"in_memory": False}))
     generator = keyed_generator(recipe.run.seed, "report examples")
@@ -82,8 +82,8 @@ def rows_of(examples: TrainingExamples | None, space: Space, operations: Sequenc
 def examples_or_reason(recipe: Recipe | None) -> tuple[TrainingExamples | None, str]:
     """Examples, or why there are none."""
     if recipe is None:
-        return None, "There is no recipe that tells where the training images are."
+        return None, "There is no recipe that says where the training images are."
     try:
         return open_examples(recipe), ""
     except UserError as error:
-        return None, f"The training images are not at hand: {error}"
+        return None, f"The training images are not available: {error}"

@@ -1,4 +1,4 @@
-"""A policy applied to an image of one's own: its most and least probable operations, and random draws."""
+"""A policy applied to an image of your own: its most and least probable operations, and random draws."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ def load_policy(name: str) -> Policy:
     """A policy from a run folder, a `policy.json` or the Hub.
 
     Raises:
-        UserError: if it cannot be had or used.
+        UserError: if it is not available or cannot be used.
     """
     try:
         return Policy.from_pretrained(name)

@@ -46,8 +46,8 @@ class Scale:
 
     def levels(self, ratios: Tensor) -> Tensor:
         """int64 of the same shape, 0 (lost) to 32 (gained); 16 is uniform."""
-        place = (ratios.clamp_min(1e-12).log2() / self.limit).clamp(-1, 1)
-        return ((place + 1) / 2 * (LEVELS - 1)).round().long()
+        position = (ratios.clamp_min(1e-12).log2() / self.limit).clamp(-1, 1)
+        return ((position + 1) / 2 * (LEVELS - 1)).round().long()
 
 
 @dataclass(frozen=True)
@@ -75,5 +75,5 @@ def heatmap(ratios_RC: Tensor, scale: Scale) -> Heatmap:
 
 def palette() -> list[tuple[str, str]]:
     """The colours of the levels on the light and on the dark page."""
-    places = torch.linspace(_MARGIN, 1 - _MARGIN, LEVELS, dtype=torch.float64).tolist()
-    return [(to_hex(_LIGHT(place)), to_hex(_DARK(place))) for place in places]
+    positions = torch.linspace(_MARGIN, 1 - _MARGIN, LEVELS, dtype=torch.float64).tolist()
+    return [(to_hex(_LIGHT(position)), to_hex(_DARK(position))) for position in positions]

@@ -49,7 +49,7 @@ def both_ends(policy: Policy, count: int) -> list[Operation]:
 
 
 def ratio_grid(policy: Policy) -> Tensor:
-    """Probability over the uniform one for each pair of elements: float64 [E, E], NaN for pairs that are no operation.
+    """Probability over the uniform one for each pair of elements: float64 [E, E], NaN for pairs not in the space.
 
     Args:
         policy: over a space of arity 2.

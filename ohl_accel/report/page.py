@@ -52,7 +52,7 @@ def run_page(run: Run, examples: TrainingExamples | None, no_examples: str, refr
 
     Args:
         run: finished or not.
-        examples: images of its training split; None if they are not at hand.
+        examples: images of its training split; None if they are not available.
         no_examples: why not.
         refresh: an unfinished run's page reloads itself after so many seconds.
     """
@@ -187,7 +187,7 @@ def _charts(run: Run) -> dict[str, Markup | None]:
 
 
 def _phases(steps: Sequence[OuterStep]) -> list[tuple[str, float, float]]:
-    """(phase, seconds in all, share) in the order of the chart."""
+    """(phase, seconds in all, fraction of all) in the order of the chart."""
     totals = {name: sum(step.seconds.get(name, 0.0) for step in steps) for name in phases_of(steps)}
     whole = sum(totals.values()) or 1.0
     return [(name, seconds, seconds / whole) for name, seconds in totals.items()]

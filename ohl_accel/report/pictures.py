@@ -36,7 +36,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image, side: int) -> Image.Image:
-    """Any image as people see it: turned by its EXIF orientation, RGB, transparency over white, shrunk.
+    """Any image as viewers show it: turned by its EXIF orientation, RGB, transparency over white, shrunk.
 
     Args:
         image: of any of Pillow's modes, 16 bits included.

@@ -140,7 +140,7 @@ def read_run(folder: Path) -> Run:
     result = _read_result(folder / RESULT_FILE)
     space = _space_of(recipe)  # first: it registers transforms of the user's own, which the policy may name
     policy = _read_policy(folder / POLICY_FILE)
-    space = space if policy is None else policy.space
+    space = policy.space if policy is not None else space
     steps = _read_steps(folder / METRICS_FILE, space)
     run = Run(folder, steps, policy, result, space, recipe, recipe_text, tables, notes)
     if run.is_run:
@@ -178,13 +178,13 @@ def _read_recipe(path: Path, notes: list[str]) -> tuple[Recipe | None, str]:
             raise UserError(f"{error}; copy the file back, or move it away to do without") from None
         notes.append(
             f"{RECIPE_FILE} is not of this version or damaged, so there are no examples. {error}. "
-            "Draw the report with the version that made the run, or mend these fields."
+            "Draw the report with the version that made the run, or correct these fields."
         )
         return None, text
 
 
 def _space_of(recipe: Recipe | None) -> Space:
-    """As the recipe says; a run that has no policy yet has no other."""
+    """The space that the recipe names."""
     source = None if recipe is None else recipe.augment.space
     return PAPER if source is None else open_space(source)
 
@@ -221,13 +221,16 @@ def _read_result(path: Path) -> Result | None:
     if not path.exists():
         return None
     way_out = (
-        "delete it and give the search's command again with run.resume=auto, which tests the network anew"
+        "delete it and give the search's command again with run.resume=auto, which tests the network again"
     )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}; {way_out}") from None
-    return _checked(Result, values, str(path), way_out)
+    result = _checked(Result, values, str(path), way_out)
+    if f"heldout_{result.metric}" not in values:
+        raise UserError(f"{path}: heldout_{result.metric}: Field required: it is damaged; {way_out}")
+    return result
 
 
 def _read_policy(path: Path) -> Policy | None:
@@ -237,7 +240,7 @@ def _read_policy(path: Path) -> Policy | None:
         return Policy.load(path)
     except ValueError as error:
         raise UserError(
-            f"{error}; give the search's command again with run.resume=auto, which writes it anew, or draw the "
+            f"{error}; give the search's command again with run.resume=auto, which writes it again, or draw the "
             "report with the version that wrote it"
         ) from None
 
@@ -245,12 +248,12 @@ def _read_policy(path: Path) -> Policy | None:
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def _checked(model: type[Model], values: Any, place: str, way_out: str) -> Model:
+def _checked(model: type[Model], values: Any, source: str, way_out: str) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise UserError(
-            f"{place}: {field or 'the line'}: {first['msg']}: it is damaged or of another version; {way_out}"
+            f"{source}: {field or 'the line'}: {first['msg']}: it is damaged or of another version; {way_out}"
         ) from None

@@ -29,7 +29,7 @@ def read_tables(folder: Path) -> list[Table]:
     """The comparison and the sweep of a folder, as far as there are.
 
     A file is `{"rows": [{column: value, ...}, ...], ...}`. A value is a scalar or an interval of two numbers;
-    others are left out. What is beside the rows, such as the command, is shown below them.
+    others are omitted. What is beside the rows, such as the command, is shown below them.
 
     Raises:
         UserError: for a file that is not so.
@@ -44,7 +44,7 @@ def _read(path: Path) -> Table:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f'{path} is damaged or of another version ({type(error).__name__}: {error}): it must be {{"rows": [...]}}; '
-            "make it anew, or move it away to do without"
+            "make it again, or move it away to do without"
         ) from None
     columns = list(dict.fromkeys(key for row in rows for key, value in row.items() if value is not None))
     about = [(key, text) for key, text in document.items() if isinstance(text, str) and key != "format"]
@@ -63,5 +63,5 @@ def _figure(path: Path) -> str | None:
         return None
     content = path.read_bytes()
     if not content.startswith(_PNG):
-        raise UserError(f"{path} is no PNG image: make it anew, or move it away to do without")
+        raise UserError(f"{path} is not a PNG image: make it again, or move it away to do without")
     return "data:image/png;base64," + base64.b64encode(content).decode()

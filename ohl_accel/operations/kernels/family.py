@@ -54,7 +54,7 @@ class Kernel(ABC):
 
 @dataclass(frozen=True)
 class EachImage(Kernel):
-    """A function of images and magnitudes: the general kernel, and the one for transforms of one's own."""
+    """A function of images and magnitudes: the general kernel, and the one for a user's own transforms."""
 
     function: BatchFunction
 

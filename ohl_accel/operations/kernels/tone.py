@@ -18,38 +18,33 @@ from ohl_accel.operations.kernels.family import BatchFunction, Family, Kernel, m
 from ohl_accel.operations.transforms import Element
 
 
+class _OfLevels(Kernel):
+    """What the curves have in common."""
+
+    @property
+    def family(self) -> Hashable:
+        """One for all curves."""
+        return _Curves
+
+    def compile(self, elements: Sequence[Element]) -> Family:
+        """A table of curves."""
+        return _Curves(elements)
+
+
 @dataclass(frozen=True)
-class Curve(Kernel):
+class Curve(_OfLevels):
     """A curve that depends on the magnitude alone."""
 
     curve: Callable[[float], Tensor]
     """Magnitude with its sign -> uint8 [256]."""
 
-    @property
-    def family(self) -> Hashable:
-        """One with `ImageCurve`."""
-        return _Curves
-
-    def compile(self, elements: Sequence[Element]) -> Family:
-        """A table of curves."""
-        return _Curves(elements)
-
 
 @dataclass(frozen=True)
-class ImageCurve(Kernel):
+class ImageCurve(_OfLevels):
     """A curve that depends on the image as well."""
 
     curves: BatchFunction
     """(uint8 images [n, C, H, W], float32 magnitudes [n]) -> uint8 [n, C, 256], or [n, 1, 256] for all channels."""
-
-    @property
-    def family(self) -> Hashable:
-        """One with `Curve`."""
-        return _Curves
-
-    def compile(self, elements: Sequence[Element]) -> Family:
-        """A table of curves."""
-        return _Curves(elements)
 
 
 class _Curves:

@@ -32,8 +32,8 @@ function setUpElements(data) {
   const last = data.steps.length - 1;
   const tables = [...document.querySelectorAll("table.elements")];
   const level = (ratio) => {
-    const place = Math.min(1, Math.max(-1, Math.log2(Math.max(ratio, 1e-12)) / data.limit));
-    return Math.round(((place + 1) / 2) * (data.levels - 1));
+    const position = Math.min(1, Math.max(-1, Math.log2(Math.max(ratio, 1e-12)) / data.limit));
+    return Math.round(((position + 1) / 2) * (data.levels - 1));
   };
   const show = () => {
     const at = Number(slider.value);
