@@ -243,6 +243,48 @@ def test_estimators_that_do_not_work(overrides: list[str], message: str, tmp_pat
         search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}", *overrides])
 
 
+def estimator(folder: Path, body: str) -> str:
+    (folder / "wrong.py").write_text(
+        "from ohl_accel.policy import Policy\n"
+        "from ohl_accel.operations.space import PAPER_IDENTITY\n"
+        f"from ohl_accel.policy.estimators import Reinforce\n\n\nclass Wrong(Reinforce):\n    {body}\n"
+    )
+    return f"outer.estimator={folder / 'wrong.py'}:Wrong"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "def step(self, finished): return {'winner': 0}",
+            "its step returned winner, which the run records itself",
+        ),
+        ("def policy_of(self, trajectory): return None", "must be a Policy over the space paper, got None"),
+        (
+            "def policy_of(self, trajectory): return Policy(space=PAPER_IDENTITY)",
+            "must be a Policy over the space paper, got Policy",
+        ),
+        (
+            "def state(self): return {**super().state(), 'n': 3}",
+            r"Wrong.state\(\) has a int \(n\); a checkpoint holds",
+        ),
+    ],
+)
+def test_estimators_that_do_what_they_must_not(body: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}", estimator(tmp_path, body)])
+
+
+def test_resuming_with_another_model_is_refused(tmp_path: Path) -> None:
+    def model(width: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 10))
+
+    folder = f"run.dir={tmp_path / 'run'}"
+    search(DIGITS, [*SMALL, folder], model=model(7))
+    with pytest.raises(UserError, match=r"a run of another network: 1.bias was \(7,\), now \(8,\)"):
+        search(DIGITS, [*SMALL, folder, "run.resume=auto"], model=model(8))
+
+
 def test_what_is_not_recorded_is_refused(tmp_path: Path) -> None:
     (tmp_path / "greedy.py").write_text(
         "from ohl_accel.policy.estimators import Reinforce\n\n\nclass Greedy(Reinforce):\n"

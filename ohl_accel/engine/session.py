@@ -10,8 +10,9 @@ from torch import nn
 
 from ohl_accel.data.source import IN_MEMORY
 from ohl_accel.distributed.launch import run_on_all_ranks
+from ohl_accel.engine.process import start_accelerator
 from ohl_accel.engine.run import Run
-from ohl_accel.engine.setup import set_up, start_accelerator
+from ohl_accel.engine.setup import set_up
 from ohl_accel.errors import UserError
 from ohl_accel.observers.dashboards import Dashboards
 from ohl_accel.observers.display import Display

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -12,18 +11,18 @@ from typing import Any
 import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from ohl_accel import __version__
 from ohl_accel.data import Data, open_data
 from ohl_accel.distributed.groups import Groups
-from ohl_accel.distributed.launch import check_launch, choose_interface, ending_in_time, run_on_all_ranks
+from ohl_accel.distributed.launch import run_on_all_ranks
 from ohl_accel.engine import checkpoint
 from ohl_accel.engine.augment import Augmentation
 from ohl_accel.engine.network import create_network, outline_network
 from ohl_accel.engine.objective import Objective, open_objective
 from ohl_accel.engine.phases import Phases
+from ohl_accel.engine.process import configure_torch
 from ohl_accel.engine.replacements import Replacements
 from ohl_accel.engine.run import Run
 from ohl_accel.engine.trajectory import Trajectory, create_optimizer, create_schedule
@@ -34,7 +33,7 @@ from ohl_accel.policy import Policy
 from ohl_accel.policy.baselines import open_policy, resolve_augment
 from ohl_accel.policy.estimators import Estimator, open_estimator
 from ohl_accel.policy.protocol import AugmentationPolicy
-from ohl_accel.recipe import ModelSection, Recipe, RunSection
+from ohl_accel.recipe import ModelSection, Recipe
 from ohl_accel.run_folder.files import (
     CHECKPOINTS,
     HELDOUT_FILE,
@@ -45,37 +44,6 @@ from ohl_accel.run_folder.files import (
 )
 from ohl_accel.run_folder.folder import RunFolder
 from ohl_accel.run_folder.metrics import read_metrics
-
-
-def start_accelerator(section: RunSection | None) -> Accelerator:
-    """Join the launch: device, precision, process group. Without a run section, by defaults.
-
-    Raises:
-        UserError: for processes that do not see each other, or a precision that is not available.
-    """
-    timeout = timedelta(seconds=section.timeout if section else 1800)
-    choose_interface()
-    try:
-        with ending_in_time(timeout):
-            accelerator = Accelerator(
-                cpu=not torch.cuda.is_available(),
-                mixed_precision=section.mixed_precision if section else None,
-                step_scheduler_with_optimizer=False,
-                # a network uses each weight once: a cache would only keep a copy of all, in bf16, to its end
-                kwargs_handlers=[
-                    InitProcessGroupKwargs(timeout=timeout),
-                    AutocastKwargs(cache_enabled=False),
-                ],
-            )
-    except ValueError as error:
-        raise UserError(f"Accelerate cannot start: {error}") from error
-    check_launch(accelerator.num_processes)
-    if accelerator.mixed_precision not in ("no", "bf16"):
-        raise UserError(
-            f"mixed precision {accelerator.mixed_precision!r} is not supported (its loss scale would be shared by "
-            "all trajectories): use bf16 or no, by run.mixed_precision or in Accelerate's config"
-        )
-    return accelerator
 
 
 def set_up(
@@ -245,7 +213,7 @@ def _build(
 
 
 def _open_objective(recipe: Recipe, data: Data) -> Objective:
-    objective = open_objective(recipe.objective, len(data.schema.class_names))
+    objective = open_objective(recipe.objective, len(data.schema.class_names), recipe.objective_args)
     if objective.multi_label != data.schema.multi_label:
         have, fit = (
             ("several labels", "multilabel") if data.schema.multi_label else ("one label", "classification")
@@ -299,17 +267,6 @@ def _augmented_images(
     images, _ = augmentation.basic(images, labels, step)
     images, _ = augmentation.apply(policy, images, step, trajectory=0)
     return images
-
-
-def configure_torch(section: RunSection, device: torch.device) -> None:
-    """Threads on the CPU, kernels on CUDA, as the recipe says."""
-    if device.type == "cpu":
-        torch.set_num_threads(section.cpu_threads)
-    elif section.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    else:
-        torch.backends.cudnn.benchmark = True
 
 
 def _first_network(
