@@ -37,7 +37,7 @@ def test_a_killed_run_goes_on_on_other_processes(undisturbed: Path, tmp_path: Pa
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     output = launch(1, f"run.dir={tmp_path}", "run.resume=auto", config="cpu")
-    assert any("going on after outer step" in line for line in output)
+    assert any("resuming after outer step" in line for line in output)
     assert final_state(tmp_path) == final_state(undisturbed)
     output = launch(
         1, f"run.dir={tmp_path}", "run.resume=auto", config="cpu"
