@@ -123,7 +123,7 @@ def test_a_damaged_network(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
     (tmp_path / "recipe.yaml").write_text((run / "recipe.yaml").read_text())
     assert main([str(tmp_path)]) == 2
-    assert "holds no network that timm can load" in capsys.readouterr().err
+    assert "does not have a network that timm can load" in capsys.readouterr().err
 
 
 FROM_THE_HUB = """

@@ -291,7 +291,7 @@ def test_what_is_not_recorded_is_refused(tmp_path: Path) -> None:
         "    records = frozenset({'gradients'})\n"
     )
     with pytest.raises(
-        UserError, match="gradients is not recorded; known: counts, operations, heldout_outcomes"
+        UserError, match="gradients cannot be recorded; known: counts, operations, heldout_outcomes"
     ):
         open_estimator(
             f"{tmp_path / 'greedy.py'}:Greedy", Policy(), {}, lr=0.1, betas=(0.5, 0.9), trajectories=2, seed=0

@@ -244,7 +244,7 @@ def test_rewards_and_winner() -> None:
 def test_a_folder_that_is_not_empty_is_refused(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(
-        UserError, match=r"is not empty \(it holds notes.txt\): resume it with run.resume=auto"
+        UserError, match=r"is not empty \(it has notes.txt\): resume its run with run.resume=auto"
     ):
         run(tmp_path)
     run(tmp_path, "run.overwrite=true", "outer.steps=1")
@@ -262,7 +262,7 @@ def test_nothing_is_overwritten_before_all_is_checked(tmp_path: Path) -> None:
 
 def test_resuming_with_another_recipe_is_refused(tmp_path: Path) -> None:
     run(tmp_path, "outer.steps=1")
-    with pytest.raises(UserError, match=r"holds a run with another recipe \(outer.lr was 0.05, now 0.1\)"):
+    with pytest.raises(UserError, match=r"has a run with a different recipe \(outer.lr was 0.05, now 0.1\)"):
         run(tmp_path, "outer.steps=1", "run.resume=auto", "outer.lr=0.1")
     (tmp_path / "checkpoints" / "step-000001" / "state.safetensors").write_bytes(b"cut")
     with pytest.raises(
@@ -361,7 +361,7 @@ def test_mistakes(
 
 def test_a_missing_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([DIGITS.replace("digits", "digit")]) == 2
-    assert "does not exist; in that folder there are" in capsys.readouterr().err
+    assert "does not exist; that folder has" in capsys.readouterr().err
     assert main([]) == 2
 
 

@@ -301,10 +301,10 @@ def test_signed_curves() -> None:
         (lambda: Transform("a b", EachImage(lambda images, _: images)), "transform name 'a b' must be a letter"),
         (lambda: register_transform(Transform("Invert", INVERT.kernel)), "Invert is built in: choose another"),
         (lambda: Transform("Both", INVERT.kernel, signed=True), "signed: it needs a magnitude whose least"),
-        (lambda: Magnitude("degrees", 3, 1), r"cannot lie in 3\.\.1"),
+        (lambda: Magnitude("degrees", 3, 1), r"3\.\.1 is not a valid range"),
         (lambda: Element(ROTATE, math.nan), r"Rotate takes magnitudes in 0\.\.180 .*got nan"),
-        (lambda: PAPER.operation_of(36, 0), r"space paper has no operation of the elements \(36, 0\)"),
-        (lambda: Space("x", FOUR, combine="distinct").operation_of(1, 2), "has no operation of the elements"),
+        (lambda: PAPER.operation_of(36, 0), r"space paper has no operation with the elements \(36, 0\)"),
+        (lambda: Space("x", FOUR, combine="distinct").operation_of(1, 2), "has no operation with the elements"),
         (lambda: PAPER.apply(noise(1), torch.tensor([1296]), torch.zeros(1, 2)), r"0\.\.1295, got \[1296\]"),
         (lambda: Policy(torch.zeros(1296), space=PAPER_IDENTITY), r"1369 numbers for space paper-identity"),
         (
@@ -341,7 +341,7 @@ def test_what_is_not_a_space(make: object, message: str) -> None:
         ("elements: [{transform: Invert}]\nimport: none.py", "import: .*none.py is not a Python file"),
         ("elements: [{transform: Invert}]\nimport: [os]", "import must be a Python file, got .'os'"),
         ("elements: [{transform: Invert}]\nimport: bad.py", "bad.py failed: ZeroDivisionError: division by zero"),
-        ("elements: [{transform: Invert}]\nname: paper", "the name paper is that of a built-in space"),
+        ("elements: [{transform: Invert}]\nname: paper", "the name paper is taken by a built-in space"),
     ],
 )  # fmt: skip
 def test_wrong_space_files(content: str, message: str, tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ def test_a_learned_policy_brings_its_own_space(tmp_path: Path) -> None:
         assert open_policy(AugmentSection(policy=str(tmp_path), space=space), 32) == learned
     with pytest.raises(
         UserError,
-        match=r"Space\(paper: .* is not the one that augment.policy=.* was learned over, Space\(paper-identity: .*"
-        "augment.space=null takes the policy's own",
+        match=r"Space\(paper: .* is not the space of augment.policy=.*, Space\(paper-identity: .*"
+        "augment.space=null uses the policy's own",
     ):
         open_policy(AugmentSection(policy=str(tmp_path), space="paper"), 32)

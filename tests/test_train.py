@@ -111,11 +111,11 @@ def test_the_whole_launch_trains_one_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "augment.policy: name what to train with: none, cutout"),
+        ([], "augment.policy: give a policy to train with: none, cutout"),
         (["augment.policy=triviala"], "did you mean trivialaugment"),
         (["augment.policy=no/such/file.json"], "augment.policy=no/such/file.json"),
         (["augment.policy=none", "augment.policy_args={alpha: 1}"], "none takes no arguments"),
-        (["augment.policy=mixup", "augment.policy_args={alhpa: 1}"], "mixup does not take them"),
+        (["augment.policy=mixup", "augment.policy_args={alhpa: 1}"], "not valid for mixup"),
     ],
 )
 def test_mistakes(

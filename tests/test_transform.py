@@ -382,14 +382,14 @@ def test_a_run_folder_must_be_finished(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match="there is no file or folder run "):
         Policy.from_pretrained("run")
     Path("run").mkdir()
-    with pytest.raises(ValueError, match=r"run holds no policy\.json: it is not a run folder"):
+    with pytest.raises(ValueError, match=r"run has no policy\.json: it is not a run folder"):
         Policy.from_pretrained("run")
     Path("run", RECIPE_FILE).touch()
     with pytest.raises(ValueError, match="its search has not reached its first checkpoint"):
         Policy.from_pretrained("run")
     Policy(None, {"outer_steps": 100, "outer_steps_done": 3}).save("run/policy.json")
     with pytest.raises(
-        ValueError, match=r"outer step 3 of 100; give run/policy\.json to use the policy as it is"
+        ValueError, match=r"outer step 3 of 100; give run/policy\.json to use the current policy"
     ):
         Policy.from_pretrained("run")
     assert Policy.from_pretrained("run/policy.json").provenance["outer_steps_done"] == 3
@@ -459,7 +459,7 @@ def test_the_hub(tmp_path: Path) -> None:
             ("user/policy", "v1", "old$"),
             ("user/policy", commit, "old$"),
             ("user/policy", "v9", "policy.json of user/policy at revision v9 .*: there is no such revision"),
-            ("user/weights", None, "policy.json of user/weights .*: the repository holds no such file"),
+            ("user/weights", None, "policy.json of user/weights .*: the repository has no such file"),
             ("user/nobody", None, "user/nobody .*: there is no such repository, or it is private"),
             ("user/gated", None, "user/gated .*: access to it is granted on its page"),
             ("user/huge", None, "user/huge has 5000000 bytes, more than"),
@@ -475,6 +475,4 @@ def test_the_hub(tmp_path: Path) -> None:
             assert ask(process, "user/policy") == "new"
             assert ask(process, "user/policy", commit) == "old"
         answer = ask(offline, "user/other")
-        assert re.search(
-            "the Hub cannot be reached .*offline mode.* the local cache does not hold it", answer
-        )
+        assert re.search("the Hub cannot be reached .*offline mode.* it is not in the local cache", answer)
