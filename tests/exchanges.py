@@ -24,7 +24,7 @@ from benchmarks.hosts import TwoHosts
 from ohl_accel.cli import run_command
 from ohl_accel.distributed.groups import Groups
 from ohl_accel.distributed.launch import run_on_all_ranks
-from ohl_accel.engine.setup import start_accelerator
+from ohl_accel.engine.process import start_accelerator
 from ohl_accel.recipe import RunSection
 
 TIMEOUT = timedelta(seconds=5)

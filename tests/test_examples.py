@@ -109,7 +109,7 @@ def test_a_result_leaves_its_network_in_its_process() -> None:
     result = Result(policy=Policy(), network=network, metrics=[{}], test=test, folder=Path("runs"))
     other = pickle.loads(pickle.dumps(result))
     assert (other.policy, other.metrics, other.test, other.folder) == (Policy(), [{}], test, Path("runs"))
-    assert not hasattr(other, "network")
+    assert other.network is None
 
 
 def test_the_notebook_is_committed_without_outputs() -> None:

@@ -78,6 +78,9 @@ def test_the_space_is_searched(folder: Path) -> None:
     assert policy.space.num_operations == 2 * 4 + 3 * 3 + 5  # pairs of different transforms
     assert policy != Policy(space=policy.space)  # it has learned
     assert any("Wrap" in name for name, _ in policy.top(policy.space.num_operations))
+    trained = json.loads(Path("runs/trained/result.json").read_text())
+    assert 0 <= trained["test_accuracy"] <= 1
+    assert Policy.load("runs/trained").theta.equal(policy.theta)
 
 
 def test_a_new_process_reads_a_run_with_a_transform_of_ones_own(folder: Path) -> None:

@@ -37,7 +37,7 @@ def test_a_killed_run_goes_on_on_other_processes(undisturbed: Path, tmp_path: Pa
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     output = launch(1, f"run.dir={tmp_path}", "run.resume=auto", config="cpu")
-    assert any("going on after outer step" in line for line in output)
+    assert any("resuming after outer step" in line for line in output)
     assert final_state(tmp_path) == final_state(undisturbed)
     output = launch(
         1, f"run.dir={tmp_path}", "run.resume=auto", config="cpu"
@@ -52,7 +52,7 @@ def test_a_stopped_run_goes_on_on_more_processes(undisturbed: Path, tmp_path: Pa
     wait_for_checkpoint(process, tmp_path, "step-000001")
     os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert "Traceback" not in output.split("stopped; run.resume=auto goes on from the last checkpoint")[0]
+    assert "Traceback" not in output.split("stopped; run.resume=auto resumes from the last checkpoint")[0]
     assert "stopped; run.resume=auto" in output
     launch(2, f"run.dir={tmp_path}", "run.resume=auto")
     assert final_state(tmp_path) == final_state(undisturbed)

@@ -80,7 +80,7 @@ def test_a_cut_cable_and_after(hosts: TwoHosts, undisturbed: Path, tmp_path: Pat
     launches = start_both(hosts, tmp_path, "run.resume=auto")
     outputs = [process.communicate(timeout=200)[0] for process in launches]
     assert [process.returncode for process in launches] == [0, 0], outputs
-    assert "going on after outer step" in outputs[0]
+    assert "resuming after outer step" in outputs[0]
     assert final_state(tmp_path / "host0") == final_state(undisturbed)
     assert not (tmp_path / "host1").exists()
 
@@ -176,7 +176,7 @@ def test_torchrun_restarts_after_a_lost_process(hosts: TwoHosts, undisturbed: Pa
     outputs = [process.communicate(timeout=200)[0] for process in agents]
     assert [process.returncode for process in agents] == [0, 0], outputs
     assert "lost the others" in outputs[0]
-    assert sum(output.count("going on after outer step") for output in outputs) == 1
+    assert sum(output.count("resuming after outer step") for output in outputs) == 1
     assert final_state(tmp_path) == final_state(undisturbed)
 
 

@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
+from ohl_accel.engine.evaluate import evaluate
 from ohl_accel.engine.objective import Classification, MultiLabel, average_precision, open_objective
 from ohl_accel.engine.search import search
 from ohl_accel.errors import UserError
@@ -134,16 +135,23 @@ class Smoothed(Classification):
     metric = "loss"
     greater_is_better = False
 
+    def __init__(self, num_classes, smoothing=0.1):
+        super().__init__(num_classes)
+        self.smoothing = smoothing
+
     def loss(self, logits_bC, targets_b):
-        return F.cross_entropy(logits_bC, targets_b, label_smoothing=0.1)
+        return F.cross_entropy(logits_bC, targets_b, label_smoothing=self.smoothing)
 '''
 
 
 def test_an_objective_of_ones_own_whose_score_is_better_when_lower(tmp_path: Path) -> None:
     (tmp_path / "smoothed.py").write_text(OWN)
-    result = search(
-        DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}", f"objective={tmp_path / 'smoothed.py'}:Smoothed"]
-    )
+    own = [f"objective={tmp_path / 'smoothed.py'}:Smoothed", "objective_args={smoothing: 0.2}"]
+    with pytest.raises(UserError, match=r"objective_args={'sharpening': 1}: .*unexpected keyword"):
+        search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}", own[0], "objective_args={sharpening: 1}"])
+    result = search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}", *own])
+    assert result.test is not None
+    assert evaluate(tmp_path / "run").scores["loss"] == pytest.approx(result.test["loss"])
     for line in result.metrics:
         assert line["reward"] == [-loss for loss in line["heldout_loss"]]
         assert line["heldout_loss"][line["winner"]] == min(line["heldout_loss"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, SMALL
 from torch import nn
+from torch.utils.data import Dataset
 
 from ohl_accel.engine.search import search
 from ohl_accel.engine.train import train
@@ -129,6 +130,43 @@ def test_a_network_that_does_not_fit(tmp_path: Path) -> None:
         search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}"], model=nn.Linear(3, 10))
 
 
+def test_the_same_process_may_try_again(tmp_path: Path) -> None:
+    """As in a notebook, which keeps the traceback and all that it refers to."""
+    with pytest.raises(UserError, match="timm has no such network") as kept:
+        search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}", "model.name=resnet8_cifra"])
+    assert search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}"]).test
+    assert kept.tb
+
+
+def test_a_recipe_in_python_for_data_in_memory(tmp_path: Path) -> None:
+    """A mapping without data.path, a torch dataset of tensors, a test split beside it."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (60, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(3, (60,), generator=generator).tolist()
+    pairs = list(zip(images, labels, strict=True))
+    recipe = {
+        "run": {"dir": str(tmp_path / "run")},
+        "data": {"heldout": 10},
+        "model": {"name": "resnet8_cifar", "args": {"width": 8}},
+        "inner": {"batch_size": 10, "optimizer": {"lr": 0.1}},
+        "outer": {"steps": 1, "inner_steps": 1, "trajectories": 2},
+    }
+    result = search(recipe, dataset={"train": Pairs(pairs[:40]), "test": Pairs(pairs[40:])})
+    assert result.test is not None
+    assert result.test["images"] == 20
+
+
+class Pairs(Dataset[tuple[torch.Tensor, int]]):
+    def __init__(self, pairs: list[tuple[torch.Tensor, int]]) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.pairs[index]
+
+
 def test_training_by_the_api(tmp_path: Path) -> None:
     result = train(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}", "augment.policy=uniform"])
     assert result.policy == Policy()
@@ -203,6 +241,48 @@ def test_an_estimator_of_ones_own_explores_and_resumes(tmp_path: Path) -> None:
 def test_estimators_that_do_not_work(overrides: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}", *overrides])
+
+
+def estimator(folder: Path, body: str) -> str:
+    (folder / "wrong.py").write_text(
+        "from ohl_accel.policy import Policy\n"
+        "from ohl_accel.operations.space import PAPER_IDENTITY\n"
+        f"from ohl_accel.policy.estimators import Reinforce\n\n\nclass Wrong(Reinforce):\n    {body}\n"
+    )
+    return f"outer.estimator={folder / 'wrong.py'}:Wrong"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "def step(self, finished): return {'winner': 0}",
+            "its step returned winner, which the run records itself",
+        ),
+        ("def policy_of(self, trajectory): return None", "must be a Policy over the space paper, got None"),
+        (
+            "def policy_of(self, trajectory): return Policy(space=PAPER_IDENTITY)",
+            "must be a Policy over the space paper, got Policy",
+        ),
+        (
+            "def state(self): return {**super().state(), 'n': 3}",
+            r"Wrong.state\(\) has a int \(n\); a checkpoint holds",
+        ),
+    ],
+)
+def test_estimators_that_do_what_they_must_not(body: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}", estimator(tmp_path, body)])
+
+
+def test_resuming_with_another_model_is_refused(tmp_path: Path) -> None:
+    def model(width: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 10))
+
+    folder = f"run.dir={tmp_path / 'run'}"
+    search(DIGITS, [*SMALL, folder], model=model(7))
+    with pytest.raises(UserError, match=r"a run of another network: 1.bias was \(7,\), now \(8,\)"):
+        search(DIGITS, [*SMALL, folder, "run.resume=auto"], model=model(8))
 
 
 def test_what_is_not_recorded_is_refused(tmp_path: Path) -> None:

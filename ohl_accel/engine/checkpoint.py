@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ohl_accel.distributed.groups import Groups
+from ohl_accel.distributed.launch import run_on_all_ranks
 from ohl_accel.distributed.sharding import whole_on_cpu
 from ohl_accel.engine.trajectory import Trajectory
 from ohl_accel.errors import UserError
@@ -76,7 +77,7 @@ def save(folder: Path, outer_step: int, state: Contents, estimator: Estimator | 
     """
     scalars, tensors = state
     if estimator is not None:
-        tensors = tensors | {f"policy.{name}": value for name, value in estimator.state().items()}
+        tensors = tensors | {f"policy.{name}": value for name, value in _state_of(estimator).items()}
     document = {
         "schema_version": SCHEMA_VERSION,
         "outer_step": outer_step,
@@ -93,6 +94,22 @@ def save(folder: Path, outer_step: int, state: Contents, estimator: Estimator | 
     older = [other for other in _checkpoints(folder) if other.name < path.name]
     for old in older[: max(0, len(older) + 1 - recipe.run.keep_checkpoints)]:
         shutil.rmtree(old)
+
+
+def _state_of(estimator: Estimator) -> dict[str, Tensor]:
+    """Copies of the estimator's tensors, which may share memory.
+
+    Raises:
+        UserError: if its state holds anything else.
+    """
+    state = estimator.state()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"outer.estimator: {type(estimator).__name__}.state() has a {type(value).__name__} ({name}); "
+                "a checkpoint holds tensors"
+            )
+    return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
 
 
 def latest(folder: Path) -> Path | None:
@@ -156,6 +173,7 @@ def restore(
         Outer steps done.
     """
     document, tensors = contents or ({}, {})
+    run_on_all_ranks(lambda: _check_same_network(tensors, hosted[0].network))
     document, names = groups.broadcast_object((document, list(tensors)))
     examples = {f"network.{name}": value for name, value in hosted[0].network.state_dict().items()}
     parameters = [value for group in hosted[0].optimizer.param_groups for value in group["params"]]
@@ -171,6 +189,25 @@ def restore(
     if estimator is not None:
         estimator.load_state({name: value.cpu() for name, value in under("policy.", state).items()})
     return int(document["outer_step"])
+
+
+def _check_same_network(tensors: Mapping[str, Tensor], network: nn.Module) -> None:
+    """Refuse the weights of another network (a `model` given in Python is not part of the recipe).
+
+    Raises:
+        UserError: naming the first tensor that differs.
+    """
+    if not tensors:  # the main process alone has read them
+        return
+    saved = {name: tuple(value.shape) for name, value in under("network.", tensors).items()}
+    own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    different = sorted(name for name in {*saved, *own} if saved.get(name) != own.get(name))
+    if different:
+        name = different[0]
+        raise UserError(
+            f"run.dir holds a run of another network: {name} was {saved.get(name, 'missing')}, now "
+            f"{own.get(name, 'missing')}; give the same model to resume it, or choose another run.dir"
+        )
 
 
 def _whole_on_main(tensors: Mapping[str, Tensor], groups: Groups) -> dict[str, Tensor]:

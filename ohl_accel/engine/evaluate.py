@@ -24,8 +24,8 @@ import ohl_accel.models  # noqa: F401  registers our networks with timm
 from ohl_accel.data import open_images
 from ohl_accel.engine.augment import Augmentation
 from ohl_accel.engine.objective import OBJECTIVES, open_objective
+from ohl_accel.engine.process import configure_torch, start_accelerator
 from ohl_accel.engine.scoring import outcomes_of
-from ohl_accel.engine.setup import configure_torch, start_accelerator
 from ohl_accel.errors import UserError
 from ohl_accel.hub.download import fetch_file
 from ohl_accel.recipe import AugmentSection, DataSection, Recipe, RunSection
@@ -88,7 +88,7 @@ def evaluate(
     name = os.fspath(network)
     module, recipe_file = _open_network(name, revision)
     config: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
-    section, run, objective_name = _sections(name, recipe_file, data, overrides)
+    section, run, named = _sections(name, recipe_file, data, overrides)
     section = section.model_copy(update={"image_size": section.image_size or tuple(config["input_size"][1:])})
     split = split or (section.test_split if recipe_file else "test")
     if split is None:
@@ -113,9 +113,8 @@ def evaluate(
     images, _ = open_images(section, split, path, schema)
     if len(images) == 0:
         raise UserError(f"{what} is empty")
-    objective = open_objective(
-        objective_name or ("multilabel" if schema.multi_label else "classification"), len(names)
-    )
+    objective_name, options = named or ("multilabel" if schema.multi_label else "classification", {})
+    objective = open_objective(objective_name, len(names), options)
     batch = section.eval_batch_size
     augmentation = Augmentation(
         AugmentSection(),
@@ -178,8 +177,9 @@ def _open_network(name: str, revision: str | None) -> tuple[nn.Module, Path | No
 
 def _sections(
     name: str, recipe_file: Path | None, data_path: str | None, overrides: Sequence[str]
-) -> tuple[DataSection, RunSection, str | None]:
-    """The data section, the run section (for the precision), and the objective (None: by the kind of labels)."""
+) -> tuple[DataSection, RunSection, tuple[str, dict[str, Any]] | None]:
+    """The data section, the run section (for the precision), and the objective with its arguments (None: by the kind
+    of labels)."""
     for text in overrides:
         if not text.startswith("data."):
             raise UserError(f"{text}: only the data section can be changed here (data.key=value)")
@@ -196,7 +196,7 @@ def _sections(
     recipe = Recipe.check(values, "data", problems)
     # code named in a downloaded recipe must not be run
     trusted = recipe_file is not None and (Path(name).exists() or recipe.objective in OBJECTIVES)
-    return recipe.data, recipe.run, recipe.objective if trusted else None
+    return recipe.data, recipe.run, (recipe.objective, recipe.objective_args) if trusted else None
 
 
 def show(evaluation: Evaluation, network: str) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ohl_accel.errors import UserError
 from ohl_accel.extensions import find_class
 
 
@@ -164,14 +165,19 @@ OBJECTIVES: dict[str, type[Objective]] = {"classification": Classification, "mul
 """The built-in objectives by name."""
 
 
-def open_objective(name: str, num_classes: int) -> Objective:
+def open_objective(name: str, num_classes: int, options: Mapping[str, Any] | None = None) -> Objective:
     """The objective that a recipe names.
 
     Args:
         name: a key of `OBJECTIVES`, `package.module:Name` or `path/to/file.py:Name`.
         num_classes: C.
+        options: `objective_args`, further arguments of its constructor.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is none, or it does not take the options.
     """
-    return find_class("objective", name, OBJECTIVES, Objective)(num_classes)  # type: ignore[type-abstract]
+    kind = find_class("objective", name, OBJECTIVES, Objective)  # type: ignore[type-abstract]
+    try:
+        return kind(num_classes, **(options or {}))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"objective={name}, objective_args={dict(options or {})}: {error}") from error

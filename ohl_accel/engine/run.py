@@ -34,6 +34,7 @@ from ohl_accel.engine.scoring import outcomes_of
 from ohl_accel.engine.trajectory import Trajectory
 from ohl_accel.errors import RunFailedError, UserError
 from ohl_accel.observers.observer import Observer, RunInfo
+from ohl_accel.policy import Policy
 from ohl_accel.policy.estimators import Estimator, FinishedStep
 from ohl_accel.policy.protocol import AugmentationPolicy
 from ohl_accel.recipe import Recipe
@@ -109,8 +110,20 @@ class Run:
         return ahead_on_device(batches, device)
 
     def policy_of(self, trajectory: int) -> AugmentationPolicy:
-        """The policy of a trajectory in this outer step."""
-        return self.fixed_policy if self.estimator is None else self.estimator.policy_of(trajectory)
+        """The policy of a trajectory in this outer step.
+
+        Raises:
+            UserError: if an estimator gives a policy over another space than the one it learns.
+        """
+        if self.estimator is None:
+            return self.fixed_policy
+        policy, learned = self.estimator.policy_of(trajectory), self.estimator.policy
+        if not isinstance(policy, Policy) or policy.space != learned.space:
+            raise UserError(
+                f"outer.estimator={self.recipe.outer.estimator}: policy_of({trajectory}) must be a Policy over the "
+                f"space {learned.space.name}, got {policy!r}"
+            )
+        return policy
 
     def train(self, batches: Iterator[Batch], outer_step: int) -> None:
         """The inner loop of Algorithm 1: I inner steps of every hosted trajectory, on the same batches.
@@ -203,17 +216,26 @@ class Run:
             recorded=self.recorded(outcome),
         )
 
-    def record(self, outer_step: int, outcome: Outcome, replaced: int, more: Mapping[str, Any]) -> None:
+    def record(
+        self,
+        outer_step: int,
+        outcome: Outcome,
+        replaced: int,
+        searched: Mapping[str, Any] | None = None,
+        learned: Mapping[str, Any] | None = None,
+    ) -> None:
         """Pass the line of `metrics.jsonl` of an outer step to the observers.
 
         Args:
             outer_step: the one that has ended, from 0.
             outcome: of this outer step.
             replaced: training images that could not be decoded.
-            more: additional values of the search.
+            searched: values of the search; they replace those known without it.
+            learned: what the estimator's step returned.
+
+        Raises:
+            UserError: if the estimator uses a name that the run uses.
         """
-        if self.info is None:
-            return
         images = self.groups.trajectories * self.inner_steps * self.recipe.inner.batch_size
         line = {
             "outer_step": outer_step,
@@ -222,9 +244,18 @@ class Run:
             "heldout_loss": outcome.heldout_loss_N.tolist(),
             "replaced_images": replaced,
             "learning_rate": self.hosted[0].learning_rate,
-            **more,
+            **(searched or {}),
             **self.phases.take(images),
         }
+        taken = sorted(line.keys() & (learned or {}).keys())
+        if taken:
+            raise UserError(
+                f"outer.estimator={self.recipe.outer.estimator}: its step returned {', '.join(taken)}, which the run "
+                "records itself: choose other names"
+            )
+        if self.info is None:
+            return
+        line |= learned or {}
         with self.phases("track"):
             self.observers.outer_step(self.info, line)
 

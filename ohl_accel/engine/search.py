@@ -45,7 +45,7 @@ def outer_loop(run: Run) -> list[float] | None:
             "element_probabilities": policy.element_probabilities.tolist(),
             "top_operations": [{"operation": name, "probability": p} for name, p in policy.top(5)],
         }
-        run.record(outer_step, outcome, replaced, {**line, **learned})
+        run.record(outer_step, outcome, replaced, line, learned)
         with phases("save"):
             run.save(outer_step + 1)
     return rewards

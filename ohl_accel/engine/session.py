@@ -8,9 +8,11 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from ohl_accel.data.source import IN_MEMORY
 from ohl_accel.distributed.launch import run_on_all_ranks
+from ohl_accel.engine.process import start_accelerator
 from ohl_accel.engine.run import Run
-from ohl_accel.engine.setup import set_up, start_accelerator
+from ohl_accel.engine.setup import set_up
 from ohl_accel.errors import UserError
 from ohl_accel.observers.dashboards import Dashboards
 from ohl_accel.observers.display import Display
@@ -28,7 +30,7 @@ RecipeSource = str | Path | Mapping[str, Any] | Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The result of a finished run, the same on every process."""
+    """The result of a finished run, on every process of the launch."""
 
     policy: Policy | None
     """The policy, learned or fixed; None for a fixed one without a `Policy`, such as `none`."""
@@ -36,7 +38,7 @@ class Result:
     """The trained network, on its device, in evaluation mode. With `model.shard`, this process's shard. It stays in its
     process: in a pickled result it is None."""
     metrics: list[dict[str, Any]]
-    """The lines of `metrics.jsonl`."""
+    """The lines of `metrics.jsonl`, on the main process; empty on the others, which do not wait for it to publish."""
     test: dict[str, float] | None
     """The scores on the test split, such as `accuracy` and `loss`; None if the recipe has no test split."""
     folder: Path
@@ -88,6 +90,8 @@ def execute(
         UserError: if it cannot work; before training begins whenever possible.
         RunFailedError: if it cannot continue.
     """
+    if dataset is not None:  # a recipe for data that the caller holds need not name any
+        overrides = [*overrides, f"data.path={IN_MEMORY}"]
     read, accelerator = read_recipe(recipe, overrides)
     if adapt is not None:
         read = adapt(read)
@@ -122,7 +126,7 @@ def execute(
     return Result(
         policy=fixed if run.estimator is None else run.estimator.policy,
         network=run.hosted[0].network.eval(),
-        metrics=run.groups.broadcast_object(lines),
+        metrics=lines,
         test=tests or None,
         folder=Path(run.recipe.run.dir),
     )

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -12,18 +11,18 @@ from typing import Any
 import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from ohl_accel import __version__
 from ohl_accel.data import Data, open_data
 from ohl_accel.distributed.groups import Groups
-from ohl_accel.distributed.launch import check_launch, choose_interface, ending_in_time, run_on_all_ranks
+from ohl_accel.distributed.launch import run_on_all_ranks
 from ohl_accel.engine import checkpoint
 from ohl_accel.engine.augment import Augmentation
 from ohl_accel.engine.network import create_network, outline_network
 from ohl_accel.engine.objective import Objective, open_objective
 from ohl_accel.engine.phases import Phases
+from ohl_accel.engine.process import configure_torch
 from ohl_accel.engine.replacements import Replacements
 from ohl_accel.engine.run import Run
 from ohl_accel.engine.trajectory import Trajectory, create_optimizer, create_schedule
@@ -34,7 +33,7 @@ from ohl_accel.policy import Policy
 from ohl_accel.policy.baselines import open_policy, resolve_augment
 from ohl_accel.policy.estimators import Estimator, open_estimator
 from ohl_accel.policy.protocol import AugmentationPolicy
-from ohl_accel.recipe import ModelSection, Recipe, RunSection
+from ohl_accel.recipe import ModelSection, Recipe
 from ohl_accel.run_folder.files import (
     CHECKPOINTS,
     HELDOUT_FILE,
@@ -45,37 +44,6 @@ from ohl_accel.run_folder.files import (
 )
 from ohl_accel.run_folder.folder import RunFolder
 from ohl_accel.run_folder.metrics import read_metrics
-
-
-def start_accelerator(section: RunSection | None) -> Accelerator:
-    """Join the launch: device, precision, process group. Without a run section, with defaults.
-
-    Raises:
-        UserError: for processes that cannot see each other, or an unsupported precision.
-    """
-    timeout = timedelta(seconds=section.timeout if section else 1800)
-    choose_interface()
-    try:
-        with ending_in_time(timeout):
-            accelerator = Accelerator(
-                cpu=not torch.cuda.is_available(),
-                mixed_precision=section.mixed_precision if section else None,
-                step_scheduler_with_optimizer=False,
-                # each weight is used once per forward pass: a cache would only keep a bf16 copy of all of them
-                kwargs_handlers=[
-                    InitProcessGroupKwargs(timeout=timeout),
-                    AutocastKwargs(cache_enabled=False),
-                ],
-            )
-    except ValueError as error:
-        raise UserError(f"Accelerate cannot start: {error}") from error
-    check_launch(accelerator.num_processes)
-    if accelerator.mixed_precision not in ("no", "bf16"):
-        raise UserError(
-            f"mixed precision {accelerator.mixed_precision!r} is not supported (all trajectories would share its loss "
-            "scale): use bf16 or no, in run.mixed_precision or in Accelerate's config"
-        )
-    return accelerator
 
 
 def set_up(
@@ -116,6 +84,28 @@ def set_up(
     _check_batch_size(recipe, groups)
     run_on_all_ranks(lambda: observers.check(recipe))
     folder = run_on_all_ranks(lambda: _open_folder(recipe, accelerator))
+    try:
+        run = _build(recipe, accelerator, display, observers, groups, folder, learn, dataset, model)
+    except BaseException:  # in a notebook the same process may try again
+        if folder is not None:
+            folder.release()
+        raise
+    _introduce(run, accelerator, display)
+    return run
+
+
+def _build(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    display: Display,
+    observers: Observer,
+    groups: Groups,
+    folder: RunFolder | None,
+    learn: bool,
+    dataset: Any,
+    model: nn.Module | None,
+) -> Run:
+    """Everything that takes part in a run; its folder is claimed, and not touched before all is checked."""
     data = run_on_all_ranks(lambda: open_data(recipe, dataset), one_first=True, long=True)
     objective = run_on_all_ranks(lambda: _open_objective(recipe, data))
     side = min(data.schema.size)
@@ -196,7 +186,7 @@ def set_up(
             say=display.say,
             warn=display.warn,
         )
-    run = Run(
+    return Run(
         recipe=recipe,
         groups=groups,
         folder=folder,
@@ -220,12 +210,10 @@ def set_up(
         observers=observers,
         info=info,
     )
-    _introduce(run, accelerator, display)
-    return run
 
 
 def _open_objective(recipe: Recipe, data: Data) -> Objective:
-    objective = open_objective(recipe.objective, len(data.schema.class_names))
+    objective = open_objective(recipe.objective, len(data.schema.class_names), recipe.objective_args)
     if objective.multi_label != data.schema.multi_label:
         have, fit = (
             ("several labels", "multilabel") if data.schema.multi_label else ("one label", "classification")
@@ -279,17 +267,6 @@ def _augmented_images(
     images, _ = augmentation.basic(images, labels, step)
     images, _ = augmentation.apply(policy, images, step, trajectory=0)
     return images
-
-
-def configure_torch(section: RunSection, device: torch.device) -> None:
-    """Set the number of CPU threads, or the choice of CUDA kernels, as in the recipe."""
-    if device.type == "cpu":
-        torch.set_num_threads(section.cpu_threads)
-    elif section.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    else:
-        torch.backends.cudnn.benchmark = True
 
 
 def _first_network(

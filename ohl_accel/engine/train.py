@@ -51,7 +51,7 @@ def training_loop(run: Run) -> list[float] | None:
             outcome = run.validate(outer_step, done % run.recipe.train.validate_every == 0 or done == steps)
             replaced = run.replacements.count(outer_step, run.data.train)
         rewards = outcome.reward_N.tolist()
-        run.record(outer_step, outcome, replaced, {})
+        run.record(outer_step, outcome, replaced)
         with phases("save"):
             run.save(outer_step + 1)
     return rewards
