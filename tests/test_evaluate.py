@@ -160,5 +160,5 @@ def test_networks_and_policies_of_the_hub(run: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     accuracy = str(json.loads((run / "result.json").read_text())["test_accuracy"])
     assert done.stdout.splitlines() == [accuracy, accuracy, "2 2", "True"]
-    assert "user/bare has no recipe.yaml, so its data is unknown: name it with --data" in done.stderr
+    assert "user/bare has no recipe.yaml, so its data is unknown: give it with --data" in done.stderr
     assert "user/nobody is not available from the Hub: there is no such repository" in done.stderr

@@ -66,7 +66,7 @@ def test_networks_that_cannot_work_are_refused() -> None:
 
 
 def test_a_tensor_with_two_names_is_refused() -> None:
-    with pytest.raises(UserError, match=r"cpe1.proj.weight and .*cpe.proj.weight are one parameter"):
+    with pytest.raises(UserError, match=r"cpe1.proj.weight and .*cpe.proj.weight are one shared parameter"):
         create_network(ModelSection(name="coat_lite_tiny"), schema(), 0)
 
 

@@ -300,7 +300,7 @@ def test_signed_curves() -> None:
     [
         (lambda: Transform("a b", EachImage(lambda images, _: images)), "transform name 'a b' must be a letter"),
         (lambda: register_transform(Transform("Invert", INVERT.kernel)), "Invert is built in: choose another"),
-        (lambda: Transform("Both", INVERT.kernel, signed=True), "signed: it needs a magnitude whose least"),
+        (lambda: Transform("Both", INVERT.kernel, signed=True), "signed: it needs a magnitude whose minimum"),
         (lambda: Magnitude("degrees", 3, 1), r"3\.\.1 is not a valid range"),
         (lambda: Element(ROTATE, math.nan), r"Rotate takes magnitudes in 0\.\.180 .*got nan"),
         (lambda: PAPER.operation_of(36, 0), r"space paper has no operation with the elements \(36, 0\)"),

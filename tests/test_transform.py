@@ -461,7 +461,7 @@ def test_the_hub(tmp_path: Path) -> None:
             ("user/policy", "v9", "policy.json of user/policy at revision v9 .*: there is no such revision"),
             ("user/weights", None, "policy.json of user/weights .*: the repository has no such file"),
             ("user/nobody", None, "user/nobody .*: there is no such repository, or it is private"),
-            ("user/gated", None, "user/gated .*: access to it is granted on its page"),
+            ("user/gated", None, "user/gated .*: it is gated: request access on its page"),
             ("user/huge", None, "user/huge has 5000000 bytes, more than"),
             ("user/foreign", None, '"format" must be "ohl_accel.policy", got None'),
             ("user/a--b", None, "user/a--b .*: not a Hub id"),
