@@ -46,7 +46,7 @@ def test_equals_the_result_of_the_run(run: Path) -> None:
 
 
 def test_classes_by_hand(run: Path) -> None:
-    """timm loads the network by itself; counts by plain loops."""
+    """timm loads the network on its own; counts by plain loops."""
     found = evaluate(run, split="train").document()
     network = timm.create_model(f"local-dir:{run}", pretrained=True).eval()
     rows = digits("train")

@@ -144,7 +144,7 @@ def test_the_seed_matters(finished: Path, tmp_path: Path) -> None:
 
 
 def test_bf16_and_other_networks(tmp_path: Path) -> None:
-    """A network of timm's own with dropout, AdamW, Accelerate's bf16 and channels_last."""
+    """A timm network with dropout, AdamW, Accelerate's bf16 and channels_last."""
     AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision otherwise
     folder = run(
         tmp_path,
@@ -301,7 +301,7 @@ def test_a_full_disk_ends_the_run_with_a_message(tmp_path: Path, monkeypatch: py
 
 
 def test_the_test_split_is_opened_after_everything_else(tmp_path: Path) -> None:
-    """Its file is no parquet until the search has ended and everything is saved."""
+    """Its file is not a parquet file until the search has ended and everything is saved."""
     folder = tmp_path / "data"
     folder.mkdir()
     digits = Recipe.load(DIGITS).data
