@@ -353,9 +353,9 @@ def with_a_wrong_figure(run: Path) -> None:
         (doubled, "metrics.jsonl, line 5: outer_step 0 comes after 3: two runs are mixed"),
         (rewrite("result.json", "{", ""), "result.json is damaged"),
         (rewrite("result.json", "heldout_accuracy", "other"), "result.json: heldout_accuracy: Field required"),
-        (rewrite("policy.json", '"schema_version": 2', '"schema_version": 7'), "not a valid policy: schema_version 7 is unknown"),
+        (rewrite("policy.json", '"schema_version": 2', '"schema_version": 7'), "policy: schema_version 7 is unknown"),
         (lambda run: (run / "recipe.yaml").write_bytes(b"\xff"), "recipe.yaml cannot be read"),
-        (lambda run: (run / "comparison.json").write_text("[]"), "comparison.json is damaged or of a different version"),
+        (lambda run: (run / "comparison.json").write_text("[]"), "comparison.json is damaged or of a different"),
         (with_a_wrong_figure, "sweep.png is not a PNG image"),
     ],
 )  # fmt: skip
