@@ -387,6 +387,7 @@ def test_the_recipe_in_the_run_folder_is_complete(finished: Path) -> None:
         "inner",
         "outer",
         "objective",
+        "objective_args",
         "augment",
         "train",
         "hub",

@@ -151,7 +151,7 @@ def test_other_numbers_of_processes(whole: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("coat_lite_tiny", "cpe1.proj.weight and serial_blocks1.0.cpe.proj.weight are one parameter"),
+        ("coat_lite_tiny", "cpe1.proj.weight and serial_blocks1.0.cpe.proj.weight are one shared parameter"),
         ("dm_nfnet_f0", "stages.0.0.skipinit_gain of this network is a single number"),
         ("sequencer2d_s", "rnn_v._flat_weights of this network is neither a parameter nor a buffer"),
     ],
