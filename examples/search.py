@@ -17,13 +17,11 @@ from ohl_accel import search
 
 RECIPE = {
     "run": {"dir": "runs/own"},
-    "data": {"path": "handwritten digits", "heldout": 297},
-    "model": {"name": "two convolutions"},
+    "data": {"heldout": 297},
     "inner": {"batch_size": 100, "optimizer": {"lr": 0.1}},
     "outer": {"trajectories": 2, "steps": 20},
     "augment": {"flip": False},
 }
-"""`data.path` and `model.name` are labels here: the dataset and the network are given."""
 
 
 def own_dataset() -> DatasetDict:

@@ -11,6 +11,8 @@ from conftest import REPOSITORY, SMALL
 from torch import nn
 from torch.utils.data import Dataset
 
+from ohl_accel.data.source import open_split
+from ohl_accel.engine.evaluate import evaluate
 from ohl_accel.engine.search import search
 from ohl_accel.engine.train import train
 from ohl_accel.errors import RunFailedError, UserError
@@ -24,6 +26,7 @@ from ohl_accel.policy.estimators import (
     open_estimator,
     outer_gradient,
 )
+from ohl_accel.recipe import DataSection
 
 DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
 
@@ -123,6 +126,45 @@ def test_a_custom_network(tmp_path: Path) -> None:
     inputs = torch.rand(5, 1, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(model(inputs), result.network(inputs))
+    assert result.test is not None
+    assert evaluate(tmp_path / "run", model=model).scores["accuracy"] == result.test["accuracy"]
+    digits = open_split(DataSection(path="sklearn:digits"), "test")
+    assert (
+        evaluate(tmp_path / "run", model=model, dataset=digits).scores["accuracy"] == result.test["accuracy"]
+    )
+    with pytest.raises(UserError, match=r"timm can load: .* as well: ohl_accel.evaluate\(..., model=...\)"):
+        evaluate(tmp_path / "run")
+    with pytest.raises(UserError, match="its weights do not fit the Linear given as model"):
+        evaluate(tmp_path / "run", model=nn.Linear(2, 2))
+
+
+class Pair(nn.Module):
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, int]:
+        return images, 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": nn.Flatten}, r"model must be a torch.nn.Module, got .*a class was given: Flatten\(...\)"),
+        ({"model": Pair()}, "the Pair given as model must return a tensor of logits, got a tuple"),
+        (
+            {"observers": [Observer]},
+            r"ohl_accel's Observer, got .*a class was given: Observer\(\)",
+        ),
+        ({"observers": Observer()}, "observers must be a list of observers"),
+        (
+            {"recipe": None},
+            "recipe must be a file, the name of a recipe, .*, got None",
+        ),
+        ({"overrides": "outer.steps=1"}, "overrides must be a list such as .*, got 'outer.steps=1'"),
+        ({"overrides": {"outer.steps": 1}}, "overrides must be a list such as"),
+    ],
+)
+def test_wrong_arguments_from_python(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    given = {"recipe": DIGITS, "overrides": [*SMALL, f"run.dir={tmp_path / 'run'}"], **arguments}
+    with pytest.raises(UserError, match=message):
+        search(given.pop("recipe"), given.pop("overrides"), **given)
 
 
 def test_a_network_that_does_not_fit(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_every_problem_is_in_one_message(tmp_path: Path) -> None:
         "trajectories: unknown key; did you mean 'outer.trajectories'?",
         "augment.flip: input should be a valid boolean, unable to interpret input, got 'perhaps'",
         "outer.groups=3 does not divide outer.trajectories=4: use one of [1, 2, 4]",
-        "inner.optimizer.nesterov: needs name sgd and a momentum above 0",
+        "inner.optimizer.nesterov: needs inner.optimizer.name=sgd and a momentum above 0",
     ):
         assert expected in text
     assert len(rest) == 12
@@ -117,7 +117,10 @@ def test_every_problem_is_in_one_message(tmp_path: Path) -> None:
         (["inner.schedule.milestones=[3]"], "milestones=[3.0] does not go with inner.schedule.name=cosine"),
         (["inner.schedule.name=multistep"], "only multistep"),
         (["inner.schedule.warmup_epochs=10"], "warmup_epochs=10 is not below the 10 epochs"),
-        (["inner.optimizer.nesterov=true", "inner.optimizer.momentum=0"], "needs name sgd and a momentum"),
+        (
+            ["inner.optimizer.nesterov=true", "inner.optimizer.momentum=0"],
+            "needs inner.optimizer.name=sgd and a momentum",
+        ),
         (["run.mixed_precision=fp16"], "run.mixed_precision: input should be 'no' or 'bf16', got 'fp16'"),
         (["run.resume=always"], "run.resume: input should be 'never' or 'auto', got 'always'"),
         (["run.dir.x=1"], "override 'run.dir.x=1': run.dir is not a section"),

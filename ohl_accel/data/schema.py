@@ -125,10 +125,7 @@ def image_column_of(rows: datasets.Dataset, data: DataSection, description: str)
         return _named_column(rows, "data.image_column", data.image_column)
     found = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     if len(found) != 1:
-        raise UserError(
-            f"{description} has {'several' if found else 'no'} image columns; set data.image_column to one of: "
-            f"{', '.join(found or rows.column_names)}"
-        )
+        raise UserError(_which_column(rows, "image", found, description))
     return str(found[0])
 
 
@@ -159,9 +156,18 @@ def label_column_of(rows: datasets.Dataset, data: DataSection, description: str)
     if not one and len(several) == 1:
         return str(several[0])
     found = one or several
-    raise UserError(
-        f"{description} has {'several' if found else 'no'} label columns; set data.label_column to one of: "
-        f"{', '.join(found or rows.column_names)}"
+    raise UserError(_which_column(rows, "label", found, description))
+
+
+def _which_column(rows: datasets.Dataset, kind: str, found: list[str], description: str) -> str:
+    if found:
+        return (
+            f"{description} has several {kind} columns; set data.{kind}_column to one of: {', '.join(found)}"
+        )
+    types = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in rows.features.items())
+    return (
+        f"{description} has no {kind} column that is recognized by its type; its columns are: {types}. If one of them "
+        f"holds the {kind}s, name it in data.{kind}_column"
     )
 
 

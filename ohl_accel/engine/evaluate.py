@@ -6,31 +6,36 @@ RUN is a run folder of the search or of training; a Hub id must be that of a net
 split and precision come from its recipe.yaml; a network without one needs --data.
 """
 
+import copy
 import dataclasses
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import timm
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import load_model
 from torch import nn
 
 import ohl_accel.models  # noqa: F401  registers our networks with timm
 from ohl_accel.data import open_images
+from ohl_accel.data.memory import GivenData
+from ohl_accel.data.source import IN_MEMORY
 from ohl_accel.engine.augment import Augmentation
 from ohl_accel.engine.objective import OBJECTIVES, open_objective
 from ohl_accel.engine.process import configure_torch, start_accelerator
 from ohl_accel.engine.scoring import outcomes_of
-from ohl_accel.errors import UserError
+from ohl_accel.errors import UserError, first_line
 from ohl_accel.hub.download import fetch_file
 from ohl_accel.recipe import AugmentSection, DataSection, Recipe, RunSection
 from ohl_accel.recipe.reading import override
-from ohl_accel.run_folder.files import NETWORK_FILES, RECIPE_FILE
+from ohl_accel.run_folder.files import CONFIG_FILE, NETWORK_FILES, RECIPE_FILE, WEIGHTS_FILE
 
 _MAX_RECIPE_BYTES = 2**20
 _MAX_CLASSES_SHOWN = 40
@@ -72,6 +77,8 @@ def evaluate(
     data: str | None = None,
     split: str | None = None,
     overrides: Sequence[str] = (),
+    dataset: GivenData | None = None,
+    model: nn.Module | None = None,
 ) -> Evaluation:
     """Load a network and score it on a split of its own data or of other data.
 
@@ -79,6 +86,9 @@ def evaluate(
         network: a run folder or a Hub id.
         revision: of the Hub id.
         data: instead of the recipe's data: a Hub dataset, a folder or a file.
+        dataset: instead of the recipe's data: datasets in memory, as in `search`; a lone one is the split itself.
+        model: the network that a search was given as `model`: the run folder has its weights, which are loaded into a
+            copy of it.
         split: instead of the recipe's test split.
         overrides: `data.key=value`, of the data section.
 
@@ -86,11 +96,15 @@ def evaluate(
         UserError: if there is no such network, or no suitable data.
     """
     name = os.fspath(network)
-    module, recipe_file = _open_network(name, revision)
-    config: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
+    module, config, recipe_file = _open_network(name, revision, model)
+    if dataset is not None:
+        data = IN_MEMORY
     section, run, named = _sections(name, recipe_file, data, overrides)
     section = section.model_copy(update={"image_size": section.image_size or tuple(config["input_size"][1:])})
     split = split or (section.test_split if recipe_file else "test")
+    if dataset is not None and not isinstance(dataset, Mapping):
+        split = split or "test"
+        dataset = {split: dataset}
     if split is None:
         raise UserError(
             f"{name} was trained without a test split (data.test_split=null): give one with --split"
@@ -100,7 +114,7 @@ def evaluate(
     datasets.disable_progress_bars()
     path = section.test_path if section.test_path and split == section.test_split else section.path
     section = section.model_copy(update={"max_corrupt": 0.0})  # no image is replaced in an evaluation
-    images, found = open_images(section, split, path)
+    images, found = open_images(section, split, path, dataset=dataset)
     what = images.description
     names = tuple(config.get("label_names") or found.class_names)
     if len(names) != config["num_classes"]:
@@ -110,7 +124,7 @@ def evaluate(
         )
     channels, height, width = config["input_size"]
     schema = dataclasses.replace(found, class_names=names, size=(height, width), channels=channels)
-    images, _ = open_images(section, split, path, schema)
+    images, _ = open_images(section, split, path, schema, dataset)
     if len(images) == 0:
         raise UserError(f"{what} is empty")
     objective_name, options = named or ("multilabel" if schema.multi_label else "classification", {})
@@ -143,8 +157,10 @@ def evaluate(
     )
 
 
-def _open_network(name: str, revision: str | None) -> tuple[nn.Module, Path | None]:
-    """The network, and its recipe.yaml if it has one."""
+def _open_network(
+    name: str, revision: str | None, model: nn.Module | None
+) -> tuple[nn.Module, dict[str, Any], Path | None]:
+    """The network, how it is evaluated (timm's `pretrained_cfg`), and its recipe.yaml if it has one."""
     folder = Path(name)
     recipe_file: Path | None
     if folder.exists():
@@ -169,10 +185,33 @@ def _open_network(name: str, revision: str | None) -> tuple[nn.Module, Path | No
             recipe_file = fetch_file(name, RECIPE_FILE, revision, _MAX_RECIPE_BYTES)
         except ValueError:  # a network from another program
             recipe_file = None
+    if model is not None:
+        return *_given_network(folder, model), recipe_file
     try:
-        return timm.create_model(source, pretrained=True), recipe_file
+        network: nn.Module = timm.create_model(source, pretrained=True)
     except Exception as error:
-        raise UserError(f"{name} does not have a network that timm can load: {error}") from error
+        raise UserError(
+            f"{name} does not have a network that timm can load: {first_line(error)}; if it was given to the search "
+            "in Python, give it here as well: ohl_accel.evaluate(..., model=...)"
+        ) from error
+    return network, cast(dict[str, Any], network.pretrained_cfg), recipe_file
+
+
+def _given_network(folder: Path, model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+    """A copy of a network of the user's own with the weights of a run folder."""
+    if not folder.exists():
+        raise UserError(
+            f"{folder}: there is no such run folder, from which the weights of model could be loaded"
+        )
+    document = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    network = copy.deepcopy(model)
+    try:
+        load_model(network, str(folder / WEIGHTS_FILE))
+    except RuntimeError as error:
+        raise UserError(
+            f"{folder}: its weights do not fit the {type(model).__name__} given as model: {error}"
+        ) from error
+    return network, {"label_names": document.get("label_names"), **document["pretrained_cfg"]}
 
 
 def _sections(

@@ -49,6 +49,8 @@ def create_network(
             f"{what} cannot take images of {channels} x {height} x {width} "
             f"(data.image_size resizes them): {error}"
         ) from error
+    if not isinstance(outputs, torch.Tensor):
+        raise UserError(f"{what} must return a tensor of logits, got a {type(outputs).__name__}")
     if outputs.shape != (2, classes):
         raise UserError(
             f"{what} gives outputs of shape {list(outputs.shape[1:])} instead of {classes} classes"
@@ -78,7 +80,8 @@ def _build(section: ModelSection, schema: Schema, **instead: Any) -> nn.Module:
     known = timm.list_models()
     if section.name not in known and ":" not in section.name and section.name.split(".")[0] not in known:
         hint = did_you_mean(section.name, known, otherwise="timm.list_models() lists them")
-        raise UserError(f"model.name={section.name}: timm has no such network; {hint}")
+        own = "a network of your own is given from Python: search(..., model=...)"
+        raise UserError(f"model.name={section.name}: timm has no such network; {hint}; {own}")
     given = {"num_classes": len(schema.class_names), "in_chans": schema.channels, **section.args, **instead}
     try:
         network: nn.Module = timm.create_model(section.name, **given)

@@ -21,6 +21,7 @@ from ohl_accel.observers.observer import Observer, Observers
 from ohl_accel.observers.publish import HubPublisher
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe
+from ohl_accel.recipe.reading import checked_overrides
 from ohl_accel.run_folder.files import METRICS_FILE
 from ohl_accel.run_folder.metrics import read_metrics
 
@@ -90,8 +91,11 @@ def execute(
         UserError: if it cannot work; before training begins whenever possible.
         RunFailedError: if it cannot continue.
     """
+    _check_arguments(model, observers)
     if dataset is not None:  # a recipe for data that the caller holds need not name any
-        overrides = [*overrides, f"data.path={IN_MEMORY}"]
+        overrides = [*checked_overrides(overrides), f"data.path={IN_MEMORY}"]
+    if model is not None:
+        overrides = [*checked_overrides(overrides), f"model.name={type(model).__name__}"]
     read, accelerator = read_recipe(recipe, overrides)
     if adapt is not None:
         read = adapt(read)
@@ -130,3 +134,20 @@ def execute(
         test=tests or None,
         folder=Path(run.recipe.run.dir),
     )
+
+
+def _check_arguments(model: object, observers: object) -> None:
+    """Refuse what Python would accept until it is used.
+
+    Raises:
+        UserError: naming the argument.
+    """
+    if model is not None and not isinstance(model, nn.Module):
+        hint = f"; a class was given: {model.__name__}(...)" if isinstance(model, type) else ""
+        raise UserError(f"model must be a torch.nn.Module, got {model!r}{hint}")
+    if not isinstance(observers, Sequence):
+        raise UserError(f"observers must be a list of observers, got {observers!r}")
+    for observer in observers:
+        if not isinstance(observer, Observer):
+            hint = f"; a class was given: {observer.__name__}()" if isinstance(observer, type) else ""
+            raise UserError(f"observers must be instances of ohl_accel's Observer, got {observer!r}{hint}")

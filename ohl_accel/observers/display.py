@@ -123,7 +123,10 @@ class Display(Observer):
             table.add_row(
                 "entropy", f"{learned.entropy:.4f} nats, uniform {math.log(len(learned.theta)):.4f}"
             )
-            for what, ranked in (("gained", learned.top(3)), ("lost", learned.bottom(3))):
+            moved = bool((learned.theta != learned.theta[0]).any())
+            if not moved:
+                table.add_row("operations", "all as probable as at the start: the policy is uniform")
+            for what, ranked in (("gained", learned.top(3)), ("lost", learned.bottom(3))) if moved else ():
                 lines = [f"{name}: {p * len(learned.theta):.2f} x uniform" for name, p in ranked]
                 table.add_row(f"operations {what}", "\n".join(lines))
         self.console.print(table)

@@ -1,5 +1,6 @@
 """Plain values of a recipe: from YAML, in which no key may be repeated, and from dotted overrides."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,14 @@ def override(values: dict[str, Any], text: str) -> list[str]:
             return [f"override {text!r}: {'.'.join(keys[: depth + 1])} is not a section"]
     target[keys[-1]] = value
     return []
+
+
+def checked_overrides(overrides: object) -> list[str]:
+    """Overrides given in Python as a list.
+
+    Raises:
+        UserError: if they are not a list of texts.
+    """
+    if isinstance(overrides, str | Mapping) or not isinstance(overrides, Iterable):
+        raise UserError(f'overrides must be a list such as ["outer.steps=3"], got {overrides!r}')
+    return [str(text) for text in overrides]

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from ohl_accel.errors import UserError, did_you_mean
-from ohl_accel.recipe.reading import override, read_yaml
+from ohl_accel.recipe.reading import checked_overrides, override, read_yaml
 from ohl_accel.recipe.rules import broken_rules
 from ohl_accel.recipe.sections import (
     AugmentSection,
@@ -71,6 +71,11 @@ class Recipe(Section):
         Raises:
             UserError: one message with every problem.
         """
+        overrides = checked_overrides(overrides)
+        if not isinstance(recipe, str | PathLike | Mapping | Recipe):
+            raise UserError(
+                f"recipe must be a file, the name of a recipe, a mapping of its sections or a Recipe, got {recipe!r}"
+            )
         if isinstance(recipe, str | PathLike):
             return cls.load(os.fspath(recipe), overrides)
         values = copy.deepcopy(recipe.model_dump() if isinstance(recipe, Recipe) else dict(recipe))

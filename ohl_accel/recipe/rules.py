@@ -160,7 +160,10 @@ def _optimizer_can_be_sharded(shard: bool, name: str) -> str | None:
 def _nesterov_has_momentum(nesterov: bool, name: str, momentum: float) -> str | None:
     if not nesterov or (name == "sgd" and momentum > 0):
         return None
-    return "inner.optimizer.nesterov: needs name sgd and a momentum above 0"
+    return (
+        "inner.optimizer.nesterov: needs inner.optimizer.name=sgd and a momentum above 0, got "
+        f"inner.optimizer.name={name} and a momentum of {momentum:g}"
+    )
 
 
 @_rule("inner.schedule.name", "inner.schedule.milestones")

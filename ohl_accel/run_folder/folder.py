@@ -89,7 +89,7 @@ class RunFolder:
             REPORT_FILE: "everything about the run, for a browser",
             POLICY_FILE: "the policy",
             NETWORK_FILES[0]: "the network's weights",
-            NETWORK_FILES[1]: "the network for timm.create_model",
+            NETWORK_FILES[1]: "the network's architecture, classes and normalization, as timm reads them",
             METRICS_FILE: "one line for each outer step",
             RESULT_FILE: "the test result",
             RECIPE_FILE: "reproduces the run",
