@@ -166,7 +166,7 @@ def test_the_cutout_that_a_policy_means(policy: str, asked: int, resolved: int) 
         ({"policy": "autoaugment", "policy_args": {"policy": "mnist"}}, "not one of autoaugment's: imagenet"),
     ],
 )
-def test_policies_that_cannot_be_had(
+def test_policies_that_are_not_available(
     section: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "runs").mkdir()

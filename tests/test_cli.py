@@ -1,4 +1,4 @@
-"""The command line: every way to call it, how fast it answers, and what a small installation says."""
+"""The command line: every way to call it, how fast it answers, and the messages of a minimal installation."""
 
 import importlib
 import os

@@ -192,7 +192,7 @@ def start(out: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_the_command_runs_writes_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_runs_writes_and_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     quick = ("outer.steps=2", "outer.inner_steps=2", "--seeds", "1")
     first = start(out, "--policies", "none,ohl,ohl-fresh", *quick, "--jobs", "2")

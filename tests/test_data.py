@@ -194,7 +194,7 @@ def test_hub_dataset(parquet: Path, tmp_path: Path) -> None:
         )
 
 
-def test_a_split_of_its_own_scores(parquet: Path) -> None:
+def test_a_separate_split_scores(parquet: Path) -> None:
     rows(some_images(6, seed=3), [0, 1] * 3).to_parquet(parquet / "validation-00000-of-00001.parquet")
     data = open_data(recipe(parquet, heldout_split="validation"))
     assert data.heldout is not None

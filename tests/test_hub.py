@@ -41,7 +41,7 @@ def client(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, with a file in its folder that is nobody's business."""
+    """A finished run, with a private file in its folder."""
     folder = tmp_path_factory.mktemp("run") / "digits"
     search(DIGITS, [*SMALL, "outer.steps=2", f"run.dir={folder}"])
     (folder / "mine.pkl").write_bytes(b"private")
@@ -183,7 +183,7 @@ UPLOADING = ("upload", "verify")
 
 
 def test_faults_at_every_step(hub: HubServer, client: Client, run: Path) -> None:
-    """What is refused is said at once; all else is tried again, and ends with one commit and its tag."""
+    """A refusal is reported at once; all else is retried, and ends with one commit and its tag."""
     cases = {
         f"user/{step}-{what}": (step, what)
         for step in STEPS
@@ -209,7 +209,7 @@ def test_faults_at_every_step(hub: HubServer, client: Client, run: Path) -> None
             assert repository.names["v1"] == repository.names["main"]
 
 
-def test_a_commit_of_somebody_else_is_kept(hub: HubServer, client: Client, run: Path) -> None:
+def test_a_commit_of_someone_else_is_kept(hub: HubServer, client: Client, run: Path) -> None:
     hub.add_model("user/busy", {"theirs": b"1"})
     hub.faults.append(Fault("POST /api/models/user/busy/commit", "stale"))
     (said,) = client(upload_all, WRITER, run, [{"repo": "user/busy", "patience": 0.6}])
@@ -278,7 +278,7 @@ def test_access_is_checked_at_the_start(hub: HubServer, client: Client) -> None:
     assert unknown.startswith("the Hub cannot be reached (it answered 503")
 
 
-def test_a_secret_is_not_published_and_not_said(
+def test_a_secret_is_neither_published_nor_printed(
     hub: HubServer, client: Client, run: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "leak"
@@ -298,7 +298,7 @@ def test_a_secret_is_not_published_and_not_said(
 
 
 def test_no_network_at_all(hub: HubServer, client: Client, tmp_path: Path) -> None:
-    """The search ends well, says what publishes it, and that works when the network is there."""
+    """The search finishes and prints the command that publishes it, which works once the network is up."""
     folder = tmp_path / "run"
     with HubServer() as gone:
         pass
@@ -316,7 +316,7 @@ def test_no_network_at_all(hub: HubServer, client: Client, tmp_path: Path) -> No
     assert set(hub.repositories["user/later"].files) == PUBLISHED
 
 
-def test_what_is_no_finished_run(client: Client, tmp_path: Path) -> None:
+def test_what_is_not_a_finished_run(client: Client, tmp_path: Path) -> None:
     missing = client(command, WRITER, "push", str(tmp_path), "user/none")
     assert missing.code == 2
     assert (

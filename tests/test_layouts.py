@@ -30,7 +30,7 @@ def test_two_processes_in_each_group(undisturbed_pair: Path, tmp_path: Path) -> 
     assert final_state(tmp_path) == final_state(undisturbed_pair)
 
 
-def test_a_killed_run_goes_on_on_other_processes(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_on_different_processes(undisturbed: Path, tmp_path: Path) -> None:
     """Killed without warning after two outer steps in two processes, finished in one."""
     process = start(2, f"run.dir={tmp_path}")
     wait_for_checkpoint(process, tmp_path, "step-000002")
@@ -46,7 +46,7 @@ def test_a_killed_run_goes_on_on_other_processes(undisturbed: Path, tmp_path: Pa
     assert final_state(tmp_path) == final_state(undisturbed)
 
 
-def test_a_stopped_run_goes_on_on_more_processes(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_on_more_processes(undisturbed: Path, tmp_path: Path) -> None:
     """Stopped by SIGTERM, as a cluster does, then finished in two processes."""
     process = start(1, f"run.dir={tmp_path}", config="cpu")
     wait_for_checkpoint(process, tmp_path, "step-000001")

@@ -1,4 +1,4 @@
-"""Data that the caller holds gives what the same data on the disk gives."""
+"""Data given in Python gives the same results as the same data on disk."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ from ohl_accel.hub.card import hub_dataset
 
 
 class Pairs(Dataset[tuple[Any, Any]]):
-    """A torch dataset as people write it."""
+    """A typical torch dataset."""
 
     def __init__(self, images: list[Any], labels: list[Any]) -> None:
         self.images, self.labels = images, labels
@@ -202,7 +202,7 @@ def test_what_cannot_work(dataset: Any, message: str) -> None:
         open_data(recipe("memory"), dataset)
 
 
-def test_a_split_of_its_own_scores(parquet: Path) -> None:  # noqa: F811
+def test_a_separate_split_scores(parquet: Path) -> None:  # noqa: F811
     splits = datasets.load_dataset(str(parquet))
     data = open_data(recipe("memory", test_split=None, heldout_split="test"), splits)
     assert (len(data.train), len(data.heldout or ()), data.heldout_rows) == (20, 6, None)

@@ -144,7 +144,7 @@ def test_the_seed_matters(finished: Path, tmp_path: Path) -> None:
 
 
 def test_bf16_and_other_networks(tmp_path: Path) -> None:
-    """A network of timm's own with dropout, AdamW, Accelerate's bf16 and channels_last."""
+    """A timm network with dropout, AdamW, Accelerate's bf16 and channels_last."""
     AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision otherwise
     folder = run(
         tmp_path,
@@ -296,7 +296,7 @@ def test_a_full_disk_ends_the_run_with_a_message(tmp_path: Path, monkeypatch: py
 
 
 def test_the_test_split_is_opened_after_everything_else(tmp_path: Path) -> None:
-    """Its file is no parquet until the search has ended and everything is saved."""
+    """Its file is not a parquet file until the search has ended and everything is saved."""
     folder = tmp_path / "data"
     folder.mkdir()
     digits = Recipe.load(DIGITS).data
@@ -382,6 +382,7 @@ def test_the_recipe_in_the_run_folder_is_complete(finished: Path) -> None:
         "inner",
         "outer",
         "objective",
+        "objective_args",
         "augment",
         "train",
         "hub",

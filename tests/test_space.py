@@ -65,7 +65,7 @@ elements:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A YAML file of a space with a transform of its own."""
+    """A YAML file of a space with a custom transform."""
     (tmp_path / "my_transforms.py").write_text(OWN_TRANSFORM)
     (tmp_path / "lighter.yaml").write_text(OWN_SPACE)
     return tmp_path / "lighter.yaml"
@@ -145,8 +145,8 @@ def test_the_space_with_identity() -> None:
 
 
 @pytest.mark.parametrize("arity", [1, 2, 3])
-def test_a_policy_draws_by_its_space(arity: int) -> None:
-    """Keys of the draws: operations by trajectory; signs, one for each position, alike for all trajectories."""
+def test_a_policy_samples_from_its_space(arity: int) -> None:
+    """Keys: operations by trajectory; signs, one for each position, the same for all trajectories."""
     space = Space("four", FOUR, arity=arity)
     theta = torch.linspace(-1, 1, 4**arity, dtype=torch.float64)
     policy, images = Policy(theta, space=space), noise(8)
@@ -221,7 +221,7 @@ def test_policy_files_carry_their_space(space: Space, tmp_path: Path) -> None:
 # --- spaces from YAML files, with transforms of the user's own ---
 
 
-def test_a_space_with_a_transform_of_ones_own(own: Path, tmp_path: Path) -> None:
+def test_a_space_with_a_custom_transform(own: Path, tmp_path: Path) -> None:
     space = open_space(str(own))
     assert [element.name for element in space.elements] == [
         "Lighten 10",
@@ -257,7 +257,7 @@ def load_elsewhere(pickled: bytes, policy_file: str) -> list[str]:
     return [*refused, repr(pickle.loads(pickled)), repr(Policy.load(policy_file).space)]
 
 
-def test_transforms_of_ones_own_in_another_process(own: Path, tmp_path: Path) -> None:
+def test_custom_transforms_in_another_process(own: Path, tmp_path: Path) -> None:
     """A policy file imports nothing; a pickled space imports what its YAML file named, as workers need."""
     space = open_space(str(own))
     Policy(space=space).save(tmp_path / "policy.json")
@@ -300,7 +300,7 @@ def test_signed_curves() -> None:
     [
         (lambda: Transform("a b", EachImage(lambda images, _: images)), "transform name 'a b' must be a letter"),
         (lambda: register_transform(Transform("Invert", INVERT.kernel)), "Invert is built in: choose another"),
-        (lambda: Transform("Both", INVERT.kernel, signed=True), "signed: it needs a magnitude whose least"),
+        (lambda: Transform("Both", INVERT.kernel, signed=True), "signed: it needs a magnitude whose minimum"),
         (lambda: Magnitude("degrees", 3, 1), r"3\.\.1 is not a valid range"),
         (lambda: Element(ROTATE, math.nan), r"Rotate takes magnitudes in 0\.\.180 .*got nan"),
         (lambda: PAPER.operation_of(36, 0), r"space paper has no operation with the elements \(36, 0\)"),

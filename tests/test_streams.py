@@ -208,7 +208,7 @@ def test_the_held_out_images_do_not_depend_on_the_shards(tmp_path: Path, picture
     assert heldout_levels(open_data(other)) != sets[0]
 
 
-def test_an_image_that_is_there_twice_is_never_on_both_sides(tmp_path: Path, pictures: list[Picture]) -> None:
+def test_a_duplicated_image_is_never_on_both_sides(tmp_path: Path, pictures: list[Picture]) -> None:
     """Every image three times, once with another label."""
     thrice = [*pictures, *pictures, *((content, (label + 1) % 3) for content, label in pictures)]
     data = open_data(recipe(write_parquet(tmp_path / "data", thrice), heldout=40))
@@ -344,7 +344,7 @@ def test_the_pass_does_not_decode_and_is_made_once(
     assert sorted({path.suffix for path in cache.iterdir()}) == [".bytes", ".lock", ".npz"]
 
 
-def test_machines_that_share_the_cache_share_the_pass(
+def test_nodes_that_share_the_cache_share_the_pass(
     tmp_path: Path, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each file is read once, by one of them; both get the same index."""
@@ -493,7 +493,7 @@ def test_a_shard_that_is_replaced_in_a_run(tmp_path: Path, pictures: list[Pictur
         batches(train)
 
 
-def test_a_read_that_fails_is_tried_again(
+def test_a_failed_read_is_retried(
     tmp_path: Path, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = open_data(recipe(write_parquet(tmp_path / "data", pictures))).train
@@ -697,7 +697,7 @@ def test_a_search_on_a_stream(colours: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", ["train", "validation"])
-def test_a_stream_that_has_changed_is_not_gone_on_with(
+def test_resuming_with_a_changed_stream_is_refused(
     pictures: list[Picture], tmp_path: Path, changed: str
 ) -> None:
     """Also where nothing is held out of it."""
@@ -725,7 +725,7 @@ def test_a_stream_that_has_changed_is_not_gone_on_with(
         train(DIGITS, overrides)
 
 
-def test_a_shard_that_goes_missing_on_one_machine(pictures: list[Picture], tmp_path: Path) -> None:
+def test_a_shard_that_goes_missing_on_one_node(pictures: list[Picture], tmp_path: Path) -> None:
     """Both processes end soon: that one names the file, the other one says that it lost it."""
     processes = []
     for rank in range(2):

@@ -171,7 +171,7 @@ def open_objective(name: str, num_classes: int, options: Mapping[str, Any] | Non
     Args:
         name: a key of `OBJECTIVES`, `package.module:Name` or `path/to/file.py:Name`.
         num_classes: C.
-        options: `objective_args`, further arguments of its constructor.
+        options: `objective_args`, additional arguments of its constructor.
 
     Raises:
         UserError: if there is none, or it does not take the options.

@@ -105,7 +105,7 @@ def _build(
     dataset: Any,
     model: nn.Module | None,
 ) -> Run:
-    """Everything that takes part in a run; its folder is claimed, and not touched before all is checked."""
+    """All parts of a run; its folder is locked, and its files are not touched before everything is checked."""
     data = run_on_all_ranks(lambda: open_data(recipe, dataset), one_first=True, long=True)
     objective = run_on_all_ranks(lambda: _open_objective(recipe, data))
     side = min(data.schema.size)

@@ -54,11 +54,6 @@ class Finished:
         missing = [name for name in (RECIPE_FILE, RESULT_FILE, METRICS_FILE) if not (path / name).is_file()]
         if missing:
             raise UserError(f"{path} is not the folder of a finished run: {', '.join(missing)} missing")
-        recipe = Recipe.load(str(path / RECIPE_FILE))
-        if (
-            recipe.augment.space is not None
-        ):  # it registers transforms of the user's own, which the policy may name
-            open_space(recipe.augment.space)
         try:
             recipe = Recipe.load(str(path / RECIPE_FILE))
             if recipe.augment.space is not None:

@@ -75,7 +75,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
             raise ValueError(
-                f"it has more than {MAX_FILE_BYTES} bytes; policies of the paper have about 30,000"
+                f"it is too large: more than {MAX_FILE_BYTES} bytes; the paper's have about 30,000"
             )
         document = json.loads(
             content.decode(),

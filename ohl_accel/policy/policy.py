@@ -24,7 +24,6 @@ from ohl_accel.run_folder.files import POLICY_FILE, RECIPE_FILE
 
 _SIGNS = ("first sign", "second sign", "third sign")
 """Purposes that key the random signs, for each element of an operation."""
-file.MAX_FILE_BYTES = 4 * 1024 * 1024
 # user/name, unless it looks like a path
 _HUB_ID = re.compile(r"(?![.~])[^/\\\s]+/(?!.*\.json$)[^/\\\s]+")
 

@@ -44,7 +44,7 @@ class Recipe(Section):
     cross-entropy, mean average precision), or a class of your own, `package.module:Name` or `path/to/file.py:Name`,
     derived from `ohl_accel.engine.objective.Objective`."""
     objective_args: dict[str, Any] = Field(default={})
-    """Further arguments of the objective."""
+    """Additional arguments of the objective."""
     augment: AugmentSection = AugmentSection()
     train: TrainSection = TrainSection()
     hub: HubSection = HubSection()
