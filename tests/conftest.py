@@ -1,6 +1,7 @@
 """Shared by several test files: real images beside the project, and launching the search as a user would."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -174,6 +175,14 @@ def final_state(folder: Path) -> dict[str, Any]:
 def latest(folder: Path) -> str:
     """Name of the newest checkpoint of a run."""
     return (folder / "checkpoints" / "latest").read_text()
+
+
+def rewind(folder: Path, name: str) -> None:
+    """Take a run back to one of its checkpoints, as if it had been killed after that."""
+    for newer in (folder / "checkpoints").glob("step-*"):
+        if newer.name > name:
+            shutil.rmtree(newer)
+    (folder / "checkpoints" / "latest").write_text(name)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import timm
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from conftest import REPOSITORY, SMALL, final_state, latest
+from conftest import REPOSITORY, SMALL, final_state, latest, rewind
 from safetensors.torch import load_file, save_file
 
 from ohl_accel.data import Images
@@ -224,7 +224,7 @@ def test_a_diverged_trajectory_never_wins(
 def test_if_all_diverge_the_last_good_state_stays(tmp_path: Path, diverging: set[int]) -> None:
     run(tmp_path, "outer.steps=2")
     good = final_state(tmp_path)
-    (tmp_path / "checkpoints" / "latest").write_text("step-000001")
+    rewind(tmp_path, "step-000001")
     diverging |= {0, 1, 2, 3}
     with pytest.raises(RunFailedError, match="in outer step 2 the loss or the weights of every trajectory"):
         run(tmp_path, "outer.steps=2", "run.resume=auto")
@@ -264,11 +264,6 @@ def test_resuming_with_another_recipe_is_refused(tmp_path: Path) -> None:
     run(tmp_path, "outer.steps=1")
     with pytest.raises(UserError, match=r"has a run with a different recipe \(outer.lr was 0.05, now 0.1\)"):
         run(tmp_path, "outer.steps=1", "run.resume=auto", "outer.lr=0.1")
-    (tmp_path / "checkpoints" / "step-000001" / "state.safetensors").write_bytes(b"cut")
-    with pytest.raises(
-        UserError, match=r"step-000001 is damaged: .*; to resume from step-000000, write that name"
-    ):
-        run(tmp_path, "outer.steps=1", "run.resume=auto")
 
 
 def test_checkpoints_that_are_kept(tmp_path: Path) -> None:
@@ -277,7 +272,7 @@ def test_checkpoints_that_are_kept(tmp_path: Path) -> None:
 
     run(tmp_path, "run.keep_checkpoints=3")
     assert kept() == ["step-000002", "step-000003", "step-000004"]
-    (tmp_path / "checkpoints" / "latest").write_text("step-000002")
+    rewind(tmp_path, "step-000002")
     (tmp_path / "checkpoints" / "step-000009").mkdir()  # newer than those that are written now
     run(tmp_path, "run.keep_checkpoints=1", "run.resume=auto")
     assert kept() == ["step-000004", "step-000009"]

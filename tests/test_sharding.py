@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import SMALL, final_state
+from conftest import SMALL, final_state, rewind
 from forked import call_on_ranks, search_digits
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -113,7 +113,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def again(processes: int, run: Path, folder: Path, *overrides: str) -> None:
     """Resume a copy of a run at its second outer step."""
     shutil.copytree(run, folder)
-    (folder / "checkpoints" / "latest").write_text("step-000001")
+    rewind(folder, "step-000001")
     resume = (f"run.dir={folder}", "run.resume=auto")
     call_on_ranks(processes, search_digits, *COMMON, *resume, *overrides)
 

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import REPOSITORY, SMALL, final_state, launch, wait_for_checkpoint
+from conftest import REPOSITORY, SMALL, final_state, launch, rewind, wait_for_checkpoint
 from hub_server import Fault, HubServer
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
@@ -691,7 +691,7 @@ def test_a_search_on_a_stream(colours: Path, tmp_path: Path) -> None:
     ):
         search(DIGITS, [*SMALL, f"run.dir={folders[0]}", "run.resume=auto", *overrides])
     shard.write_bytes(content)
-    (folders[0] / "checkpoints" / "latest").write_text("step-000003")
+    rewind(folders[0], "step-000003")
     search(DIGITS, [*SMALL, f"run.dir={folders[0]}", "run.resume=auto", "data.workers=1", *overrides])
     assert final_state(folders[0]) == before
 

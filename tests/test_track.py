@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, SMALL, launch
+from conftest import REPOSITORY, SMALL, launch, rewind
 from hub_server import WRITER, HubServer
 from processes import Process, run_search, tracked_by_trackio
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -50,7 +50,7 @@ def tracked(process: Process, tmp_path_factory: pytest.TempPathFactory) -> tuple
     arguments = (DIGITS, *SMALL, f"run.dir={folder}", track, "run.keep_checkpoints=4", "run.project=test")
     first = process(run_search, *arguments)
     assert first.code == 0, first
-    (folder / "checkpoints" / "latest").write_text("step-000002")
+    rewind(folder, "step-000002")
     second = process(run_search, *arguments, "run.resume=auto")
     assert second.code == 0, second
     return folder, first.out + second.out

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, SMALL, final_state, launch
+from conftest import REPOSITORY, SMALL, final_state, launch, rewind
 from safetensors.torch import load_file
 
 from ohl_accel.engine.search import search
@@ -79,7 +79,7 @@ def test_images_seen_are_matched_or_those_of_all_trajectories(tmp_path: Path) ->
 def test_training_resumes_from_a_checkpoint(tmp_path: Path) -> None:
     run(tmp_path, "trivialaugment")
     good = [(tmp_path / name).read_bytes() for name in ("model.safetensors", "result.json")]
-    (tmp_path / "checkpoints" / "latest").write_text("step-000001")
+    rewind(tmp_path, "step-000001")
     (tmp_path / "model.safetensors").unlink()
     run(tmp_path, "trivialaugment", "run.resume=auto")
     assert [(tmp_path / name).read_bytes() for name in ("model.safetensors", "result.json")] == good

@@ -5,9 +5,11 @@ run can be resumed on a different number of processes. It is a folder `checkpoin
 and `state.json`, written aside, renamed, and then named in `checkpoints/latest`; no pickle.
 """
 
+import hashlib
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +25,18 @@ from ohl_accel.engine.trajectory import Trajectory
 from ohl_accel.errors import UserError
 from ohl_accel.policy.estimators import Estimator
 from ohl_accel.recipe import HubSection, Recipe
-from ohl_accel.run_folder.atomic import replacing, write_text
+from ohl_accel.run_folder.atomic import make_folder, replacing, write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1, of 0.1.0, has no digests and is still read."""
 Contents = tuple[dict[str, Any], dict[str, Tensor]]
 """What a checkpoint holds: plain values and tensors."""
 
 _LATEST = "latest"
 _GROUP = "group"
 _PLAIN = bool | int | float | str | list | tuple | None  # type: ignore[type-arg]  # for isinstance
-_STATE_JSON, _STATE_TENSORS = "state.json", "state.safetensors"
+_STATE_JSON, _STATE_TENSORS, _DIGESTS = "state.json", "state.safetensors", "digests.json"
+_NAME = re.compile(r"step-(\d{6,18})")
 _FREE_FIELDS = frozenset(
     {
         *(f"run.{name}" for name in ("dir", "resume", "overwrite", "checkpoint_every", "keep_checkpoints")),
@@ -85,13 +89,15 @@ def save(folder: Path, outer_step: int, state: Contents, estimator: Estimator | 
         "optimizer": scalars,
     }
     path = folder / f"step-{outer_step:06d}"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     with replacing(path) as aside:
         aside.mkdir()
         save_file(tensors, aside / _STATE_TENSORS)
         (aside / _STATE_JSON).write_text(json.dumps(document), encoding="utf-8")
+        digests = {name: _digest(aside / name) for name in (_STATE_JSON, _STATE_TENSORS)}
+        (aside / _DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
     write_text(folder / _LATEST, path.name)
-    older = [other for other in _checkpoints(folder) if other.name < path.name]
+    older = [other for other in _checkpoints(folder) if _outer_step_of(other.name) < outer_step]
     for old in older[: max(0, len(older) + 1 - recipe.run.keep_checkpoints)]:
         shutil.rmtree(old)
 
@@ -112,36 +118,123 @@ def _state_of(estimator: Estimator) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None."""
-    try:
-        return folder / (folder / _LATEST).read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        return None
+def newest_whole(folder: Path, warn: Callable[[str], None]) -> Contents | None:
+    """The contents of the newest checkpoint that is whole; None if there is no checkpoint at all.
 
-
-def read(path: Path, recipe: Recipe) -> Contents:
-    """The contents of a checkpoint.
+    Args:
+        folder: `checkpoints` of the run folder.
+        warn: takes which newer ones are damaged or missing, and what is lost by that.
 
     Raises:
-        UserError: if it is damaged, of a different version, or of a run with a different recipe.
+        UserError: if there are checkpoints, but none is whole, or one is of another version.
+    """
+    found = _checkpoints(folder)
+    damaged: dict[str, str] = {}
+    for path in reversed(found):
+        try:
+            contents = _load(path)
+        except _DamagedError as error:
+            damaged[path.name] = str(error)
+            continue
+        _warn_of_loss(folder, int(contents[0]["outer_step"]), damaged, warn)
+        return contents
+    if damaged:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in damaged.items())
+        raise UserError(
+            f"no checkpoint in {folder} is whole ({reasons}): copy one back, or start again with run.resume=never "
+            "run.overwrite=true"
+        )
+    if named := _named_latest(folder):
+        warn(
+            f"{folder / _LATEST} names {named}, but there is no checkpoint: the run starts from the beginning"
+        )
+    return None
+
+
+class _DamagedError(Exception):
+    """A checkpoint is not what was written."""
+
+
+def _warn_of_loss(
+    folder: Path, outer_step: int, damaged: Mapping[str, str], warn: Callable[[str], None]
+) -> None:
+    """Say which checkpoints are newer than the one of an outer step, but damaged or missing."""
+    reasons = dict(damaged)
+    named = _named_latest(folder)
+    if named and named not in reasons and not (folder / named).is_dir():
+        reasons[named] = "it is missing"
+    newer = {name: reason for name, reason in reasons.items() if _outer_step_of(name) > outer_step}
+    if newer:
+        lost = max(map(_outer_step_of, newer)) - outer_step
+        what = "; ".join(f"{name}: {reason}" for name, reason in newer.items())
+        warn(
+            f"not every checkpoint in {folder} is whole ({what}): resuming from step-{outer_step:06d}, "
+            f"{lost} outer {'step is' if lost == 1 else 'steps are'} done again"
+        )
+
+
+def _named_latest(folder: Path) -> str | None:
+    """What `latest` names, if that is a checkpoint by its name."""
+    try:
+        name = (folder / _LATEST).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+    return name if _NAME.fullmatch(name) else None
+
+
+def _outer_step_of(name: str) -> int:
+    return int(name.removeprefix("step-"))
+
+
+def _load(path: Path) -> Contents:
+    """Read a checkpoint, with everything checked that does not depend on the run.
+
+    Raises:
+        _DamagedError: saying what is wrong with it.
+        UserError: if it is of a newer version.
     """
     try:
+        has_digests = (path / _DIGESTS).exists()
+        if has_digests:
+            digests = json.loads((path / _DIGESTS).read_text(encoding="utf-8"))
+            for name in (_STATE_JSON, _STATE_TENSORS):
+                if digests[name] != _digest(path / name):
+                    raise _DamagedError(f"{name} is not what was written")
         document = json.loads((path / _STATE_JSON).read_text(encoding="utf-8"))
-        tensors = load_file(path / _STATE_TENSORS)
         version = document["schema_version"]
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        others = [other.name for other in _checkpoints(path.parent) if other != path]
-        hint = (
-            f"; to resume from {others[-1]}, write that name into {path.parent / _LATEST}" if others else ""
-        )
-        raise UserError(f"checkpoint {path} is damaged: {error}{hint}") from None
-    if version != SCHEMA_VERSION:
-        raise UserError(
-            f"checkpoint {path} has schema_version {version}; this version reads {SCHEMA_VERSION}"
-        )
+        if version not in (1, SCHEMA_VERSION):
+            raise UserError(
+                f"checkpoint {path} has schema_version {version}; this version reads 1 and {SCHEMA_VERSION}"
+            )
+        if version == SCHEMA_VERSION and not has_digests:
+            raise _DamagedError(f"{_DIGESTS} is missing")
+        if document["outer_step"] != _outer_step_of(path.name):
+            raise _DamagedError(f"it says that it is of outer step {document['outer_step']}")
+        if not isinstance(document["recipe"], dict) or not isinstance(document["optimizer"], dict):
+            raise _DamagedError(f"{_STATE_JSON} holds no recipe or no optimizer")
+        return document, load_file(path / _STATE_TENSORS)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise _DamagedError(f"{type(error).__name__}: {error}") from None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_recipe(contents: Contents, recipe: Recipe) -> None:
+    """Refuse the checkpoint of a run with another recipe.
+
+    Raises:
+        UserError: naming the values that differ.
+    """
+    document, _ = contents
     # through the recipe of this version: fields that did not exist then get their defaults
-    then = _flat(type(recipe).check(document["recipe"], f"checkpoint {path}").model_dump(mode="json"))
+    then = _flat(
+        type(recipe).check(document["recipe"], f"the checkpoint in {recipe.run.dir}").model_dump(mode="json")
+    )
     now = _flat(recipe.model_dump(mode="json"))
     changed = [
         f"{key} was {then.get(key)!r}, now {now.get(key)!r}"
@@ -150,10 +243,9 @@ def read(path: Path, recipe: Recipe) -> Contents:
     ]
     if changed:
         raise UserError(
-            f"run.dir={path.parent.parent} has a run with a different recipe ({'; '.join(changed)}): give the same "
+            f"run.dir={recipe.run.dir} has a run with a different recipe ({'; '.join(changed)}): give the same "
             "values to resume it, or choose another run.dir"
         )
-    return document, tensors
 
 
 def restore(
@@ -256,7 +348,12 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"))
+    """Folders that are checkpoints by their names, oldest first."""
+    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(
+        (path for path in found if path.is_dir() and not path.is_symlink()),
+        key=lambda path: _outer_step_of(path.name),
+    )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -43,7 +43,7 @@ from ohl_accel.run_folder.files import (
     REPLACED_FILE,
 )
 from ohl_accel.run_folder.folder import RunFolder
-from ohl_accel.run_folder.metrics import read_metrics
+from ohl_accel.run_folder.metrics import lines_before
 
 
 def set_up(
@@ -165,13 +165,12 @@ def _build(
     ]
     if groups.sharded:
         groups.broadcast_parameters([trajectory.network for trajectory in hosted], first)
-    first_outer_step = _resume_or_begin(recipe, folder, data, hosted, estimator, policy, groups)
+    first_outer_step = _resume_or_begin(recipe, folder, data, hosted, estimator, policy, groups, display)
     rewards_before = None
     if folder is not None:
-        before = [
-            line for line in read_metrics(folder / METRICS_FILE) if line["outer_step"] < first_outer_step
-        ]
-        rewards_before = before[-1]["reward"] if before else None
+        before = lines_before(folder / METRICS_FILE, first_outer_step)
+        is_there = bool(before) and before[-1]["outer_step"] == first_outer_step - 1
+        rewards_before = before[-1].get("reward") if is_there else None
     info = None
     if folder is not None:
         info = RunInfo(
@@ -322,8 +321,9 @@ def _resume_or_begin(
     estimator: Estimator | None,
     policy: AugmentationPolicy,
     groups: Groups,
+    display: Display,
 ) -> int:
-    """Resume from the last checkpoint, if requested and there is one; otherwise write the first files.
+    """Resume from the newest whole checkpoint, if requested and there is one; otherwise write the first files.
 
     Returns:
         Outer steps done.
@@ -332,10 +332,10 @@ def _resume_or_begin(
     def read() -> checkpoint.Contents | None:
         if folder is None or recipe.run.resume == "never":
             return None
-        newest = checkpoint.latest(folder / CHECKPOINTS)
-        if newest is None:
+        contents = checkpoint.newest_whole(folder / CHECKPOINTS, display.warn)
+        if contents is None:
             return None
-        contents = checkpoint.read(newest, recipe)
+        checkpoint.check_recipe(contents, recipe)
         _check_same_images(folder / HELDOUT_FILE, data)
         return contents
 

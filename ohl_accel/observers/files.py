@@ -15,7 +15,12 @@ class MetricsFile(Observer):
 
     def start(self, run: RunInfo) -> None:
         """Remove the lines that a resumed run will rewrite."""
-        keep_lines_before(run.folder / METRICS_FILE, run.first_outer_step)
+        missing = keep_lines_before(run.folder / METRICS_FILE, run.first_outer_step)
+        if missing:
+            run.warn(
+                f"{run.folder / METRICS_FILE} has no whole line for {len(missing)} of the {run.first_outer_step} outer "
+                f"steps done ({_in_words(missing)}): the policy and the network are not affected, the report is"
+            )
 
     def outer_step(self, run: RunInfo, line: Mapping[str, Any]) -> None:
         """Append the line.
@@ -43,3 +48,9 @@ class Report(Observer):
     def finish(self, run: RunInfo, result: Mapping[str, Any]) -> None:
         """Draw the report; a failure is only reported."""
         write_at_end(run.folder.path, run.say)
+
+
+def _in_words(outer_steps: list[int]) -> str:
+    """`outer_step 3, 4, 5, ...`, as in the lines."""
+    shown = ", ".join(map(str, outer_steps[:5]))
+    return f"outer_step {shown}{', ...' if outer_steps[5:] else ''}"

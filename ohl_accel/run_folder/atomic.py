@@ -46,6 +46,25 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing, and ask the disk to keep them."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        _flush(folder.parent)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add to the end of a text file (UTF-8); it is on the disk when this returns."""
+    is_new = not path.exists()
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    if is_new:
+        _flush(path.parent)
+
+
 @cache
 def _umask() -> int:
     """The process's umask, which can only be read by setting it."""

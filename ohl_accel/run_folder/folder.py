@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ohl_accel.errors import UserError
-from ohl_accel.run_folder.atomic import write_text
+from ohl_accel.run_folder.atomic import make_folder, write_text
 from ohl_accel.run_folder.files import (
     CHECKPOINTS,
     HELDOUT_FILE,
@@ -47,7 +47,7 @@ class RunFolder:
         self.path = Path(path)
         self._overwrite = overwrite
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             self._lock = FileLock(self.path / LOCK_FILE)
             self._lock.acquire(timeout=0)
         except Timeout:

@@ -7,26 +7,46 @@ from pathlib import Path
 from typing import Any
 
 from ohl_accel.errors import UserError
-from ohl_accel.run_folder.atomic import write_text
+from ohl_accel.run_folder.atomic import append_text, write_text
 
 
-def keep_lines_before(path: Path, outer_step: int) -> None:
-    """Remove the lines that a resumed run will rewrite: those after its checkpoint."""
-    if not path.exists():
-        return
-    kept = [line for line in read_metrics(path) if line["outer_step"] < outer_step]
-    write_text(path, "".join(map(json_line, kept)))
+def keep_lines_before(path: Path, outer_step: int) -> list[int]:
+    """Drop lines that a resumed run will write again, those after its checkpoint, and those that are damaged.
+
+    Returns:
+        Outer steps before `outer_step` that have no line.
+    """
+    kept = lines_before(path, outer_step)
+    if path.exists():
+        write_text(path, "".join(map(json_line, kept)))
+    present = {line["outer_step"] for line in kept}
+    return [step for step in range(outer_step) if step not in present]
+
+
+def lines_before(path: Path, outer_step: int) -> list[dict[str, Any]]:
+    """The lines of the outer steps before one, without those that are damaged or torn."""
+    lines = []
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        step = values.get("outer_step") if isinstance(values, dict) else None
+        if isinstance(step, int) and 0 <= step < outer_step:
+            lines.append(values)
+    return lines
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Write the line of an outer step."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json_line(values))
+    """Write the line of an outer step; it is on the disk when this returns, before any checkpoint that counts on it."""
+    append_text(path, json_line(values))
 
 
 def amend_last_line(path: Path, values: Mapping[str, Any]) -> None:
     """Add values known only at the end of the run to the last line; values already there are kept."""
     lines = read_metrics(path)
+    if not lines:
+        return
     lines[-1] = {**values, **lines[-1]}
     write_text(path, "".join(map(json_line, lines)))
 
