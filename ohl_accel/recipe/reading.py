@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ohl_accel import plain_yaml
-from ohl_accel.errors import UserError, did_you_mean, shortened, shown
+from ohl_accel.errors import UserError, did_you_mean, shown
 from ohl_accel.recipe.packaged import RECIPES, locate, packaged
 from ohl_accel.run_folder.files import RECIPE_FILE
 
@@ -40,7 +40,7 @@ def read_yaml(path: str) -> tuple[dict[str, Any], list[str]]:
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        raise UserError(f"recipe {shortened(path, 300)!r} cannot be read: {error}") from None
+        raise UserError(f"recipe {path} cannot be read: {error}") from None
     try:
         values, duplicates = plain_yaml.parse(text)
     except ValueError as error:
