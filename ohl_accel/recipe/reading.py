@@ -1,4 +1,4 @@
-"""Plain values of a recipe: from YAML, in which a key may stand only once, and from dotted overrides."""
+"""Plain values of a recipe: from YAML, in which no key may be repeated, and from dotted overrides."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def read_yaml(path: str) -> tuple[dict[str, Any], list[str]]:
         if file.suffix or file.parent != Path():
             others = [str(other) for other in sorted(file.parent.glob("[!.]*.y*ml"))]
             more = ", ..." if others[_OTHERS_SHOWN:] else ""
-            hint = f"; in that folder there are: {', '.join(others[:_OTHERS_SHOWN])}{more}" if others else ""
+            hint = f"; that folder has: {', '.join(others[:_OTHERS_SHOWN])}{more}" if others else ""
         else:
             near = did_you_mean(path, known)
             hint = f"; {f'{near} ' if near else ''}recipes that need no path: {', '.join(known)}"
