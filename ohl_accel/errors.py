@@ -1,6 +1,7 @@
 """Errors whose message is everything the user needs: the commands print it without a traceback."""
 
 import difflib
+import reprlib
 from collections.abc import Callable, Iterable
 
 
@@ -21,6 +22,32 @@ def first_line(error: BaseException | None) -> str:
     if error is None:
         return ""
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no details')}"
+
+
+def shortened(text: str, most: int = 100) -> str:
+    """Text of a foreign file as a message shows it: its beginning, if it is long."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+class _Repr(reprlib.Repr):
+    """Values of a foreign file as a message shows them, however large they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 4, 200, 200, 60
+        self.maxlist = self.maxtuple = self.maxdict = 8
+
+
+shown = _Repr().repr
+"""`repr` of a foreign value, cut where it is long or deep."""
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python's or of torch's, on any device, says that there is not enough memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    known = ("not enough memory", "can't allocate memory", "out of memory", "_ALLOC_FAILED", "std::bad_alloc")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in known)
 
 
 def did_you_mean(

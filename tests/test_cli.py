@@ -214,3 +214,12 @@ def test_each_extra_brings_the_modules_that_are_named_for_it() -> None:
         missing = errors.missing_extra(ModuleNotFoundError(name=f"{names[0]}.part"))
         assert missing == f"this needs {names[0]}, which is not installed: pip install 'ohl-accel[{extra}]'"
     assert errors.missing_extra(ModuleNotFoundError(name="torch")) is None
+
+
+def test_out_of_memory_is_said_with_what_would_help() -> None:
+    code = "import torch; from ohl_accel.cli import run_command; run_command(lambda: torch.empty(10**15))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "error: there is not enough memory. More processes" in done.stderr
+    assert "run.resume=auto" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ import pytest
 import yaml
 from conftest import REPOSITORY, SMALL
 from hub_server import READER, WRITER, Fault, HubServer
+from markdown_it import MarkdownIt
 from PIL import Image
 from processes import Client, check, classify, command, draw, run_search, upload_all
 
 from ohl_accel.engine.search import search
+from ohl_accel.hub.card import model_card
+from ohl_accel.hub.contents import Finished
 from ohl_accel.policy import Policy
-from ohl_accel.recipe import Recipe
+from ohl_accel.recipe import HubSection, Recipe
 from ohl_accel.search import main
 
 pytestmark = pytest.mark.network
@@ -322,3 +326,17 @@ def test_what_is_not_a_finished_run(client: Client, tmp_path: Path) -> None:
     assert (
         "is not the folder of a finished run: recipe.yaml, result.json, metrics.jsonl missing" in missing.err
     )
+
+
+def test_foreign_names_are_no_html_in_a_card(run: Path) -> None:
+    finished = Finished.read(run)
+    recipe = finished.recipe.with_values(
+        data={"path": "/home/``a` <img src=x> `b"}, augment={"policy": "`<b>bold</b>"}
+    )
+    section = HubSection(repo="user/name")
+    for policy in (finished.policy, None):
+        text = model_card(replace(finished, recipe=recipe, policy=policy), section).split("---\n", 2)[2]
+        page = MarkdownIt("commonmark").render(text)
+        assert "<img src=x" not in page
+        assert "<b>" not in page
+        assert "&lt;img src=x&gt;" in page

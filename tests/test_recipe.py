@@ -7,6 +7,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from benchmarks.mutations import mutate_recipe
 from ohl_accel.errors import UserError
 from ohl_accel.recipe import Recipe
 
@@ -188,7 +189,53 @@ def test_files_that_are_not_recipes(tmp_path: Path, recipe_file: Path) -> None:
     ):
         (tmp_path / "other.yaml").write_text(content)
         assert message in problems(tmp_path / "other.yaml")[0]
-    assert "cannot be read" in problems(tmp_path)[0]
+    (tmp_path / "other.yaml").write_bytes(b"\xff")
+    assert "cannot be read: it is not UTF-8 text" in problems(tmp_path / "other.yaml")[0]
+
+
+def test_a_run_folder_is_its_recipe(tmp_path: Path, recipe_file: Path) -> None:
+    assert Recipe.load(str(tmp_path)) == Recipe.load(str(recipe_file))
+    (tmp_path / "empty").mkdir()
+    assert "is a folder without a recipe.yaml" in problems(tmp_path / "empty")[0]
+
+
+LAUGHS = "a0: &a0 [ha]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("run: {dir: a\x07b}", "not valid YAML: unacceptable character"),
+        ('run: {dir: "a\\0b"}', "run.dir: holds the character '\\x00', not text"),
+        ('run: {dir: "a\\ud800b"}', "run.dir: holds the character '\\ud800', not text"),
+        ("run: {name: 2020-99-99}", "data: is required"),
+        ("run: {seed: " + "9" * 5000 + "}", "it has 5000 digits"),
+        ("run: " + "[" * 3000, "nested more than 50 deep"),
+        ("run: {<<: {<<: 3}}", "expected a mapping or list of mappings"),
+        ("run: &run {dir: *run}", "run holds itself"),
+        ("run: {? [a] : b}", "a key must be a single word"),
+        ("run: !!binary aGE=", "could not determine a constructor"),
+        ("run: !!bool perhaps", "not true or false: perhaps"),
+        ("run: !!int many", "not a number: many"),
+        (LAUGHS, "expands to more than 50000 values"),
+        ("#" * 300_000, "it has more than the 262144 bytes"),
+        ("".join(f"k{n}: 1\n" for n in range(2000)), "2005 problems"),
+    ],
+)
+def test_hostile_files_give_one_short_message(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "hostile.yaml"
+    path.write_text(content)
+    text = "\n".join(problems(path))
+    assert message in text
+    assert len(text) < 10_000
+
+
+def test_mutated_recipes_are_read_or_refused(repository: Path, tmp_path: Path) -> None:
+    content = (repository / "recipes" / "digits.yaml").read_bytes()
+    outcomes = mutate_recipe(content, tmp_path / "recipe.yaml", count=200, seed=0)
+    assert sum(outcomes.values()) == 200
+    assert outcomes["refused"] > 50
+    assert outcomes["read"] > 5
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10_r18", "imagenet_r50"])

@@ -499,3 +499,19 @@ def test_truncated_image_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(UserError, match=r"half\.jpg cannot be read"):
         read_image(path)
+
+
+@pytest.mark.parametrize(
+    "line", ["5", "[" * 100_000, '{"outer_step": "x"}', '{"reward": [' + "0," * 600_000 + "0]}"]
+)
+def test_a_line_that_is_not_of_an_outer_step(run: Path, line: str) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match="line 5 is damaged"):
+        read_run(run)
+
+
+def test_an_image_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
+    Image.new("1", (6001, 6001)).save(tmp_path / "large.png")
+    with pytest.raises(UserError, match="6001 x 6001 pixels are more than 36000000"):
+        read_image(tmp_path / "large.png")

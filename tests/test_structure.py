@@ -12,7 +12,7 @@ PACKAGE = REPOSITORY / "ohl_accel"
 
 LAYERS = [
     {"errors", "rng", "run_folder.files", "run_folder.atomic"},
-    {"extensions"},
+    {"extensions", "plain_yaml"},
     {"run_folder", "hub.download", "models"},
     {"operations", "distributed", "recipe"},
     {"policy"},

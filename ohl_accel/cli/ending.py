@@ -8,10 +8,22 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from ohl_accel.errors import ProcessFailedError, RunFailedError, UserError, missing_extra
+from ohl_accel.errors import (
+    ProcessFailedError,
+    RunFailedError,
+    UserError,
+    first_line,
+    missing_extra,
+    ran_out_of_memory,
+)
 
 _LAUNCH = "ohl_accel.distributed.launch"
 _RESUME = "run.resume=auto resumes from the last checkpoint, if there is one"
+_NO_MEMORY = (
+    "there is not enough memory. More processes (each then hosts fewer trajectories), a smaller inner.batch_size, "
+    "data.eval_batch_size or data.image_size, run.mixed_precision=bf16 or model.shard=true need less; what is on disk "
+    "is intact:"
+)
 
 
 def run_command(command: Callable[[], None], after_stop: str = _RESUME) -> int:
@@ -37,13 +49,15 @@ def run_command(command: Callable[[], None], after_stop: str = _RESUME) -> int:
         if needed is None:
             raise
         code, message = 2, f"error: {needed}"
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if ran_out_of_memory(error):  # the others may not know
+            _end_alone(f"{_NO_MEMORY} {after_stop} ({first_line(error)})")
         from ohl_accel.distributed.launch import explain_lost
 
         if "DataLoader worker" in str(error):
             reason = "out of memory, or the launch was stopped"
             _end_alone(f"a process that decodes images ended ({reason}): {error}")
-        lost = explain_lost(error)
+        lost = explain_lost(error) if isinstance(error, RuntimeError) else None
         if lost is None:
             raise
         _end_alone(lost)  # each process prints it: it may be the only one left

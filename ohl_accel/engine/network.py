@@ -16,11 +16,13 @@ from torch import nn
 import ohl_accel.models  # noqa: F401  registers our networks with timm
 from ohl_accel.data import Schema
 from ohl_accel.distributed.sharding import check_can_be_sharded
-from ohl_accel.errors import UserError, did_you_mean
+from ohl_accel.errors import UserError, did_you_mean, first_line, ran_out_of_memory
 from ohl_accel.recipe import ModelSection
 from ohl_accel.rng import keyed_seed
 from ohl_accel.run_folder.atomic import replacing
 from ohl_accel.run_folder.files import CONFIG_FILE, NETWORK_FILES, WEIGHTS_FILE
+
+_NO_MEMORY = "there is not enough memory for it: use a smaller network, or a smaller data.image_size"
 
 
 def create_network(
@@ -45,6 +47,8 @@ def create_network(
         with torch.no_grad():
             outputs = network.eval()(torch.zeros(2, channels, height, width))
     except Exception as error:
+        if ran_out_of_memory(error):
+            raise UserError(f"{what}: {_NO_MEMORY} ({first_line(error)})") from error
         raise UserError(
             f"{what} cannot take images of {channels} x {height} x {width} "
             f"(data.image_size resizes them): {error}"
@@ -86,6 +90,8 @@ def _build(section: ModelSection, schema: Schema, **instead: Any) -> nn.Module:
     try:
         network: nn.Module = timm.create_model(section.name, **given)
     except Exception as error:
+        if ran_out_of_memory(error):
+            raise UserError(f"model.name={section.name}: {_NO_MEMORY} ({first_line(error)})") from error
         raise UserError(f"model.name={section.name}, model.args={section.args}: {error}") from error
     names: dict[nn.Parameter, str] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):

@@ -11,7 +11,7 @@ from ohl_accel.data.source import IN_MEMORY
 from ohl_accel.hub.contents import HEATMAP, MARGINALS, REWARDS, Finished
 from ohl_accel.operations.space import Space
 from ohl_accel.policy import Policy
-from ohl_accel.recipe import DataSection, HubSection
+from ohl_accel.recipe import DataSection, HubSection, Recipe
 from ohl_accel.run_folder.result import in_words, main_score, metric_of
 
 PAPER = "https://arxiv.org/abs/1905.07373"
@@ -112,20 +112,20 @@ def _metadata(run: Finished, section: HubSection) -> ModelCardData:
 
 def _introduction(run: Finished, section: HubSection) -> str:
     recipe = run.recipe
-    what = "An augmentation policy" if section.policy_only else f"`{recipe.model.name}`"
+    what = "An augmentation policy" if section.policy_only else _code(recipe.model.name)
     how = (
         "learned while the network trained"
         if run.policy is not None
-        else f"trained with {recipe.augment.policy}"
+        else f"trained with {_policy_name(recipe)}"
     )
     lines = [f"# {_name(section)}", ""]
     if section.policy_only:
-        lines.append(f"{what}, learned on {_data_name(recipe.data)} while `{recipe.model.name}` trained")
+        lines.append(f"{what}, learned on {_data_name(recipe.data)} while {_code(recipe.model.name)} trained")
     elif run.policy is not None and recipe.outer.trajectories > 1:
         lines.append(f"{what}, trained on {_data_name(recipe.data)}, and the augmentation policy {how}")
     else:
         lines.append(
-            f"{what}, trained on {_data_name(recipe.data)} with augmentation policy {recipe.augment.policy}"
+            f"{what}, trained on {_data_name(recipe.data)} with augmentation policy {_policy_name(recipe)}"
         )
     lines[-1] += f" (OHL-Auto-Aug, [Lin et al., ICCV 2019]({PAPER}); ohl_accel {__version__})."
     metric, score = metric_of(run.result), main_score(run.result)
@@ -205,7 +205,7 @@ def _training(run: Finished) -> str:
     recipe = run.recipe
     rows = {
         "data": _data_name(recipe.data),
-        "network": f"`{recipe.model.name}`",
+        "network": _code(recipe.model.name),
         "trajectories": recipe.outer.trajectories,
         "outer steps": recipe.outer.steps,
         "images trained on, all trajectories": f"{run.result['images_trained_on']:,}",
@@ -231,6 +231,19 @@ def _table(rows: Mapping[str, object]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells.items())])
 
 
+def _code(text: str) -> str:
+    """Foreign text as code, with a fence that is longer than any in it: nothing in it is HTML or Markdown."""
+    line = " ".join(text.split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    gap = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{gap}{line}{gap}{fence}"
+
+
+def _policy_name(recipe: Recipe) -> str:
+    policy = str(recipe.augment.policy)
+    return policy if re.fullmatch(r"[\w.@/-]+", policy) else _code(policy)
+
+
 def _name(section: HubSection) -> str:
     assert section.repo is not None
     return section.repo.split("/")[1]
@@ -241,4 +254,4 @@ def _data_name(data: DataSection) -> str:
     dataset = hub_dataset(data)
     if dataset is not None:
         return f"[{dataset}](https://huggingface.co/datasets/{dataset})"
-    return "images given in Python" if data.path == IN_MEMORY else f"`{Path(data.path).name}`"
+    return "images given in Python" if data.path == IN_MEMORY else _code(Path(data.path).name)

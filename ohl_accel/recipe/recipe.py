@@ -10,7 +10,8 @@ from typing import Any, Self, TypeAlias, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from ohl_accel.errors import UserError, did_you_mean
+from ohl_accel.errors import UserError, did_you_mean, shortened, shown
+from ohl_accel.plain_yaml import text_problems
 from ohl_accel.recipe.reading import checked_overrides, override, read_yaml
 from ohl_accel.recipe.rules import broken_rules
 from ohl_accel.recipe.sections import (
@@ -29,6 +30,7 @@ from ohl_accel.recipe.sections import (
 
 Path: TypeAlias = tuple[str, ...]
 """The path of a field inside the recipe, such as `("outer", "steps")`."""
+_PROBLEMS_SHOWN = 50
 
 
 class Recipe(Section):
@@ -92,10 +94,11 @@ class Recipe(Section):
         """
         right: dict[Noted, Any] = {}
         recipe, wrong = _validate(cls, values, right)
-        found = [*problems, *wrong, *broken_rules(partial(_value_of, right, cls))]
+        found = [*problems, *text_problems(values), *wrong, *broken_rules(partial(_value_of, right, cls))]
         if found or recipe is None:
             count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
-            raise UserError("\n  ".join([f"{source}: {count}", *found]))
+            more = ["..."] if found[_PROBLEMS_SHOWN:] else []
+            raise UserError("\n  ".join([f"{source}: {count}", *found[:_PROBLEMS_SHOWN], *more]))
         return recipe
 
     def with_values(self, **changes: Mapping[str, Any]) -> Self:
@@ -155,7 +158,7 @@ def _validate(
                     text = "is required, but missing"
                 case _:
                     message = detail["msg"].removeprefix("Value error, ")
-                    text = f"{message[0].lower()}{message[1:]}, got {detail['input']!r}"
+                    text = f"{message[0].lower()}{message[1:]}, got {shown(detail['input'])}"
             problems.setdefault(path, text)  # a union gives one error for each of its types
         return None, [f"{'.'.join(path)}: {text}" for path, text in problems.items()]
 
@@ -166,7 +169,7 @@ def _field_of(model: type[BaseModel], location: Sequence[str | int]) -> tuple[Pa
     known: list[str] = []
     for part in location:
         known = list(model.model_fields)
-        path.append(str(part))
+        path.append(shortened(str(part)))
         section = _section_of(model, str(part))
         if section is None:
             break

@@ -17,15 +17,22 @@ from ohl_accel.errors import UserError
 _PIXELATED_BELOW = 65
 """Images with sides below this many pixels are kept losslessly, and enlarged without smoothing."""
 
+_MAX_PIXELS = 36_000_000
+"""Of an image of the user's: a file of some kilobytes may claim any size."""
+
 
 def read_image(path: Path) -> Image.Image:
     """Open the user's image.
 
     Raises:
-        UserError: if it does not exist, or Pillow cannot read it.
+        UserError: if there is none, it is too large, or Pillow cannot read it.
     """
     try:
         with Image.open(path) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise ValueError(
+                    f"{image.width} x {image.height} pixels are more than {_MAX_PIXELS}: shrink it"
+                )
             image.load()
             return image
     except FileNotFoundError:

@@ -9,6 +9,8 @@ from typing import Any
 from ohl_accel.errors import UserError
 from ohl_accel.run_folder.atomic import append_text, write_text
 
+_MAX_LINE_BYTES = 1024 * 1024
+
 
 def keep_lines_before(path: Path, outer_step: int) -> list[int]:
     """Drop lines that a resumed run will write again, those after its checkpoint, and those that are damaged.
@@ -63,8 +65,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
         try:
-            lines.append(json.loads(line))
-        except ValueError as error:
+            if len(line) > _MAX_LINE_BYTES:
+                raise ValueError(f"it has more than {_MAX_LINE_BYTES} bytes")
+            values = json.loads(line)
+            if not isinstance(values, dict) or type(values.get("outer_step")) is not int:
+                raise ValueError("it must be an object with the number of its outer_step")
+            lines.append(values)
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{path}, line {number} is damaged: {error}; delete the line to continue without it"
             ) from None
