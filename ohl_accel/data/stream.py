@@ -77,6 +77,10 @@ class Shards:
         """What messages call an image."""
         return self.index.name(number)
 
+    def hashes(self) -> NDArray[np.uint64]:
+        """Of the undecoded bytes of each image, as indexing found them."""
+        return self.index.found.hash
+
 
 class _Ahead:
     """Blocks on their way, in the order of their first use, and the images that have come."""
