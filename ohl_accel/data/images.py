@@ -87,11 +87,21 @@ class Tally:
 
     decoded: int = 0
     replaced: list[Replaced] = field(default_factory=list)
+    decoded_before: int = 0
+    """In the outer steps that are done, as `replaced_before`."""
+    replaced_before: int = 0
 
     def add(self, decoded: int, replaced: Sequence[Replaced]) -> None:
         """Count a batch."""
         self.decoded += decoded
         self.replaced += replaced
+
+    def following(self) -> "Tally":
+        """That of the next outer step."""
+        return Tally(
+            decoded_before=self.decoded_before + self.decoded,
+            replaced_before=self.replaced_before + len(self.replaced),
+        )
 
 
 class Images:
