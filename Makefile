@@ -1,4 +1,4 @@
-# Every target does all of its own set-up: Python 3.11 to 3.13, make, git, a package index.
+# Every target sets up what it needs; required: Python 3.11 to 3.13, make, git, a package index.
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,\
 	$(shell $(python) -c '$(SUITABLE)' 2>/dev/null && echo $(python))))
@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/installed
 demo: $(INSTALLED)  ## learn a policy on handwritten digits, in about a minute on two cores
 	$(BIN)/ohl-accel search digits run.overwrite=true
 
-test: lint types  ## what CI checks, but for the wheel in an empty environment
+test: lint types  ## what CI checks, except the wheel in an empty environment
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(INSTALLED)  ## without the tests that take longer than ten seconds

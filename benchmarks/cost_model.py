@@ -1,10 +1,11 @@
-"""What an outer step costs: bytes and messages from the layout of processes, seconds by three coefficients.
+"""Cost model of an outer step: bytes and messages from the layout of processes, seconds from three coefficients.
 
-    seconds = alpha * messages one after the other + beta * bytes over a machine's link / its bandwidth
+    seconds = alpha * sequential messages + beta * bytes over a node's link / its bandwidth
             + gamma * bytes copied in memory
 
-The counts follow from what `ohl_accel.distributed.groups` does and from gloo's algorithms (a binomial tree for a
-broadcast, a ring for a gather); alpha, beta and gamma are fitted to measured exchanges.
+The counts follow from `ohl_accel.distributed.groups` and from gloo's algorithms (a binomial tree for a broadcast, a
+ring for a gather); alpha, beta and gamma are fitted to measured exchanges. "Machine" means a node, and a "column" is
+a replica group: these names are keys of the measurements in benchmarks/results/scaling.json.
 
 Shapes: X measured rows, 3 coefficients.
 """
@@ -19,18 +20,18 @@ from scipy.optimize import nnls
 BUCKET_BYTES = 25 * 2**20
 NUM_OPERATIONS = 1296
 _COPIES_OF_A_MESSAGE = 2
-"""Into the kernel and out of it."""
+"""Into the kernel and out of it, in bytes copied per byte sent."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """W processes in groups, on machines of P processes each."""
+    """W processes in groups, on nodes of P processes each."""
 
     processes: int
     groups: int
     machine_size: int
     cores: float = math.inf
-    """Processor cores that all these processes share; infinite where each has its own."""
+    """CPU cores shared by all processes; infinite if each process has its own."""
 
     @property
     def group_size(self) -> int:
@@ -50,44 +51,44 @@ class Layout:
 
 @dataclass(frozen=True)
 class Work:
-    """What an exchange does."""
+    """The work of an exchange."""
 
     messages: float
-    """One after the other."""
+    """Number of sequential messages."""
     link_bytes: float
-    """Through the busiest link of a machine, in the busier direction."""
+    """Bytes through the busiest link of a node, in the busier direction."""
     copied: float
     """Bytes copied in memory by all processes together."""
     copied_in_turn: float
-    """Those of them that wait for each other."""
+    """Bytes of these that are copied sequentially."""
 
     def copied_by_a_core(self, layout: Layout) -> float:
-        """Bytes that are copied while others wait."""
+        """Bytes copied by the busiest core."""
         return max(self.copied_in_turn, self.copied / min(layout.cores, layout.processes))
 
 
 def adopt(layout: Layout, size: float, ring: bool = False) -> Work:
-    """`Groups.adopt` for `size` bytes of state: each machine's link carries them once inwards.
+    """`Groups.adopt` for `size` bytes of state, which each node receives once.
 
-    By gloo's tree the winner's machine sends them log2(M) times; by a ring, as NCCL's, once.
+    With gloo's tree the winner's node sends them log2(M) times; with a ring, like NCCL's, once.
     """
     if layout.machines == 1:
         return _columns(layout, size, scattered=layout.processes - layout.group_size)
-    processes, place, machines = layout.processes, layout.machine_size, layout.machines
-    inside = _depth(place) if layout.group_size < place else 0  # the winner's machine, before it sends
-    steps = inside + (machines - 1 if ring else _depth(machines)) + place - 1
-    once, share = _COPIES_OF_A_MESSAGE * size, _COPIES_OF_A_MESSAGE * size / place
-    sent = (place - 1 if inside else 0) + (machines - 1) + (machines - 1) * (place - 1)
+    processes, per_node, machines = layout.processes, layout.machine_size, layout.machines
+    inside = _depth(per_node) if layout.group_size < per_node else 0  # on the winner's node, before it sends
+    steps = inside + (machines - 1 if ring else _depth(machines)) + per_node - 1
+    whole, piece = _COPIES_OF_A_MESSAGE * size, _COPIES_OF_A_MESSAGE * size / per_node
+    sent = (per_node - 1 if inside else 0) + (machines - 1) + (machines - 1) * (per_node - 1)
     return Work(
         messages=_buckets(size) * steps,
         link_bytes=size * (1 if ring else _depth(machines)),
-        copied=(3 * processes - layout.group_size + machines) * size + sent * once,
-        copied_in_turn=(3 + 1 / place) * size + inside * once + (_depth(machines) + place - 1) * share,
+        copied=(3 * processes - layout.group_size + machines) * size + sent * whole,
+        copied_in_turn=(3 + 1 / per_node) * size + inside * whole + (_depth(machines) + per_node - 1) * piece,
     )
 
 
 def columns_whole(layout: Layout, size: float) -> Work:
-    """Adoption as it was at first: each column carries the whole state, by a tree that knows no machines."""
+    """The first version of adoption: each replica group broadcasts the whole state, with a tree that ignores nodes."""
     return _columns(layout, size, scattered=layout.processes)
 
 
@@ -98,7 +99,7 @@ def broadcast(layout: Layout, size: float) -> Work:
 
 
 def gather(layout: Layout, trajectories: int) -> Work:
-    """Both gathers of an outer step: 4 numbers and the counts of all operations, of each trajectory."""
+    """Both gathers of an outer step: 4 numbers and the counts of all operations for each trajectory."""
     size = 8 * trajectories * (NUM_OPERATIONS + 4)
     steps = layout.groups - 1
     crosses = size * layout.group_size if layout.machines > 1 else 0
@@ -107,7 +108,7 @@ def gather(layout: Layout, trajectories: int) -> Work:
 
 
 def _columns(layout: Layout, size: float, scattered: int) -> Work:
-    """A broadcast of `size` bytes along each column, put into tensors by `scattered` processes."""
+    """A broadcast of `size` bytes in each replica group, copied into tensors by `scattered` processes."""
     columns, members = layout.group_size, layout.groups
     depth = _depth(members)
     sent = _COPIES_OF_A_MESSAGE * columns * (members - 1)
@@ -120,9 +121,9 @@ def _columns(layout: Layout, size: float, scattered: int) -> Work:
 
 
 def crossings(layout: Layout) -> float:
-    """How often the busiest link carries what is broadcast along all columns, the mean over the senders."""
-    members = [place * layout.group_size // layout.machine_size for place in range(layout.groups)]
-    columns = min(layout.group_size, layout.machine_size)  # of those that meet on a machine
+    """How often the busiest link carries the state if all replica groups broadcast it; mean over the senders."""
+    members = [group * layout.group_size // layout.machine_size for group in range(layout.groups)]
+    columns = min(layout.group_size, layout.machine_size)  # replica groups on one node
     counts = []
     for source in range(layout.groups):
         ins, outs = [0] * layout.machines, [0] * layout.machines
@@ -135,7 +136,7 @@ def crossings(layout: Layout) -> float:
 
 
 def tree(members: int, source: int) -> list[tuple[int, int]]:
-    """(sender, receiver) of gloo's broadcast, in their order: a binomial tree that begins with neighbours."""
+    """(sender, receiver) pairs of gloo's broadcast, in order: a binomial tree that begins with neighbours."""
     pairs = []
     for bit in range(_depth(members)):
         for sender in range(min(1 << bit, members)):
@@ -159,7 +160,7 @@ class Row:
     layout: Layout
     work: Work
     bandwidth: float
-    """Of the link, bytes/s."""
+    """Bandwidth of the link, bytes/s."""
     seconds: float
 
 
@@ -168,29 +169,29 @@ class Coefficients:
     """alpha, beta and gamma."""
 
     message: float
-    """Seconds for a message that others wait for."""
+    """Seconds per sequential message."""
     link: float
-    """Time on the link over bytes / bandwidth: 1 at the speed of the wire."""
+    """Time on the link as a multiple of bytes / bandwidth; 1 at wire speed."""
     copy: float
-    """Seconds for a byte copied in memory by one core."""
+    """Seconds per byte copied in memory by one core."""
 
     def seconds(self, layout: Layout, work: Work, bandwidth: float) -> float:
-        """Predicted for an exchange."""
+        """Predicted seconds of an exchange."""
         return float(np.dot([self.message, self.link, self.copy], _features(layout, work, bandwidth)))
 
 
 def fit(rows: Sequence[Row]) -> Coefficients:
-    """To measured exchanges."""
+    """Fit the coefficients to measured exchanges."""
     features = [_features(row.layout, row.work, row.bandwidth) for row in rows]
     return Coefficients(*costs_of(features, [row.seconds for row in rows]))
 
 
 def costs_of(amounts: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
-    """Seconds for each kind of amount, by non-negative least squares of the relative errors.
+    """Seconds per unit of each kind of work, by non-negative least squares of the relative errors.
 
     Args:
-        amounts: [X, kinds], what was done.
-        seconds: [X], what it took.
+        amounts: [X, kinds], work done.
+        seconds: [X], time taken.
     """
     seconds_X = np.array(seconds)
     costs, _ = nnls(np.array(amounts) / seconds_X[:, None], np.ones(len(seconds_X)))
@@ -204,7 +205,7 @@ def relative_errors(coefficients: Coefficients, rows: Sequence[Row]) -> list[flo
 
 def _features(layout: Layout, work: Work, bandwidth: float) -> list[float]:
     return [
-        work.messages * layout.per_core,  # with shared cores a message waits until its receiver has one
+        work.messages * layout.per_core,  # with shared cores, a message waits until its receiver gets one
         work.link_bytes / bandwidth,
         work.copied_by_a_core(layout),
     ]
@@ -212,22 +213,22 @@ def _features(layout: Layout, work: Work, bandwidth: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Hardware:
-    """Of the machines, seconds and bytes/s as a run would meet them."""
+    """Speed of the hardware, in seconds and bytes/s."""
 
     inner_step: float
-    """The least time of an inner step, seconds: latency and the all-reduce."""
+    """Minimum time of an inner step, seconds: latency and the all-reduce."""
     train_image: float
-    """Seconds for a training image: load, augment, forward and backward."""
+    """Seconds per training image: load, augment, forward and backward."""
     validate_image: float
     link: float
-    """Bytes/s into a machine."""
+    """Bytes/s into a node."""
     inside: float
-    """Bytes/s between the GPUs of a machine."""
+    """Bytes/s between the GPUs of a node."""
     memory: float
     """Bytes/s of a GPU's memory."""
     disk: float
     message: float
-    """Seconds for a message that others wait for."""
+    """Seconds per sequential message."""
     update: float
     """Seconds of the step on theta."""
 
@@ -247,17 +248,17 @@ class Task:
 def outer_loop(
     task: Task, layout: Layout, hardware: Hardware, link: float, exchange: Work | None = None
 ) -> Mapping[str, float]:
-    """Seconds of each part of an outer step besides its inner steps.
+    """Seconds of each part of an outer step other than its inner steps.
 
     Args:
         task, layout, hardware: as above.
         link: beta.
-        exchange: how the winner is adopted; None: as `Groups.adopt` does.
+        exchange: how the winner is adopted; None: as by `Groups.adopt`.
     """
     work = exchange or adopt(layout, task.state_bytes)
     gathered = gather(layout, task.trajectories)
     hosted = task.trajectories / layout.groups
-    size, share = task.state_bytes, layout.machine_size
+    size, per_node = task.state_bytes, layout.machine_size
     chunks = math.ceil(math.ceil(task.heldout / task.eval_batch_size) / layout.group_size)
     return {
         "validate": hosted * chunks * task.eval_batch_size * hardware.validate_image,
@@ -265,7 +266,7 @@ def outer_loop(
         "update": hardware.update,
         "adopt": work.messages * hardware.message
         + link * work.link_bytes / hardware.link
-        + size * (share - 1) / share / hardware.inside
+        + size * (per_node - 1) / per_node / hardware.inside
         + (2 + hosted) * size / hardware.memory,
         "check": hosted * size / hardware.memory + (layout.processes - 1) * hardware.message,
         "save": size / hardware.disk / task.checkpoint_every,
@@ -279,6 +280,6 @@ def inner_step(task: Task, layout: Layout, hardware: Hardware) -> float:
     return hosted * max(hardware.inner_step, images * hardware.train_image)
 
 
-def inner_steps_for(share: float, outer: float, inner: float) -> int:
-    """The fewest inner steps for each outer step with which the outer loop takes at most `share` of the time."""
-    return math.ceil(outer * (1 / share - 1) / inner)
+def inner_steps_for(fraction: float, outer: float, inner: float) -> int:
+    """The fewest inner steps per outer step for which the outer loop takes at most `fraction` of the time."""
+    return math.ceil(outer * (1 / fraction - 1) / inner)

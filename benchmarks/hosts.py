@@ -7,13 +7,13 @@ import subprocess
 
 
 class TwoHosts:
-    """Hosts 0 and 1. Their names resolve to 127.0.0.1, as on many systems, so addresses must be chosen well.
+    """Hosts 0 and 1. Their names resolve to 127.0.0.1, as on many systems, so the right addresses must be found.
 
     Args:
-        rate: of the cable in each direction, in tc's words.
+        rate: bandwidth of the cable in each direction, in tc's notation.
 
     Raises:
-        OSError: without the rights or the programs; says why.
+        OSError: if permissions or programs are missing; says which.
     """
 
     addresses = ("10.99.0.1", "10.99.0.2")
@@ -21,7 +21,7 @@ class TwoHosts:
     def __init__(self, rate: str | None = None) -> None:
         missing = [program for program in ("ip", "tc") if shutil.which(program) is None]
         if missing:
-            raise OSError(f"there is no command {missing[0]} (iproute2)")
+            raise OSError(f"command {missing[0]} (iproute2) is not installed")
         self.names = [f"ohl{os.getpid()}h{host}" for host in range(2)]
         self._cables = [f"ohl{os.getpid() % 100000}c{host}" for host in range(2)]
         try:
@@ -44,15 +44,15 @@ class TwoHosts:
             raise
 
     def on(self, host: int) -> list[str]:
-        """What to put before a command so that it runs on a host."""
+        """The prefix of a command to run on a host."""
         return ["ip", "netns", "exec", self.names[host]]
 
     def cut(self) -> None:
-        """Cut the cable: nothing arrives any more, and nobody is told."""
+        """Disconnect the cable: packets are lost without notice."""
         _run("ip", "-n", self.names[0], "link", "set", self._cables[0], "down")
 
     def mend(self) -> None:
-        """Make the cable whole."""
+        """Reconnect the cable."""
         for name, cable in zip(self.names, self._cables, strict=True):
             _run("ip", "-n", name, "link", "set", cable, "up")
 
@@ -62,7 +62,7 @@ class TwoHosts:
         return [int(line) for text in listed for line in text.split()]
 
     def remove(self) -> None:
-        """End what still runs on the hosts, and the hosts."""
+        """Kill all processes on the hosts, and remove the hosts."""
         for name in self.names:
             if os.path.exists(f"/run/netns/{name}"):
                 for line in _run("ip", "netns", "pids", name).split():

@@ -1,13 +1,13 @@
-"""What an outer step costs on several processes, fitted and projected to many GPUs (Linux).
+"""Cost of an outer step on several processes, fitted and projected to many GPUs (Linux).
 
 python -m benchmarks.scaling phases     seconds of each phase on 1, 2, 4, 8 processes, and on two hosts
 python -m benchmarks.scaling exchange   the exchanges of an outer step against one plain broadcast
 python -m benchmarks.scaling cable      the same between two hosts, with limited bandwidth
-python -m benchmarks.scaling memory     of each process, over 200 outer steps
-python -m benchmarks.scaling project    the cost model and docs/scaling.md, from what the others measured
+python -m benchmarks.scaling memory     memory of each process, over 200 outer steps
+python -m benchmarks.scaling project    the cost model and docs/scaling.md, from these measurements
 
-Each takes some minutes on two quiet cores and writes its part of benchmarks/results/scaling.json; from that
-benchmarks/results/scaling.md is made. Two hosts are network namespaces with a cable: root and iproute2.
+Each takes a few minutes on two idle cores and writes its part of benchmarks/results/scaling.json, from which
+benchmarks/results/scaling.md is generated. Two hosts are network namespaces with a cable: root and iproute2.
 """
 
 import argparse
@@ -82,11 +82,11 @@ def _phases_of(steps_of_ranks: Sequence[Sequence[dict[str, list[float]]]]) -> di
 
 
 def search(processes: int, hosts: TwoHosts | None, *overrides: str, width: int = 64) -> list[dict[str, Any]]:
-    """What each process of a small search noted."""
-    with tempfile.TemporaryDirectory() as place:
-        arguments = [*SEARCH, f"run.dir={place}/run", f"model.args.width={width}", *overrides]
-        launch(processes, "search", place, *arguments, hosts=hosts)
-        return [json.loads((Path(place) / f"rank{rank}.json").read_text()) for rank in range(processes)]
+    """The measurements of each process in a small search."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [*SEARCH, f"run.dir={folder}/run", f"model.args.width={width}", *overrides]
+        launch(processes, "search", folder, *arguments, hosts=hosts)
+        return [json.loads((Path(folder) / f"rank{rank}.json").read_text()) for rank in range(processes)]
 
 
 def measure_exchange(quick: bool) -> list[dict[str, Any]]:
@@ -123,10 +123,10 @@ def _exchange(
         model = create_model(network, num_classes=10, **options)
     shapes = [list(value.shape) for value in model.state_dict().values()]
     shapes += [list(parameter.shape) for parameter in model.parameters()]  # their momentum
-    with tempfile.TemporaryDirectory() as place:
-        (Path(place) / "state.json").write_text(json.dumps(shapes))
-        launch(processes, "exchange", place, str(groups), str(rounds), hosts=hosts, forks=True)
-        measured = json.loads((Path(place) / "exchange.json").read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "state.json").write_text(json.dumps(shapes))
+        launch(processes, "exchange", folder, str(groups), str(rounds), hosts=hosts, forks=True)
+        measured = json.loads((Path(folder) / "exchange.json").read_text())
     row = {
         "rate": rate,
         "processes": processes,
@@ -174,7 +174,7 @@ def _remembered(processes: int, trajectories: int, steps: int, width: int) -> di
 
 
 def activation_bytes(width: int, batch_size: int) -> int:
-    """What autograd keeps of a mini-batch for the backward pass, without the weights."""
+    """Bytes that autograd keeps of a mini-batch for the backward pass, without the weights."""
     network = create_model("resnet8_cifar", num_classes=10, in_chans=1, width=width)
     weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     kept: dict[int, int] = {}
@@ -191,7 +191,7 @@ def activation_bytes(width: int, batch_size: int) -> int:
 
 
 def circumstances() -> dict[str, Any]:
-    """Where, with what and how a part was measured."""
+    """Hardware, versions and command of a measurement."""
     return {
         "command": shell_command(),
         "device": processor(),
@@ -203,7 +203,7 @@ def circumstances() -> dict[str, Any]:
 
 
 def shell_command() -> str:
-    """As it was called."""
+    """The command line of this program."""
     return " ".join(["python -m benchmarks.scaling", *sys.argv[1:]])
 
 
@@ -222,14 +222,14 @@ def main() -> None:
     )
     parser.add_argument("what", choices=[*MEASURES, "project"])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of scaling.json and scaling.md")
-    parser.add_argument("--quick", action="store_true", help="one small row: to see that it works")
+    parser.add_argument("--quick", action="store_true", help="one small row, to check that it works")
     options = parser.parse_args()
     file = options.results / "scaling.json"
     measured = json.loads(file.read_text()) if file.exists() else {}
     if options.what == "project":
         missing = [part for part in ("phases", "exchange", "cable") if part not in measured]
         if missing:
-            parser.error(f"{file} has no measurements of {', '.join(missing)}: make them first")
+            parser.error(f"{file} has no measurements of {', '.join(missing)}: run them first")
         document(measured, REPOSITORY / "docs")
     else:
         before = circumstances()  # the load average before our own load

@@ -1,4 +1,7 @@
-"""The page of what was measured about the cost of an outer step, beside what the cost model says."""
+"""The page of measured costs of an outer step, with predictions of the cost model.
+
+"Columns" on this page are replica groups (see `benchmarks.cost_model`).
+"""
 
 import math
 import statistics
@@ -10,11 +13,11 @@ from benchmarks import cost_model
 from benchmarks.cost_model import Coefficients, Layout, Row, Work
 
 RATES = {"1gbit": 1e9 / 8, "250mbit": 250e6 / 8}
-"""Of the cables, in tc's words: bytes/s."""
+"""Bandwidth of the cables, in tc's notation -> bytes/s."""
 EXCHANGES = ("broadcast", "columns_whole", "adopt", "gather")
 PHASES = ("load", "augment", "train", "validate", "gather", "update", "adopt", "check", "save")
 TRAJECTORIES, BATCH_SIZE, HELDOUT = 8, 100, 297
-"""Of the search whose phases are measured."""
+"""Settings of the search whose phases are measured."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
@@ -28,13 +31,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
 
 
 def layout_of(row: Mapping[str, Any], cores: float) -> Layout:
-    """Of a measured row: between two hosts each has half of the processes, and all share the cores."""
+    """The layout of a measured row: two hosts have half of the processes each, and all processes share the cores."""
     machine_size = row["processes"] if row["rate"] is None else row["processes"] // 2
     return Layout(row["processes"], row["groups"], machine_size, cores)
 
 
 def work_of(name: str, layout: Layout, size: float, trajectories: int) -> Work:
-    """Of one of `EXCHANGES`."""
+    """The work of one of `EXCHANGES`."""
     if name == "gather":
         return cost_model.gather(layout, trajectories)
     work: Work = getattr(cost_model, name)(layout, size)
@@ -42,7 +45,7 @@ def work_of(name: str, layout: Layout, size: float, trajectories: int) -> Work:
 
 
 def exchange_rows(measured: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], Row]]:
-    """(exchange, what was measured, the same for the model) of everything in `exchange` and `cable`."""
+    """(exchange, measured row, the same for the model) for everything in `exchange` and `cable`."""
     rows = []
     for part in (measured[name] for name in ("exchange", "cable") if name in measured):
         for row in part["rows"]:
@@ -50,14 +53,14 @@ def exchange_rows(measured: Mapping[str, Any]) -> list[tuple[str, Mapping[str, A
             bandwidth = RATES.get(row["rate"], math.inf)
             for name in EXCHANGES:
                 work = work_of(name, layout, row["state_bytes"], row["groups"])
-                ending = math.ceil(math.log2(layout.processes))  # all wait for all before the clock is read
+                ending = math.ceil(math.log2(layout.processes))  # a barrier before the clock is read
                 work = replace(work, messages=work.messages + ending)
                 rows.append((name, row, Row(layout, work, bandwidth, row["seconds"][name])))
     return rows
 
 
 def check_seconds(measured: Mapping[str, Any]) -> float:
-    """Seconds of one core for a byte whose checksum is taken."""
+    """Seconds of one core per byte of a checksum."""
     amounts, seconds = [], []
     for part in (measured[name] for name in ("exchange", "cable") if name in measured):
         for row in part["rows"]:
@@ -67,7 +70,7 @@ def check_seconds(measured: Mapping[str, Any]) -> float:
 
 
 def phase_amounts(row: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """(images, batches) that pass through each phase of an outer step, all processes together."""
+    """(images, batches) processed in each phase of an outer step, over all processes."""
     steps, processes = row["inner_steps"], row["processes"]
     batches = steps * TRAJECTORIES * processes // row["groups"]
     trained = steps * BATCH_SIZE * TRAJECTORIES
@@ -81,16 +84,16 @@ def phase_amounts(row: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
 
 @dataclass(frozen=True)
 class Cost:
-    """Processor seconds of a phase."""
+    """CPU seconds of a phase."""
 
     image: float
     batch: float
     error: float
-    """The greatest relative error among the rows."""
+    """The largest relative error among the rows."""
 
 
 def phase_costs(measured: Mapping[str, Any]) -> dict[str, Cost]:
-    """Fitted to the processor time of all processes."""
+    """Costs fitted to the CPU time of all processes."""
     rows, fitted = measured["phases"]["rows"], {}
     for phase in phase_amounts(rows[0]):
         amounts = [phase_amounts(row)[phase] for row in rows]
@@ -103,7 +106,7 @@ def phase_costs(measured: Mapping[str, Any]) -> dict[str, Cost]:
 
 
 def costs_in_words(measured: Mapping[str, Any]) -> str:
-    """Of all phases."""
+    """The costs of all phases as text."""
     return "; ".join(
         f"{phase} {1e6 * cost.image:.1f} µs"
         + (f" and {1e3 * cost.batch:.2f} ms for a batch" if cost.batch else "")
@@ -113,7 +116,7 @@ def costs_in_words(measured: Mapping[str, Any]) -> str:
 
 
 def predicted_phases(measured: Mapping[str, Any], row: Mapping[str, Any], exchanges: Coefficients) -> float:
-    """Seconds of an outer step of the search: processor time over the cores, and the exchanges."""
+    """Predicted seconds of an outer step: CPU time divided by the cores, plus the exchanges."""
     cores = measured["phases"]["cores"]
     layout, size = layout_of(row, cores), row["state_bytes"]
     bandwidth = RATES.get(row["rate"], math.inf)
@@ -260,7 +263,7 @@ def _cable(measured: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> li
 
 
 def memory_budget(row: Mapping[str, Any]) -> dict[str, float]:
-    """Bytes of the main process, by what they are for."""
+    """Bytes of the main process, by purpose."""
     return {
         "baseline": row["baseline"],
         "hosted states": row["hosted"] * row["state_bytes"],
@@ -272,7 +275,7 @@ def memory_budget(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def slope(values: Sequence[float], first: int) -> float:
-    """By least squares, for each step from `first` on."""
+    """Growth per step from `first` on, by least squares."""
     rest = values[first:]
     return statistics.linear_regression(range(len(rest)), rest).slope
 

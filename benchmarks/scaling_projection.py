@@ -1,4 +1,4 @@
-"""The generated part of docs/scaling.md: the fitted cost model, and what it says about many GPUs."""
+"""The generated part of docs/scaling.md: the fitted cost model, and its projection to many GPUs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ BEGIN, END = "<!-- made by `python -m benchmarks.scaling project`: begin -->", "
 CHART = "scaling.svg"
 
 MACHINE = 8
-"""GPUs of a machine."""
+"""GPUs per node."""
 GPUS = tuple(2**power for power in range(11))
 IMAGES, BATCH_SIZE = 1_231_167, 2048
 """ImageNet's training images without the 50,000 held out, and the paper's batch size."""
@@ -50,12 +50,12 @@ def resnet50_state() -> int:
 
 
 def layout_on(gpus: int) -> Layout:
-    """Four trajectories: as many groups as there can be."""
+    """The layout for four trajectories, with as many groups as possible."""
     return Layout(gpus, min(DEFAULTS.trajectories, gpus), min(MACHINE, gpus))
 
 
 def hardware(measured: Mapping[str, Any], link: str = SLOW) -> Hardware:
-    """As assumed, with the measured time of the step on theta."""
+    """The assumed hardware, with the measured time of the step on theta."""
     alone = next(row for row in measured["phases"]["rows"] if row["processes"] == 1)
     return replace(ASSUMED, link=LINKS[link], update=alone["seconds"]["update"])
 
@@ -63,7 +63,7 @@ def hardware(measured: Mapping[str, Any], link: str = SLOW) -> Hardware:
 def parts_of(
     task: Task, gpus: int, machines: Hardware, fitted: Coefficients, whole: bool = False
 ) -> Mapping[str, float]:
-    """Seconds of the outer loop by its parts, with NCCL's rings; `whole`: each process gets the whole state."""
+    """Seconds of each part of the outer loop, with NCCL's rings; `whole`: each process receives the whole state."""
     layout, size = layout_on(gpus), task.state_bytes
     work = cost_model.adopt(layout, size, ring=True)
     if whole and layout.machines > 1:
@@ -125,7 +125,7 @@ def _of(rows: Sequence[Any], name: str) -> list[cost_model.Row]:
 
 
 def _spread(errors: Sequence[float]) -> list[str]:
-    """Median and greatest absolute error, in per cent."""
+    """Median and largest absolute error, in percent."""
     ordered = sorted(map(abs, errors))
     return [f"{100 * ordered[len(ordered) // 2]:.0f} %", f"{100 * ordered[-1]:.0f} %"]
 
@@ -189,7 +189,7 @@ def _by_gpus(measured: Mapping[str, Any], fitted: Coefficients, tuned: Task) -> 
         outer = sum(parts.values())
         rest = outer - parts["validate"]
         layout = layout_on(gpus)
-        fewest = [cost_model.inner_steps_for(share, outer, inner) for share in (0.1, 0.01)]
+        fewest = [cost_model.inner_steps_for(fraction, outer, inner) for fraction in (0.1, 0.01)]
         shares = [_share(outer, steps * inner) for steps in INNER_STEPS]
         start = [f"{gpus:,}", f"{layout.groups} x {layout.group_size}", _ms(inner), _ms(parts["validate"])]
         body.append([*start, _ms(rest), *shares, *(f"{steps:,}" for steps in fewest)])
@@ -256,7 +256,7 @@ def _share(outer: float, inner: float) -> str:
 
 
 def chart(measured: Mapping[str, Any], file: Path) -> None:
-    """The outer loop's share against the number of GPUs, with and without validation."""
+    """The outer loop's fraction of the time against the number of GPUs, with and without validation."""
     fitted = cost_model.fit([row for _, _, row in exchange_rows(measured)])
     tuned = replace(TUNED, state_bytes=resnet50_state())
     with mpl.rc_context({"svg.hashsalt": "scaling", "svg.fonttype": "none", "font.size": 10}):

@@ -1,4 +1,4 @@
-"""One of the processes that `benchmarks.scaling` starts; each writes what it measured into a file.
+"""A process started by `benchmarks.scaling`; each writes its measurements to a file.
 
 python -m benchmarks.scaling_worker exchange FOLDER GROUPS ROUNDS   shapes of the state are in FOLDER/state.json
 python -m benchmarks.scaling_worker search FOLDER RECIPE [section.key=value ...]
@@ -35,7 +35,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def exchange(folder: Path, groups: int, rounds: int) -> None:
-    """Time the exchanges of an outer step in turns, and count the bytes on this host's cable; rank 0 writes."""
+    """Time the exchanges of an outer step in turn, and count the bytes on this host's cable; rank 0 writes."""
     torch.set_num_threads(1)
     choose_interface()
     timeout = timedelta(seconds=600)
@@ -86,7 +86,7 @@ def exchange(folder: Path, groups: int, rounds: int) -> None:
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     crossed: dict[str, list[int]] = {name: [] for name in contenders}
-    for turn in range(rounds + 1):  # interleaved, so that the load of the machine meets all alike
+    for turn in range(rounds + 1):  # interleaved, so that other load affects all of them equally
         for name, contender in contenders.items():
             if name == "adopt":
                 for tensor in tensors:
@@ -115,13 +115,13 @@ def launch(
     forks: bool = False,
     module: str = "benchmarks.scaling_worker",
 ) -> None:
-    """Run a benchmark's worker in so many processes, half of them on each host.
+    """Run a benchmark's worker in several processes, half of them on each host.
 
     Args:
-        processes: of both hosts.
+        processes: number of processes, over both hosts.
         arguments: of the command.
         hosts: None: all on this machine.
-        forks: start one on each host; it forks the others.
+        forks: start one process on each host, which forks the others.
         module: of the worker.
 
     Raises:
@@ -153,20 +153,20 @@ def launch(
 
 
 def on_this_host(action: Callable[[], None]) -> None:
-    """Run an action in all processes of this host, forked from this one, which has loaded torch for all.
+    """Run an action in all processes of this host, forked from this one, so that torch is loaded only once.
 
     Raises:
         SystemExit: if one fails.
     """
     first = int(os.environ["RANK"])
 
-    def process(place: int) -> None:
-        os.environ.update(RANK=str(first + place), LOCAL_RANK=str(place))
+    def process(local_rank: int) -> None:
+        os.environ.update(RANK=str(first + local_rank), LOCAL_RANK=str(local_rank))
         action()
 
     context = multiprocessing.get_context("fork")
-    places = range(int(os.environ["LOCAL_WORLD_SIZE"]))
-    started = [context.Process(target=process, args=(place,)) for place in places]
+    local_ranks = range(int(os.environ["LOCAL_WORLD_SIZE"]))
+    started = [context.Process(target=process, args=(local_rank,)) for local_rank in local_ranks]
     for child in started:
         child.start()
     for child in started:
@@ -176,15 +176,15 @@ def on_this_host(action: Callable[[], None]) -> None:
 
 
 def _cable_bytes() -> tuple[int, int]:
-    """Sent and received so far over the interface that leads to the other host; 0 on one machine."""
-    place = Path("/sys/class/net") / os.environ.get("GLOO_SOCKET_IFNAME", "lo") / "statistics"
+    """Bytes sent and received so far over the interface to the other host; 0 on one machine."""
+    folder = Path("/sys/class/net") / os.environ.get("GLOO_SOCKET_IFNAME", "lo") / "statistics"
     if "GLOO_SOCKET_IFNAME" not in os.environ:
         return 0, 0
-    return int((place / "tx_bytes").read_text()), int((place / "rx_bytes").read_text())
+    return int((folder / "tx_bytes").read_text()), int((folder / "rx_bytes").read_text())
 
 
 class Recorder(Phases):
-    """The trainer's clock, which notes each outer step by itself: wall clock, processor time and memory."""
+    """The run's clock, which records each outer step separately: wall-clock time, CPU time and memory."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -193,7 +193,7 @@ class Recorder(Phases):
 
     @contextmanager
     def __call__(self, name: str, within: str | None = None) -> Iterator[None]:
-        """As the clock's own; `train` begins an outer step, and when it ends memory is looked at."""
+        """As in `Phases`; `train` begins an outer step, and memory is recorded when it ends."""
         if name == "train":
             self.steps.append({})
         before = time.process_time()
@@ -216,7 +216,7 @@ class Recorder(Phases):
 
 
 def search(folder: Path, recipe_path: str, overrides: Sequence[str]) -> None:
-    """The search itself, with the recorder for a clock; every process writes what it noted."""
+    """The search itself, with the recorder as its clock; every process writes its measurements."""
     from ohl_accel.engine.run import Run
     from ohl_accel.engine.search import outer_loop
     from ohl_accel.engine.session import execute
@@ -224,7 +224,7 @@ def search(folder: Path, recipe_path: str, overrides: Sequence[str]) -> None:
     def loop(run: Run) -> list[float] | None:
         recorder = Recorder(run.groups.device)
         rewards = outer_loop(replace(run, phases=recorder))
-        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
+        ctypes.CDLL(None).malloc_trim(0)  # return free memory to the system
         live = memory()["resident"]
         tensors = run.hosted[0].state_tensors()
         measured = {
@@ -243,7 +243,7 @@ def search(folder: Path, recipe_path: str, overrides: Sequence[str]) -> None:
 
 
 def memory() -> dict[str, int]:
-    """Of this process, in bytes: `resident` now, and the `peak` so far."""
+    """Memory of this process in bytes: `resident` now, and the `peak` so far."""
     status = Path("/proc/self/status").read_text()
     names = {"resident": "VmRSS", "peak": "VmHWM"}
     found = {name: re.search(rf"{label}:\s+(\d+) kB", status) for name, label in names.items()}
@@ -251,8 +251,8 @@ def memory() -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    what, place, *rest = sys.argv[1:]
+    what, folder, *rest = sys.argv[1:]
     if what == "exchange":
-        on_this_host(lambda: exchange(Path(place), int(rest[0]), int(rest[1])))
+        on_this_host(lambda: exchange(Path(folder), int(rest[0]), int(rest[1])))
     else:
-        search(Path(place), rest[0], rest[1:])
+        search(Path(folder), rest[0], rest[1:])

@@ -1,9 +1,9 @@
-"""How much memory each process needs, with DDP and with `model.shard=true`.
+"""Memory of each process, with DDP and with `model.shard=true`.
 
 python -m benchmarks.sharding [section.key=value ...]
 
 Four processes in one group that hosts two trajectories of a ViT-B/4 (85 million weights, 340 MB) on the digits; Linux
-only. Prints a Markdown table of peaks beyond what a process takes before the run is set up, in MB.
+only. Prints a Markdown table of peaks above the memory of a process before the run is set up, in MB.
 """
 
 import json
@@ -32,13 +32,13 @@ PARTS = ("start", "train", "validate", "save", "finish")
 
 
 def resident(kind: str) -> int:
-    """Bytes of this process: `VmRSS` now, `VmHWM` at most since `clear_refs`."""
+    """Memory of this process in bytes: `VmRSS` now, or `VmHWM`, the peak since `clear_refs`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
 
 
 def worker(folder: str, *arguments: str) -> None:
-    """A search that notes the peak of each part of it."""
+    """A search that records the peak of each of its parts."""
     from ohl_accel.engine import session
     from ohl_accel.engine.run import Run
     from ohl_accel.engine.search import search

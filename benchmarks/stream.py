@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/stream.py ../shared/data/imagenet_sample
 
-The photographs of a folder are written anew as parquet shards with row groups of 100, as on the Hub. Ours
+The photographs of a folder are rewritten as parquet shards with row groups of 100, as on the Hub. Ours
 streams them; timm's reader of datasets' streams (`hfids/`) and its map-style reader (`hfds/`) read the same
 files. All do RandomResizedCrop to 224 (bicubic), horizontal flip and normalization, with the same number of
-workers and batch size. In each round the three take turns, so that what else the machine does meets all;
-the first batches of a pass, when workers start, are not timed. Processor time is that of the whole pass, of all
+workers and batch size. In each round the three take turns, so that other load affects all of them;
+the first batches of a pass, when workers start, are not timed. CPU time is that of the whole pass, of all
 its processes.
 """
 
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def write_shards(source: Path, target: Path, copies: int) -> int:
-    """Each shard holds all photographs, in an order of its own; returns how many images there are."""
+    """Write shards with all photographs each, in different orders; returns the number of images."""
     target.mkdir(parents=True)
     rows = datasets.load_dataset(
         "parquet", data_files=[str(path) for path in sorted(source.glob("*.parquet"))], split="train"
@@ -97,7 +97,7 @@ def write_shards(source: Path, target: Path, copies: int) -> int:
 
 
 def ours(shards: Path, options: argparse.Namespace) -> Callable[[int], Iterator[Any]]:
-    """Passes over the stream, as the search makes them."""
+    """Passes over the stream, as in the search."""
     recipe = Recipe.check(
         {
             "run": {"dir": "unused"},
@@ -162,7 +162,7 @@ def timms(reader: str, shards: Path, images: int, options: argparse.Namespace) -
 
 
 def images_per_second(batches: Iterator[Any], options: argparse.Namespace) -> float:
-    """Of what is left of a pass after its first batches."""
+    """Speed of a pass after its first batches."""
     for inputs, _ in itertools.islice(batches, UNTIMED):
         assert inputs.shape == (options.batch_size, 3, SIZE, SIZE)
         assert inputs.dtype == torch.float32
@@ -174,7 +174,7 @@ def images_per_second(batches: Iterator[Any], options: argparse.Namespace) -> fl
 
 
 def processor_seconds() -> float:
-    """Of this process and of those it started that have ended."""
+    """CPU time of this process and of its children that have ended."""
     return sum(os.times()[:4])
 
 

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# torchrun's elastic form: when a process or machine is lost, all restart from the last checkpoint.
-# Start it on every machine, with the same values:
+# Elastic launch with torchrun: when a process or node is lost, all restart from the last checkpoint.
+# Start it on every node, with the same values:
 #   MAIN=machine0 MACHINES=4 PROCESSES=8 bash cluster/torchrun.sh recipes/imagenet_r50.yaml run.dir=/shared/runs/r50
-# MAIN      the machine, or address, where the others meet
-# MACHINES  how many, or a range: 2:4 continues with two when others are lost (processes of all of them must
-#           divide outer.trajectories or be a multiple of it)
-# PROCESSES of each machine
-# PORT, RUN_ID, RESTARTS: 29500, ohl_accel and 3 unless set
-# Where a machine's name resolves to 127.0.0.1 (getent hosts "$(hostname)"), set also PET_LOCAL_ADDR to its own
+# MAIN      the host name or address of the rendezvous
+# MACHINES  number of nodes, or a range: 2:4 continues with two when others are lost (the total number of processes
+#           must divide outer.trajectories or be a multiple of it)
+# PROCESSES per node
+# PORT, RUN_ID, RESTARTS: 29500, ohl_accel and 3 by default
+# If a node's host name resolves to 127.0.0.1 (getent hosts "$(hostname)"), also set PET_LOCAL_ADDR to its own
 # address, and PET_RDZV_CONF to is_host=true on MAIN, is_host=false on the others.
-# Any machine may become the first and write the run folder, so it must be on storage that all of them see, and
-# HF_HOME as well, so that the data is indexed once.
+# Any node may become the first one and write the run folder, so it must be on storage shared by all nodes, and
+# HF_HOME as well, so that the data is indexed only once.
 set -euo pipefail
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-# processes that restart must not meet in the store of those before: torch keeps it, with their addresses
+# restarted processes must not use the previous store, which torch keeps with the previous addresses
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec torchrun \
     --nnodes "${MACHINES:?}" \

@@ -1,7 +1,7 @@
 """OHL-Auto-Aug: learn the augmentation policy while the network trains.
 
-Everything here is imported when it is first used: `Policy` needs torch, `PolicyTransform` torchvision as well, the rest
-what `pip install 'ohl-accel[train]'` brings.
+Everything here is imported on first use: `Policy` needs torch, `PolicyTransform` torchvision as well, the rest what
+`pip install 'ohl-accel[train]'` adds.
 """
 
 import sys
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Policy", "PolicyTransform", "Recipe", "compare", "evaluate", "search", "train"]
 __version__ = "0.1.0"
 
-_PLACES = {
+_MODULES = {
     "Policy": "ohl_accel.policy",
     "PolicyTransform": "ohl_accel.policy.transform",
     "Recipe": "ohl_accel.recipe",
@@ -36,10 +36,10 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(_PLACES[name]), name)
+        return getattr(import_module(_MODULES[name]), name)
     except ModuleNotFoundError as error:
         needed = missing_extra(error)
         if needed is None:
@@ -52,10 +52,10 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """`import ohl_accel.search`, the command's module, must not take the place of the function `ohl_accel.search`."""
+    """Keeps `import ohl_accel.search`, the command's module, from replacing the function `ohl_accel.search`."""
 
     def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _PLACES and isinstance(value, ModuleType)):
+        if not (name in _MODULES and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
-    """Something that was asked for cannot work. Names the value and what would work. Exit code 2."""
+    """A request that cannot work. Names the value and what would work. Exit code 2."""
 
 
 class RunFailedError(RuntimeError):
-    """A run that began well cannot continue. Names what happened and what is on disk. Exit code 1."""
+    """A run that had started cannot continue. Names what happened and what is on disk. Exit code 1."""
 
 
 class ProcessFailedError(RunFailedError):
@@ -17,7 +17,7 @@ class ProcessFailedError(RunFailedError):
 
 
 def first_line(error: BaseException | None) -> str:
-    """The kind of an error and the first line of its message; empty for no error."""
+    """The type of an error and the first line of its message; empty for None."""
     if error is None:
         return ""
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no details')}"
@@ -26,13 +26,13 @@ def first_line(error: BaseException | None) -> str:
 def did_you_mean(
     name: str, known: Iterable[str], most: int = 3, otherwise: str = "", show: Callable[[str], str] = str
 ) -> str:
-    """A hint for a name that is not known.
+    """A hint for an unknown name.
 
     Args:
         name: what was given.
-        known: the names that there are.
-        most: so many close ones at most.
-        otherwise: the hint where none is close.
+        known: the valid names.
+        most: maximum number of close names in the hint.
+        otherwise: the hint if none is close.
         show: how a name is written in the hint.
     """
     close = difflib.get_close_matches(name, list(known), most)
@@ -63,11 +63,11 @@ _EXTRAS = {
     ),
     "demo": ("sklearn",),
 }
-"""Which extra of the package brings a module that it imports."""
+"""Which extra of the package installs which modules that it imports."""
 
 
 def missing_extra(error: ModuleNotFoundError) -> str | None:
-    """What to install for a module that is missing; None if it is not one that an extra brings."""
+    """What to install for a missing module; None if no extra installs it."""
     module = (error.name or "").split(".")[0]
     for extra, modules in _EXTRAS.items():
         if module in modules:

@@ -1,4 +1,4 @@
-"""Code of a user's own, named in a recipe or a space: `package.module:Name` or `path/to/file.py:Name`."""
+"""The user's own code, named in a recipe or a space: `package.module:Name` or `path/to/file.py:Name`."""
 
 import importlib
 import importlib.util
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 def find_class(field: str, name: str, built_in: Mapping[str, type[T]], kind: type[T]) -> type[T]:
-    """The class that a field of the recipe names: a built-in one, or one of the user's own.
+    """The class that a field of the recipe names: a built-in one, or the user's own.
 
     Args:
-        field: of the recipe, for messages.
+        field: the recipe's field, for messages.
         name: a key of `built_in`, `package.module:Name` or `path/to/file.py:Name`. The code is run.
         built_in: name -> class.
         kind: what the class must be derived from.
@@ -49,9 +49,9 @@ def find_class(field: str, name: str, built_in: Mapping[str, type[T]], kind: typ
 
 
 def import_extension(field: str, where: str) -> ModuleType:
-    """Import a module of the user's own by its dotted name, or from a file, once in a process.
+    """Import the user's own module by its dotted name, or from a file, once per process.
 
-    Only what the user of this machine names in a recipe or a space file is imported, never what a policy file names.
+    Only what the local user names in a recipe or a space file is imported, never what a policy file names.
 
     Raises:
         UserError: if it does not exist or fails.

@@ -1,7 +1,7 @@
-"""The one source of randomness: generators keyed by what they are for.
+"""The only source of randomness: generators keyed by what they are for.
 
-A draw is keyed by (seed, purpose, counters such as the outer step, the inner step and the
-trajectory), never by rank, time or what was drawn before. So a run gives the same result on any
+Random numbers are keyed by (seed, purpose, counters such as the outer step, the inner step and the
+trajectory), never by rank, time or earlier random numbers. So a run gives the same result on any
 number of processes, and a resumed run continues exactly as it would have.
 
 Keys are hashed to 63 bits, of which torch's CPU generator (a Mersenne Twister) uses the lower 32: two keys give the
@@ -22,9 +22,9 @@ def keyed_seed(seed: int, purpose: str, *counters: int) -> int:
 
 
 def seed_device(device: torch.device, seed: int) -> None:
-    """Seed the generators that networks draw from by themselves (dropout, stochastic depth).
+    """Seed the default generators, which layers such as dropout and stochastic depth use.
 
-    `torch.manual_seed` does the same for all devices, and takes half a millisecond where CUDA is not
+    `torch.manual_seed` does the same for all devices, and takes half a millisecond if CUDA is not
     in use.
     """
     torch.default_generator.manual_seed(seed)
@@ -33,5 +33,5 @@ def seed_device(device: torch.device, seed: int) -> None:
 
 
 def keyed_generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
-    """A CPU generator for the draws of one purpose at one point of the run."""
+    """A CPU generator for one purpose at one point of the run."""
     return torch.Generator().manual_seed(keyed_seed(seed, purpose, *counters))

@@ -1,4 +1,4 @@
-"""What several test files share: real images beside the project, and launching the search as a user would."""
+"""Shared by several test files: real images beside the project, and launching the search as a user would."""
 
 import os
 import subprocess
@@ -38,13 +38,13 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def cifar10_folder() -> Path:
-    """Real CIFAR-10 in parquet; the test is skipped where it is not at hand."""
+    """Real CIFAR-10 in parquet; the test is skipped if it is not available."""
     return _folder("cifar10_jpeg")
 
 
 @pytest.fixture(scope="session")
 def imagenet_folder() -> Path:
-    """160 real ImageNet photographs in parquet; the test is skipped where they are not at hand."""
+    """160 real ImageNet photographs in parquet; the test is skipped if they are not available."""
     return _folder("imagenet_sample")
 
 
@@ -66,7 +66,7 @@ def launch(
     command: str = "search",
     **environment: str,
 ) -> list[str]:
-    """Run the small digits search, or training, to its end; returns the lines it printed.
+    """Run the small digits search, or training, to completion; returns the lines it printed.
 
     Its processes are forked, which spares their imports; with an environment of their own, which libraries read when
     they are imported, they are started as a user would.
@@ -131,7 +131,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 KEEP = ("run.keep_checkpoints=9", "data.eval_batch_size=100")
-"""All checkpoints, and three chunks of held-out images, which two processes cannot share evenly."""
+"""All checkpoints, and three chunks of held-out images, which two processes cannot divide evenly."""
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ class Repository:
         return commit if commit in self.commits else None
 
     def commit(self, files: Files, message: str) -> str:
-        """Put a commit on `main`; returns its revision."""
+        """Add a commit to `main`; returns its revision."""
         revision = hashlib.sha1(repr((sorted(files.items()), self.messages)).encode()).hexdigest()
         self.commits[revision] = files
         self.names["main"] = revision
@@ -96,7 +96,7 @@ class HubServer:
         self.stop()
 
     def stop(self) -> None:
-        """Answer no more: from now on there is nobody at this address."""
+        """Stop answering at this address."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -116,7 +116,7 @@ class HubServer:
         return revision
 
     def environment(self, cache: Path) -> dict[str, str]:
-        """Environment of a process whose client libraries talk to this server, with a cache of its own."""
+        """Environment of a process whose client libraries talk to this server, with its own cache."""
         return {**os.environ, "HF_ENDPOINT": self.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
 
     def fault(self, request: str) -> Fault | None:

@@ -19,7 +19,7 @@ ANGLES = (-35, -30, -25, -20, 20, 25, 30, 35)
 
 
 class TwoLayers(nn.Module):
-    """A small perceptron: it knows nothing of rotations but what it is shown, and trains in no time."""
+    """A small perceptron: it learns about rotations only from its images, and trains quickly."""
 
     def __init__(self, num_classes: int, in_chans: int, pixels: int = 64, width: int = 32) -> None:
         super().__init__()

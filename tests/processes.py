@@ -1,4 +1,4 @@
-"""Real clients in processes of their own: they read their servers' addresses when they are imported."""
+"""Real clients in separate processes: they read their servers' addresses when they are imported."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Done(NamedTuple):
-    """What came of a command: exit code, standard output, standard error."""
+    """The result of a command: exit code, standard output, standard error."""
 
     code: int
     out: str

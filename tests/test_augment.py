@@ -159,14 +159,14 @@ def test_the_cutout_that_a_policy_means(policy: str, asked: int, resolved: int) 
             {"policy": "randaug"},
             r"no such policy; did you mean randaugment\? Known: none, cutout, mixup, uniform",
         ),
-        ({"policy": "runs"}, "runs holds no policy.json"),
+        ({"policy": "runs"}, "runs has no policy.json"),
         ({"policy": "uniform", "policy_args": {"alpha": 1}}, "augment.policy=uniform takes no arguments"),
-        ({"policy": "randaugment", "policy_args": {"magnitud": 5}}, "randaugment does not take them"),
-        ({"policy": "randaugment", "policy_args": {"magnitude": 50}}, "randaugment cannot work with them"),
+        ({"policy": "randaugment", "policy_args": {"magnitud": 5}}, "not valid for randaugment"),
+        ({"policy": "randaugment", "policy_args": {"magnitude": 50}}, "not valid for randaugment"),
         ({"policy": "autoaugment", "policy_args": {"policy": "mnist"}}, "not one of autoaugment's: imagenet"),
     ],
 )
-def test_policies_that_cannot_be_had(
+def test_policies_that_are_not_available(
     section: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "runs").mkdir()

@@ -1,4 +1,4 @@
-"""The command line: every way to call it, how fast it answers, and what a small installation says."""
+"""The command line: every way to call it, how fast it answers, and the messages of a minimal installation."""
 
 import importlib
 import os
@@ -109,8 +109,8 @@ def test_a_process_for_each_way() -> None:
         (["search", "digits", "--processes", "0"], "Invalid value for '--processes': "),
         (["compare", "digits", "--policies", "none", "--seeds", "0"], "Invalid value for '--seeds'"),
         (["report"], "give either a run folder, or --policy and --image"),
-        (["recipes", "digit"], "error: digit does not come with the package; there are: "),
-        (["recipes", "--save", "x.yaml"], "error: --save: name what to copy"),
+        (["recipes", "digit"], "error: digit does not come with the package; available: "),
+        (["recipes", "--save", "x.yaml"], "error: --save needs the name of what to copy"),
         (
             ["recipes", "digits", "--save", "no/such/x.yaml"],
             "error: --save no/such/x.yaml cannot be written: No such",
@@ -128,7 +128,7 @@ def test_a_launched_process_starts_no_launch(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert cli.main("search", ["digits", "--processes", "2"]) == 2
-    assert "a launcher has started this process already" in capsys.readouterr().err
+    assert "this process was started by a launcher already" in capsys.readouterr().err
 
 
 def test_recipes_are_listed_shown_and_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,10 +105,10 @@ def test_contenders() -> None:
             "none,trivial",
             "--policies trivial: augment.policy=trivial: no such policy; did you mean trivialaugment?",
         ),
-        ("none,ohl-fresh", "has ohl-fresh, which needs ohl: name both"),
+        ("none,ohl-fresh", "has ohl-fresh, which needs ohl: give both"),
         ("none,uniform,none", "names none more than once"),
         ("none,missing/policy.json", "missing/policy.json"),
-        (" , ", "--policies names nothing"),
+        (" , ", "--policies is empty"),
     ],
 )
 def test_contenders_that_cannot_run(
@@ -123,7 +123,7 @@ def test_contenders_that_cannot_run(
     ("arguments", "message"),
     [
         (["--reference", "uniform"], "--reference uniform is not one of --policies: none"),
-        (["run.seed=3"], "run.seed=3: a comparison sets run.seed by itself"),
+        (["run.seed=3"], "run.seed=3: run.seed is set by the comparison"),
         (["data.test_split=null"], "a comparison needs a test split"),
         (["outer.stepz=3"], "unknown key; did you mean 'outer.steps'"),
     ],
@@ -192,7 +192,7 @@ def start(out: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_the_command_runs_writes_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_runs_writes_and_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     quick = ("outer.steps=2", "outer.inner_steps=2", "--seeds", "1")
     first = start(out, "--policies", "none,ohl,ohl-fresh", *quick, "--jobs", "2")
@@ -219,7 +219,7 @@ def test_the_command_runs_writes_and_goes_on(tmp_path: Path, capsys: pytest.Capt
     again = start(out, "--policies", "ohl,none,uniform", *quick)
     output, _ = again.communicate(timeout=200)
     assert again.returncode == 0, output
-    assert "3 runs, 2 of them finished before" in output
+    assert "3 runs, 2 of them already finished" in output
     assert json.loads((out / "comparison.json").read_text())["reference"] == "ohl"
     arguments = ["recipes/digits.yaml", "--out", str(out), "--policies", "none", "outer.steps=3"]
     assert main(arguments) == 2

@@ -129,7 +129,7 @@ def test_single_files(parquet: Path) -> None:
     assert len(opened) == 6
     with pytest.raises(UserError, match=r"is a single split, so there is no 'test': give data\.test_path"):
         open_data(recipe(train))
-    with pytest.raises(UserError, match=r"no 'validation': hold images out of it by data\.heldout"):
+    with pytest.raises(UserError, match=r"no 'validation': hold out images of it with data\.heldout"):
         open_data(recipe(train, test_split=None, heldout_split="validation"))
 
 
@@ -202,7 +202,7 @@ def test_hub_dataset(parquet: Path, tmp_path: Path) -> None:
         )
 
 
-def test_a_split_of_its_own_scores(parquet: Path) -> None:
+def test_a_separate_split_scores(parquet: Path) -> None:
     rows(some_images(6, seed=3), [0, 1] * 3).to_parquet(parquet / "validation-00000-of-00001.parquet")
     data = open_data(recipe(parquet, heldout_split="validation"))
     assert data.heldout is not None
@@ -247,7 +247,9 @@ def test_classes_of_the_test_split_are_matched_by_name(tmp_path: Path) -> None:
     assert test is not None
     assert test.labels.tolist() == [1, 0, 1]
     rows(some_images(3), [0, 1, 0], other).to_parquet(tmp_path / "test.parquet")
-    with pytest.raises(UserError, match="label 1 in column 'label', which is none of the 2 training classes"):
+    with pytest.raises(
+        UserError, match="label 1 in column 'label', which is not one of the 2 training classes"
+    ):
         open_data(recipe(tmp_path)).open_test()
 
 
@@ -328,10 +330,10 @@ def test_statistics(parquet: Path) -> None:
         ({"path": "pictures.zip"}, "there is no such file or folder|cannot be opened"),
         ({"train_split": "training"}, "has no split 'training'; it has: train, test"),
         ({"test_split": "exam"}, "has no split 'exam'; it has: train, test"),
-        ({"image_column": "img"}, "data.image_column=img: there is no such column; there are: image, label"),
-        ({"label_column": "y"}, "data.label_column=y: there is no such column; there are: image, label"),
-        ({"label_column": "image"}, "column 'image' holds no labels"),
-        ({"image_column": "label"}, "column 'label' holds no images"),
+        ({"image_column": "img"}, "data.image_column=img: there is no such column; columns: image, label"),
+        ({"label_column": "y"}, "data.label_column=y: there is no such column; columns: image, label"),
+        ({"label_column": "image"}, "column 'image' does not hold labels"),
+        ({"image_column": "label"}, "column 'label' does not hold images"),
         ({"heldout": 20}, "data.heldout=20 holds out 20 of the 20 images"),
         ({"heldout": 60_000}, "data.heldout=60000 holds out 60000 of the 20 images"),
         ({"heldout": 17}, "inner.batch_size=4 is more than the 3 training images"),

@@ -49,7 +49,7 @@ VARIABLES = {"$RANK": "0", "$ADDRESS": "127.0.0.1"}
 
 @pytest.fixture
 def workplace(small_run: Path, tmp_path: Path) -> Path:
-    """What the pages assume: the files of a checkout, a finished runs/digits, and images of one's own."""
+    """What the pages assume: the files of a checkout, a finished runs/digits, and a few images."""
     folder = tmp_path
     for name in ("recipes", "accelerate_configs", "docs", "Makefile", "pyproject.toml"):
         (folder / name).symlink_to(REPOSITORY / name)

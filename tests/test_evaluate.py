@@ -46,7 +46,7 @@ def test_equals_the_result_of_the_run(run: Path) -> None:
 
 
 def test_classes_by_hand(run: Path) -> None:
-    """timm loads the network by itself; counts by plain loops."""
+    """timm loads the network on its own; counts by plain loops."""
     found = evaluate(run, split="train").document()
     network = timm.create_model(f"local-dir:{run}", pretrained=True).eval()
     rows = digits("train")
@@ -123,7 +123,7 @@ def test_a_damaged_network(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
     (tmp_path / "recipe.yaml").write_text((run / "recipe.yaml").read_text())
     assert main([str(tmp_path)]) == 2
-    assert "holds no network that timm can load" in capsys.readouterr().err
+    assert "does not have a network that timm can load" in capsys.readouterr().err
 
 
 FROM_THE_HUB = """
@@ -160,5 +160,5 @@ def test_networks_and_policies_of_the_hub(run: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     accuracy = str(json.loads((run / "result.json").read_text())["test_accuracy"])
     assert done.stdout.splitlines() == [accuracy, accuracy, "2 2", "True"]
-    assert "user/bare has no recipe.yaml, so its data is unknown: name it with --data" in done.stderr
+    assert "user/bare has no recipe.yaml, so its data is unknown: give it with --data" in done.stderr
     assert "user/nobody is not available from the Hub: there is no such repository" in done.stderr

@@ -83,7 +83,7 @@ def test_the_space_is_searched(folder: Path) -> None:
     assert Policy.load("runs/trained").theta.equal(policy.theta)
 
 
-def test_a_new_process_reads_a_run_with_a_transform_of_ones_own(folder: Path) -> None:
+def test_a_new_process_reads_a_run_with_a_custom_transform(folder: Path) -> None:
     """For its report and to publish it: the run's recipe says what to import."""
     code = """
 from pathlib import Path

@@ -41,7 +41,7 @@ def client(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, with a file in its folder that is nobody's business."""
+    """A finished run, with a private file in its folder."""
     folder = tmp_path_factory.mktemp("run") / "digits"
     search(DIGITS, [*SMALL, "outer.steps=2", f"run.dir={folder}"])
     (folder / "mine.pkl").write_bytes(b"private")
@@ -140,7 +140,7 @@ def test_policy_only_and_gated(hub: HubServer, client: Client, run: Path, tmp_pa
     assert "timm" not in text
     refused = client(command, READER, "pull", "user/policy", str(tmp_path / "got"))
     assert refused.code == 1
-    assert "ask for it there" in refused.err
+    assert "request access on its page" in refused.err
 
 
 def test_a_large_network_and_its_policy_on_an_image(hub: HubServer, client: Client, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ UPLOADING = ("upload", "verify")
 
 
 def test_faults_at_every_step(hub: HubServer, client: Client, run: Path) -> None:
-    """What is refused is said at once; all else is tried again, and ends with one commit and its tag."""
+    """A refusal is reported at once; all else is retried, and ends with one commit and its tag."""
     cases = {
         f"user/{step}-{what}": (step, what)
         for step in STEPS
@@ -197,8 +197,8 @@ def test_faults_at_every_step(hub: HubServer, client: Client, run: Path) -> None
     assert all(fault.times == 0 for fault in hub.faults)
     for (repo, (step, what)), said in zip(cases.items(), outcomes, strict=True):
         if what in (401, 403) and step not in UPLOADING:
-            word = "the token is not valid" if what == 401 else "the token may not write there"
-            assert said[-1].startswith(f"error: {repo} does not have the run: "), (repo, said)
+            word = "the token is not valid" if what == 401 else "the token has no write access"
+            assert said[-1].startswith(f"error: not published to {repo}: "), (repo, said)
             assert word in said[-1], (repo, said)
             # not tried again; a connection kept from one that was cut may be noticed before
             assert not any(str(what) in line for line in said[:-1]), (repo, said)
@@ -209,7 +209,7 @@ def test_faults_at_every_step(hub: HubServer, client: Client, run: Path) -> None
             assert repository.names["v1"] == repository.names["main"]
 
 
-def test_a_commit_of_somebody_else_is_kept(hub: HubServer, client: Client, run: Path) -> None:
+def test_a_commit_of_someone_else_is_kept(hub: HubServer, client: Client, run: Path) -> None:
     hub.add_model("user/busy", {"theirs": b"1"})
     hub.faults.append(Fault("POST /api/models/user/busy/commit", "stale"))
     (said,) = client(upload_all, WRITER, run, [{"repo": "user/busy", "patience": 0.6}])
@@ -222,7 +222,7 @@ def test_a_hub_that_stays_away_is_given_up(hub: HubServer, client: Client, run: 
     hub.faults.append(Fault("create user/away", 503, times=100))
     (said,) = client(upload_all, WRITER, run, [{"repo": "user/away", "patience": 0.3}])
     assert len(said) == 7  # six repetitions, then the end
-    assert said[-1] == "error: user/away does not have the run: it answered 503 (Injected)"
+    assert said[-1] == "error: not published to user/away: it answered 503 (Injected)"
     assert "user/away" not in hub.repositories
 
 
@@ -261,24 +261,24 @@ def test_access_is_checked_at_the_start(hub: HubServer, client: Client) -> None:
     assert hub.repositories["user/new"].private
     assert client(check, WRITER, repo="user/new") == []
     (no_token,) = client(check, "", repo="user/new")
-    assert "no token for the Hub: log in by `hf auth login`, or set HF_TOKEN" in no_token
+    assert "no token for the Hub: log in with `hf auth login`, or set HF_TOKEN" in no_token
     (wrong,) = client(check, "hf_unknown", repo="user/new")
     assert "the token is not valid (401)" in wrong
     for token, repo in ((READER, "user/new"), (READER, "user/newer"), (WRITER, "other/new")):
         (forbidden,) = client(check, token, repo=repo)
-        assert forbidden.startswith(f"error: hub.repo={repo}: the token may not write there (403)")
+        assert forbidden.startswith(f"error: hub.repo={repo}: the token has no write access (403)")
     hub.add_model("other/theirs", {})
     (forbidden,) = client(check, WRITER, repo="other/theirs")
-    assert "may not write there" in forbidden
+    assert "has no write access" in forbidden
     hub.repositories["user/new"].names["v1"] = hub.repositories["user/new"].names["main"]
     (taken,) = client(check, WRITER, repo="user/new", version="v1")
-    assert "hub.version=v1 names commit" in taken
+    assert "hub.version=v1 is already the tag of commit" in taken
     hub.faults.append(Fault("create user/later", 503, times=7))
     *_, unknown = client(check, WRITER, repo="user/later", patience=0.1)
     assert unknown.startswith("the Hub cannot be reached (it answered 503")
 
 
-def test_a_secret_is_not_published_and_not_said(
+def test_a_secret_is_neither_published_nor_printed(
     hub: HubServer, client: Client, run: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "leak"
@@ -289,7 +289,7 @@ def test_a_secret_is_not_published_and_not_said(
     recipe = (folder / "recipe.yaml").read_text()
     (folder / "recipe.yaml").write_text(recipe.replace("name: null", f"name: {WRITER}", 1))
     leak = client(command, WRITER, "push", str(folder), "user/leak")
-    assert leak.err == "error: recipe.yaml holds the value of HF_TOKEN: it is not published\n"
+    assert leak.err == "error: recipe.yaml contains the value of HF_TOKEN: it is not published\n"
     assert "user/leak" not in hub.repositories
     # a token that cannot be sent as a header is part of the HTTP library's message
     said = client(check, f"{WRITER}\x0b1", repo="user/leak", patience=0)
@@ -298,7 +298,7 @@ def test_a_secret_is_not_published_and_not_said(
 
 
 def test_no_network_at_all(hub: HubServer, client: Client, tmp_path: Path) -> None:
-    """The search ends well, says what publishes it, and that works when the network is there."""
+    """The search finishes and prints the command that publishes it, which works once the network is up."""
     folder = tmp_path / "run"
     with HubServer() as gone:
         pass
@@ -306,7 +306,7 @@ def test_no_network_at_all(hub: HubServer, client: Client, tmp_path: Path) -> No
     with Client(gone, tmp_path / "cache") as offline:
         done = offline(run_search, WRITER, DIGITS, *overrides)
     assert done.code == 0, done
-    assert "whether user/later can be written is not known" in done.out
+    assert "write access to user/later was not checked" in done.out
     (line,) = [line for line in done.out.splitlines() if line.startswith("nothing is lost")]
     _, repeat = line.split(": ", 1)
     assert repeat == f"python -m ohl_accel.hub push {folder} user/later"
@@ -316,9 +316,9 @@ def test_no_network_at_all(hub: HubServer, client: Client, tmp_path: Path) -> No
     assert set(hub.repositories["user/later"].files) == PUBLISHED
 
 
-def test_what_is_no_finished_run(client: Client, tmp_path: Path) -> None:
+def test_what_is_not_a_finished_run(client: Client, tmp_path: Path) -> None:
     missing = client(command, WRITER, "push", str(tmp_path), "user/none")
     assert missing.code == 2
     assert (
-        "is not the folder of a finished run: it lacks recipe.yaml, result.json, metrics.jsonl" in missing.err
+        "is not the folder of a finished run: recipe.yaml, result.json, metrics.jsonl missing" in missing.err
     )

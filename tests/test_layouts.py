@@ -30,7 +30,7 @@ def test_two_processes_in_each_group(undisturbed_pair: Path, tmp_path: Path) -> 
     assert final_state(tmp_path) == final_state(undisturbed_pair)
 
 
-def test_a_killed_run_goes_on_on_other_processes(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_on_different_processes(undisturbed: Path, tmp_path: Path) -> None:
     """Killed without warning after two outer steps in two processes, finished in one."""
     process = start(2, f"run.dir={tmp_path}")
     wait_for_checkpoint(process, tmp_path, "step-000002")
@@ -46,7 +46,7 @@ def test_a_killed_run_goes_on_on_other_processes(undisturbed: Path, tmp_path: Pa
     assert final_state(tmp_path) == final_state(undisturbed)
 
 
-def test_a_stopped_run_goes_on_on_more_processes(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_on_more_processes(undisturbed: Path, tmp_path: Path) -> None:
     """Stopped by SIGTERM, as a cluster does, then finished in two processes."""
     process = start(1, f"run.dir={tmp_path}", config="cpu")
     wait_for_checkpoint(process, tmp_path, "step-000001")
@@ -85,7 +85,7 @@ def test_one_message_from_many_processes(tmp_path: Path) -> None:
     process = start(2, f"run.dir={tmp_path}")
     output, _ = process.communicate(timeout=100)
     assert process.returncode != 0
-    assert output.count(f"error: run.dir={tmp_path} is not empty (it holds thesis.tex)") == 1
+    assert output.count(f"error: run.dir={tmp_path} is not empty (it has thesis.tex)") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "thesis.tex"]
 
 
@@ -94,7 +94,7 @@ def test_unrelated_processes_are_refused(tmp_path: Path) -> None:
     process = start(1, f"run.dir={tmp_path}", config="cpu", SLURM_STEP_NUM_TASKS="4", SLURM_NTASKS="4")
     output, _ = process.communicate(timeout=100)
     assert process.returncode != 0
-    assert "the launcher started 4 processes (SLURM_STEP_NUM_TASKS), but they do not see each other" in output
+    assert "the launcher started 4 processes (SLURM_STEP_NUM_TASKS), but they cannot see each other" in output
 
 
 def test_check_launch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Data that the caller holds gives what the same data on the disk gives."""
+"""Data given in Python gives the same results as the same data on disk."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ from ohl_accel.hub.card import hub_dataset
 
 
 class Pairs(Dataset[tuple[Any, Any]]):
-    """A torch dataset as people write it."""
+    """A typical torch dataset."""
 
     def __init__(self, images: list[Any], labels: list[Any]) -> None:
         self.images, self.labels = images, labels
@@ -79,9 +79,7 @@ def test_a_single_dataset_is_the_training_split(parquet: Path) -> None:  # noqa:
         None,
         None,
     )
-    with pytest.raises(
-        UserError, match="the dataset was given in Python, and is not known here: give it again"
-    ):
+    with pytest.raises(UserError, match="the dataset of this run was given in Python: give it again"):
         open_data(data.resolve(original))
     assert hub_dataset(resolved) is None
 
@@ -181,7 +179,7 @@ IMAGES = some_images(20)
         ({"train": Pairs(IMAGES, [0, 1] * 10)}, "has no split 'test'; it has: train"),
         (Pairs(IMAGES, ["cat", "dog"] * 10), "the label of image 0 .* is 'cat': it must be a whole number"),
         (Pairs(IMAGES, [0.5] * 20), r"the label of image 0 .* is 0\.5: it must be a whole number"),
-        (Pairs(IMAGES, [-1] * 20), "has the label -1, which is none of the"),
+        (Pairs(IMAGES, [-1] * 20), "has the label -1, which is not one of the"),
         (
             Pairs([torch.rand(3, 8, 8)] * 20, [0, 1] * 10),
             r"a torch\.float32 Tensor of shape \[3, 8, 8\]: give",
@@ -204,7 +202,7 @@ def test_what_cannot_work(dataset: Any, message: str) -> None:
         open_data(recipe("memory"), dataset)
 
 
-def test_a_split_of_its_own_scores(parquet: Path) -> None:  # noqa: F811
+def test_a_separate_split_scores(parquet: Path) -> None:  # noqa: F811
     splits = datasets.load_dataset(str(parquet))
     data = open_data(recipe("memory", test_split=None, heldout_split="test"), splits)
     assert (len(data.train), len(data.heldout or ()), data.heldout_rows) == (20, 6, None)

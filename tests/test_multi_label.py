@@ -110,7 +110,7 @@ def test_what_cannot_work(tmp_path: Path) -> None:
     write(tmp_path / "data" / "test.parquet", [[0], [2]], datasets.ClassLabel(names=["cat", "dog", "cow"]))
     data = open_data(recipe(tmp_path / "data"))
     with pytest.raises(
-        UserError, match="the label 2 in column 'labels', which is none of the 3 training classes"
+        UserError, match="the label 2 in column 'labels', which is not one of the 3 training classes"
     ):
         data.open_test()
     write(tmp_path / "nulls" / "train.parquet", [[0], None] * 10)
@@ -119,7 +119,9 @@ def test_what_cannot_work(tmp_path: Path) -> None:
     write(tmp_path / "floats" / "train.parquet", [[0.5]] * 20, datasets.Value("float32"))
     with pytest.raises(UserError, match=r"set data\.label_column to one of"):
         open_data(recipe(tmp_path / "floats", test_split=None))
-    with pytest.raises(UserError, match=r"column 'labels' holds no labels: it is List\(Value\('float32'\)\)"):
+    with pytest.raises(
+        UserError, match=r"column 'labels' does not hold labels: it is List\(Value\('float32'\)\)"
+    ):
         open_data(recipe(tmp_path / "floats", test_split=None, label_column="labels"))
     features = datasets.Features(image=datasets.Image(), labels=datasets.ClassLabel(names=list(CLASSES)))
     single = datasets.Dataset.from_dict({"image": some_images(2), "labels": [0, 1]}, features=features)

@@ -1,4 +1,4 @@
-"""Several machines: two hosts with a cable between them, each with its own launcher, and the ready files."""
+"""Several nodes: two hosts with a cable between them, each with its own launcher, and the ready files."""
 
 import os
 import signal
@@ -62,7 +62,7 @@ def start_both(hosts: TwoHosts, folder: Path, *overrides: str) -> list[subproces
 @pytest.mark.slow
 @pytest.mark.network
 def test_a_cut_cable_and_after(hosts: TwoHosts, undisturbed: Path, tmp_path: Path) -> None:
-    """Both hosts give up in time, each with a message; once mended, the run resumes to the undisturbed result."""
+    """Both hosts give up in time, each with a message; once reconnected, the run resumes to the same result."""
     launches = start_both(hosts, tmp_path, f"run.timeout={TIMEOUT}")
     wait_for_checkpoint(launches[0], tmp_path / "host0", "step-000001")
     hosts.cut()
@@ -155,7 +155,7 @@ def test_slurm_script(hosts: TwoHosts, undisturbed_pair: Path, tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.network
 def test_torchrun_restarts_after_a_lost_process(hosts: TwoHosts, undisturbed: Path, tmp_path: Path) -> None:
-    """A worker killed without warning: all restart by themselves and resume from the last checkpoint."""
+    """A worker killed without warning: all restart automatically and resume from the last checkpoint."""
     agents = [
         run_script(
             "torchrun.sh",
@@ -265,7 +265,7 @@ def test_kubeflow_manifest_fits_the_api() -> None:
 
 
 def test_kubeflow_manifest_is_consistent() -> None:
-    """Its parts name each other rightly, and the recipe is ours and fits the machines."""
+    """Its parts refer to each other correctly, and the recipe is ours and fits the nodes."""
     claim, runtime, job = kubeflow_manifest()
     assert [document["kind"] for document in (claim, runtime, job)] == list(KUBEFLOW)
     for document in (runtime, job):

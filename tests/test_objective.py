@@ -46,7 +46,7 @@ def test_classification_by_plain_loops() -> None:
 
 @pytest.mark.parametrize("levels", [1000, 3])
 def test_average_precision_equals_scikit_learn(levels: int) -> None:
-    """With many ties, too."""
+    """With many ties."""
     for seed in range(20):
         generator = np.random.default_rng(seed)
         score = generator.integers(levels, size=60) / levels
@@ -144,7 +144,7 @@ class Smoothed(Classification):
 '''
 
 
-def test_an_objective_of_ones_own_whose_score_is_better_when_lower(tmp_path: Path) -> None:
+def test_a_custom_objective_whose_score_is_better_when_lower(tmp_path: Path) -> None:
     (tmp_path / "smoothed.py").write_text(OWN)
     own = [f"objective={tmp_path / 'smoothed.py'}:Smoothed", "objective_args={smoothing: 0.2}"]
     with pytest.raises(UserError, match=r"objective_args={'sharpening': 1}: .*unexpected keyword"):

@@ -110,7 +110,7 @@ def test_an_observer_may_end_the_run(tmp_path: Path) -> None:
     assert resumed.calls[1] == "start 1 3"
 
 
-def test_a_network_of_ones_own(tmp_path: Path) -> None:
+def test_a_custom_network(tmp_path: Path) -> None:
     """It is copied, trained, saved, and read back by its own means."""
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     before = [parameter.clone() for parameter in model.parameters()]
@@ -211,7 +211,7 @@ class Climb(Estimator):
 '''
 
 
-def test_an_estimator_of_ones_own_explores_and_resumes(tmp_path: Path) -> None:
+def test_a_custom_estimator_explores_and_resumes(tmp_path: Path) -> None:
     file = tmp_path / "climb.py"
     file.write_text(ESTIMATOR)
     own = [*SMALL, f"outer.estimator={file}:Climb", "outer.estimator_args={width: 0.25}"]
@@ -291,7 +291,7 @@ def test_what_is_not_recorded_is_refused(tmp_path: Path) -> None:
         "    records = frozenset({'gradients'})\n"
     )
     with pytest.raises(
-        UserError, match="gradients is not recorded; known: counts, operations, heldout_outcomes"
+        UserError, match="gradients cannot be recorded; known: counts, operations, heldout_outcomes"
     ):
         open_estimator(
             f"{tmp_path / 'greedy.py'}:Greedy", Policy(), {}, lr=0.1, betas=(0.5, 0.9), trajectories=2, seed=0

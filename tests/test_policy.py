@@ -226,7 +226,7 @@ def broken_files() -> dict[str, tuple[str, str]]:
         "space of schema 1": (changed(schema_version=1), '"elements" must list the 36 elements'),
         "name": (other(name="../x"), '"space": name must be letters, .*got ..*x'),
         "name of another type": (other(name=[1]), r"name must be letters, .*got \[1\]"),
-        "name of a built-in space": (other(name="paper", arity=1), "the name paper is that of a built-in"),
+        "name of a built-in space": (other(name="paper", arity=1), "the name paper is taken by a built-in"),
         "field of the space": (other(code="print()"), "unknown field 'code'; the fields are name, arity, c"),
         "no arity": (other(arity="missing"), '"space": arity is missing'),
         "arity": (other(arity=4), r"arity must be 1\.\.3 .*got 4"),
@@ -286,11 +286,11 @@ def test_broken_policy_files_are_refused(tmp_path: Path, damage: str) -> None:
 def test_missing_policy_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="No such file"):
         Policy.load(tmp_path / "no.json")
-    with pytest.raises(ValueError, match=r"holds no policy\.json"):
+    with pytest.raises(ValueError, match=r"has no policy\.json"):
         Policy.load(tmp_path)
     (tmp_path / "policy.json").mkdir()
     for path in (tmp_path, tmp_path / "policy.json"):
-        with pytest.raises(ValueError, match=r"holds no policy\.json: it is not a run folder"):
+        with pytest.raises(ValueError, match=r"has no policy\.json: it is not a run folder"):
             Policy.load(path)
     (tmp_path / "policy.json").rmdir()
     (tmp_path / "circle.json").symlink_to("circle.json")
@@ -312,7 +312,7 @@ def test_no_more_is_read_than_a_policy_may_have(tmp_path: Path) -> None:
     (tmp_path / "policy.json").write_text("[" * 100_000_000)
     tracemalloc.start()
     for path in (tmp_path, Path("/dev/zero")):
-        with pytest.raises(ValueError, match="more than 4194304 bytes is too large"):
+        with pytest.raises(ValueError, match="it is too large: more than 4194304 bytes"):
             Policy.load(path)
     assert tracemalloc.get_traced_memory()[1] < 20_000_000
     tracemalloc.stop()

@@ -60,7 +60,7 @@ def test_a_policy_is_published_and_taken_back(tmp_path: Path) -> None:
     ], done.stderr
     name, secret, shape = done.stdout.splitlines()[2:]
     assert "hub.repo=a--b/mine: the Hub does not accept this name" in name
-    assert secret == "policy.json holds the value of HF_TOKEN: it is not published"
+    assert secret == "policy.json contains the value of HF_TOKEN: it is not published"
     assert shape == "torch.Size([3, 10, 12])"
     assert set(repository.files) == {
         *(".gitattributes", "README.md", "policy.json", "figures/policy.png", "figures/marginals.png"),

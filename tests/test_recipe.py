@@ -115,7 +115,7 @@ def test_every_problem_is_in_one_message(tmp_path: Path) -> None:
         (["data.test_split=train"], "data.test_split='train' is also the training split"),
         (["data.mean=[0.5]"], "data.mean, data.std: give both"),
         (["inner.schedule.milestones=[3]"], "milestones=[3.0] does not go with inner.schedule.name=cosine"),
-        (["inner.schedule.name=multistep"], "multistep needs them"),
+        (["inner.schedule.name=multistep"], "only multistep"),
         (["inner.schedule.warmup_epochs=10"], "warmup_epochs=10 is not below the 10 epochs"),
         (["inner.optimizer.nesterov=true", "inner.optimizer.momentum=0"], "needs name sgd and a momentum"),
         (["run.mixed_precision=fp16"], "run.mixed_precision: input should be 'no' or 'bf16', got 'fp16'"),
@@ -152,7 +152,7 @@ def test_rules_between_fields_whose_section_has_other_mistakes(recipe_file: Path
         "run.dir: input should be a valid string, got None",
         "outer.steps: input should be a valid integer, unable to parse string as an integer, got 'none'",
         "augment.random_resized_crop.ratio: input should be a valid number, unable to parse string",
-        "augment.random_resized_crop.scale=[0.9, 0.1]: the first must not be greater",
+        "augment.random_resized_crop.scale=[0.9, 0.1]: the first must not exceed the second",
         "outer.groups=3 does not divide outer.trajectories=8: use one of [1, 2, 4, 8]",
         "hub.tags: has no effect without hub.repo",
     ):
@@ -177,9 +177,7 @@ def test_a_recipe_of_values_and_of_a_recipe(recipe_file: Path) -> None:
 
 def test_files_that_are_not_recipes(tmp_path: Path, recipe_file: Path) -> None:
     missing = problems(tmp_path / "recipes.yaml")
-    assert missing == [
-        f"recipe {tmp_path / 'recipes.yaml'} does not exist; in that folder there are: {recipe_file}"
-    ]
+    assert missing == [f"recipe {tmp_path / 'recipes.yaml'} does not exist; that folder has: {recipe_file}"]
     for content, message in (
         ("[1]", "mapping of sections, got list"),
         ("a: [", "not valid YAML"),

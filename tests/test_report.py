@@ -1,4 +1,4 @@
-"""The report and the gallery as files: what they hold, what they refuse, and that they lose nothing."""
+"""The report and the gallery as files: what they contain, what they reject, and that nothing is lost."""
 
 import itertools
 import json
@@ -70,7 +70,7 @@ def test_metrics_hold_the_marginals(small_run: Path) -> None:
     assert last == Policy.load(small_run).element_probabilities.tolist()
 
 
-def test_page_needs_nothing_else(small_run: Path) -> None:
+def test_page_is_self_contained(small_run: Path) -> None:
     page = (small_run / "report.html").read_text()
     assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page) == []
     assert re.findall(r"url\((?!#)", page) == []
@@ -108,7 +108,7 @@ def test_run_before_its_first_step(run: Path) -> None:
     unfinish(run, 0)
     (run / "policy.json").unlink()
     page = report_of(run)
-    assert "no outer step has ended yet" in page
+    assert "no outer step is finished yet" in page
     assert "There is no policy.json: it is written with the first checkpoint" in page
 
 
@@ -137,14 +137,14 @@ def test_watch_ends_with_the_run(run: Path) -> None:
     assert 'http-equiv="refresh"' not in (run / "report.html").read_text()
 
 
-def test_run_of_an_older_version_lacks_only_the_heatmaps(run: Path) -> None:
+def test_run_of_an_older_version_misses_only_the_heatmaps(run: Path) -> None:
     lines = read_metrics(run / "metrics.jsonl")
     (run / "metrics.jsonl").unlink()
     for line in lines:
         del line["element_probabilities"]
         append_line(run / "metrics.jsonl", line)
     page = report_of(run)
-    assert "does not tell the policy of every outer step (element_probabilities)" in page
+    assert "does not have the policy of every outer step (element_probabilities)" in page
     assert 'id="elements"' not in page
     assert 'id="matrix"' in page
 
@@ -240,7 +240,7 @@ register_transform(Transform("Flip", EachImage(lambda images, _: images.flip(3))
 """
 
 
-def test_a_run_with_a_transform_of_ones_own(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_a_custom_transform(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A later process learns of it from the recipe in the run folder, to draw the report and to publish the run."""
     elements = [{"transform": name, "magnitude": None} for name in ("Flip", "Invert", "Identity")]
     space = {"name": "flips", "arity": 2, "combine": "ordered", "elements": elements}
@@ -349,13 +349,13 @@ def with_a_wrong_figure(run: Path) -> None:
         (emptied, "it is not a run folder, or its search has not begun"),
         (rewrite("metrics.jsonl", '{"outer_step": 0', "{"), "metrics.jsonl, line 1 is damaged"),
         (rewrite("metrics.jsonl", '"winner": ', '"winner": 9'), "line 1: the line: Value error, winner 9"),
-        (rewrite("metrics.jsonl", '"entropy"', '"other"'), "winner and entropy: there must be both or neither"),
+        (rewrite("metrics.jsonl", '"entropy"', '"other"'), "winner and entropy: both or neither must be given"),
         (doubled, "metrics.jsonl, line 5: outer_step 0 comes after 3: two runs are mixed"),
         (rewrite("result.json", "{", ""), "result.json is damaged"),
         (rewrite("result.json", "heldout_accuracy", "other"), "result.json: heldout_accuracy: Field required"),
-        (rewrite("policy.json", '"schema_version": 2', '"schema_version": 7'), "used: schema_version 7 is unknown"),
+        (rewrite("policy.json", '"schema_version": 2', '"schema_version": 7'), "policy: schema_version 7 is unknown"),
         (lambda run: (run / "recipe.yaml").write_bytes(b"\xff"), "recipe.yaml cannot be read"),
-        (lambda run: (run / "comparison.json").write_text("[]"), "comparison.json is damaged or of another version"),
+        (lambda run: (run / "comparison.json").write_text("[]"), "comparison.json is damaged or of a different"),
         (with_a_wrong_figure, "sweep.png is not a PNG image"),
     ],
 )  # fmt: skip
@@ -380,7 +380,7 @@ def test_recipe_of_another_version_costs_only_the_examples(
     assert says in capsys.readouterr().out
     page = (run / "report.html").read_text()
     assert new in page
-    assert "There is no recipe that says where the training images are" in page
+    assert "There is no recipe, so it is not known where the training images are" in page
 
 
 def test_output_that_cannot_be_written(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Files of a run folder: whole or not at all, and readable by whom the umask lets read."""
+"""Files of a run folder: written whole or not at all, with the permissions of the umask."""
 
 import os
 import stat
@@ -28,7 +28,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def test_files_have_the_mode_that_the_umask_gives(umask: int, tmp_path: Path) -> None:
-    """safetensors alone makes files that only their owner may read."""
+    """safetensors alone creates files that only their owner can read."""
     with replacing(tmp_path / "model.safetensors") as aside:
         save_file({"weight": torch.ones(2)}, aside)
     with replacing(tmp_path / "checkpoint") as folder:

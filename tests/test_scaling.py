@@ -72,7 +72,7 @@ def test_bytes_over_the_link(layout: Layout) -> None:
 
 
 def test_bytes_over_many_links() -> None:
-    """A ring goes through each link once; a tree leaves the winner's machine log2(M) times."""
+    """A ring goes through each link once; a tree leaves the winner's node log2(M) times."""
     layout = Layout(1024, 4, 8)
     assert cost_model.adopt(layout, MB, ring=True).link_bytes == MB
     assert cost_model.adopt(layout, MB).link_bytes == 7 * MB
@@ -110,8 +110,8 @@ def test_slope() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-def test_what_a_search_notes(tmp_path: Path) -> None:
-    """Every phase by itself, in the same seconds as in metrics.jsonl, where `save` is that of the step before."""
+def test_what_a_search_measures(tmp_path: Path) -> None:
+    """Every phase separately, in the same seconds as in metrics.jsonl, where `save` is that of the step before."""
     search(tmp_path, str(REPOSITORY / "recipes" / "digits.yaml"), [*SMALL, f"run.dir={tmp_path / 'run'}"])
     noted = json.loads((tmp_path / "rank0.json").read_text())
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")

@@ -144,7 +144,7 @@ def test_the_seed_matters(finished: Path, tmp_path: Path) -> None:
 
 
 def test_bf16_and_other_networks(tmp_path: Path) -> None:
-    """A network of timm's own with dropout, AdamW, Accelerate's bf16 and channels_last."""
+    """A timm network with dropout, AdamW, Accelerate's bf16 and channels_last."""
     AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision otherwise
     folder = run(
         tmp_path,
@@ -244,7 +244,7 @@ def test_rewards_and_winner() -> None:
 def test_a_folder_that_is_not_empty_is_refused(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(
-        UserError, match=r"is not empty \(it holds notes.txt\): resume it with run.resume=auto"
+        UserError, match=r"is not empty \(it has notes.txt\): resume its run with run.resume=auto"
     ):
         run(tmp_path)
     run(tmp_path, "run.overwrite=true", "outer.steps=1")
@@ -262,7 +262,7 @@ def test_nothing_is_overwritten_before_all_is_checked(tmp_path: Path) -> None:
 
 def test_resuming_with_another_recipe_is_refused(tmp_path: Path) -> None:
     run(tmp_path, "outer.steps=1")
-    with pytest.raises(UserError, match=r"holds a run with another recipe \(outer.lr was 0.05, now 0.1\)"):
+    with pytest.raises(UserError, match=r"has a run with a different recipe \(outer.lr was 0.05, now 0.1\)"):
         run(tmp_path, "outer.steps=1", "run.resume=auto", "outer.lr=0.1")
     (tmp_path / "checkpoints" / "step-000001" / "state.safetensors").write_bytes(b"cut")
     with pytest.raises(
@@ -301,7 +301,7 @@ def test_a_full_disk_ends_the_run_with_a_message(tmp_path: Path, monkeypatch: py
 
 
 def test_the_test_split_is_opened_after_everything_else(tmp_path: Path) -> None:
-    """Its file is no parquet until the search has ended and everything is saved."""
+    """Its file is not a parquet file until the search has ended and everything is saved."""
     folder = tmp_path / "data"
     folder.mkdir()
     digits = Recipe.load(DIGITS).data
@@ -361,7 +361,7 @@ def test_mistakes(
 
 def test_a_missing_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([DIGITS.replace("digits", "digit")]) == 2
-    assert "does not exist; in that folder there are" in capsys.readouterr().err
+    assert "does not exist; that folder has" in capsys.readouterr().err
     assert main([]) == 2
 
 
@@ -387,6 +387,7 @@ def test_the_recipe_in_the_run_folder_is_complete(finished: Path) -> None:
         "inner",
         "outer",
         "objective",
+        "objective_args",
         "augment",
         "train",
         "hub",

@@ -151,11 +151,11 @@ def test_other_numbers_of_processes(whole: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("coat_lite_tiny", "cpe1.proj.weight and serial_blocks1.0.cpe.proj.weight are one parameter"),
+        ("coat_lite_tiny", "cpe1.proj.weight and serial_blocks1.0.cpe.proj.weight are one shared parameter"),
         ("dm_nfnet_f0", "stages.0.0.skipinit_gain of this network is a single number"),
         ("sequencer2d_s", "rnn_v._flat_weights of this network is neither a parameter nor a buffer"),
     ],
 )
-def test_networks_that_cannot_be_cut_are_refused(name: str, message: str) -> None:
+def test_networks_that_cannot_be_sharded_are_refused(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         outline_network(ModelSection(name=name), Schema("image", "label", ("a", "b"), (224, 224), 3))

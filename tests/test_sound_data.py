@@ -21,6 +21,8 @@ from ohl_accel.errors import RunFailedError
 from ohl_accel.recipe import ModelSection
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # timm leaves its files open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("use_test_size", [False, True])
 @pytest.mark.parametrize(
     ("crop_mode", "crop_pct", "image_size"),

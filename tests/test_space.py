@@ -65,7 +65,7 @@ elements:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A YAML file of a space with a transform of its own."""
+    """A YAML file of a space with a custom transform."""
     (tmp_path / "my_transforms.py").write_text(OWN_TRANSFORM)
     (tmp_path / "lighter.yaml").write_text(OWN_SPACE)
     return tmp_path / "lighter.yaml"
@@ -145,8 +145,8 @@ def test_the_space_with_identity() -> None:
 
 
 @pytest.mark.parametrize("arity", [1, 2, 3])
-def test_a_policy_draws_by_its_space(arity: int) -> None:
-    """Keys of the draws: operations by trajectory; signs, one for each position, alike for all trajectories."""
+def test_a_policy_samples_from_its_space(arity: int) -> None:
+    """Keys: operations by trajectory; signs, one for each position, the same for all trajectories."""
     space = Space("four", FOUR, arity=arity)
     theta = torch.linspace(-1, 1, 4**arity, dtype=torch.float64)
     policy, images = Policy(theta, space=space), noise(8)
@@ -221,7 +221,7 @@ def test_policy_files_carry_their_space(space: Space, tmp_path: Path) -> None:
 # --- spaces from YAML files, with transforms of the user's own ---
 
 
-def test_a_space_with_a_transform_of_ones_own(own: Path, tmp_path: Path) -> None:
+def test_a_space_with_a_custom_transform(own: Path, tmp_path: Path) -> None:
     space = open_space(str(own))
     assert [element.name for element in space.elements] == [
         "Lighten 10",
@@ -257,7 +257,7 @@ def load_elsewhere(pickled: bytes, policy_file: str) -> list[str]:
     return [*refused, repr(pickle.loads(pickled)), repr(Policy.load(policy_file).space)]
 
 
-def test_transforms_of_ones_own_in_another_process(own: Path, tmp_path: Path) -> None:
+def test_custom_transforms_in_another_process(own: Path, tmp_path: Path) -> None:
     """A policy file imports nothing; a pickled space imports what its YAML file named, as workers need."""
     space = open_space(str(own))
     Policy(space=space).save(tmp_path / "policy.json")
@@ -300,11 +300,11 @@ def test_signed_curves() -> None:
     [
         (lambda: Transform("a b", EachImage(lambda images, _: images)), "transform name 'a b' must be a letter"),
         (lambda: register_transform(Transform("Invert", INVERT.kernel)), "Invert is built in: choose another"),
-        (lambda: Transform("Both", INVERT.kernel, signed=True), "signed: it needs a magnitude whose least"),
-        (lambda: Magnitude("degrees", 3, 1), r"cannot lie in 3\.\.1"),
+        (lambda: Transform("Both", INVERT.kernel, signed=True), "signed: it needs a magnitude whose minimum"),
+        (lambda: Magnitude("degrees", 3, 1), r"3\.\.1 is not a valid range"),
         (lambda: Element(ROTATE, math.nan), r"Rotate takes magnitudes in 0\.\.180 .*got nan"),
-        (lambda: PAPER.operation_of(36, 0), r"space paper has no operation of the elements \(36, 0\)"),
-        (lambda: Space("x", FOUR, combine="distinct").operation_of(1, 2), "has no operation of the elements"),
+        (lambda: PAPER.operation_of(36, 0), r"space paper has no operation with the elements \(36, 0\)"),
+        (lambda: Space("x", FOUR, combine="distinct").operation_of(1, 2), "has no operation with the elements"),
         (lambda: PAPER.apply(noise(1), torch.tensor([1296]), torch.zeros(1, 2)), r"0\.\.1295, got \[1296\]"),
         (lambda: Policy(torch.zeros(1296), space=PAPER_IDENTITY), r"1369 numbers for space paper-identity"),
         (
@@ -341,7 +341,7 @@ def test_what_is_not_a_space(make: object, message: str) -> None:
         ("elements: [{transform: Invert}]\nimport: none.py", "import: .*none.py is not a Python file"),
         ("elements: [{transform: Invert}]\nimport: [os]", "import must be a Python file, got .'os'"),
         ("elements: [{transform: Invert}]\nimport: bad.py", "bad.py failed: ZeroDivisionError: division by zero"),
-        ("elements: [{transform: Invert}]\nname: paper", "the name paper is that of a built-in space"),
+        ("elements: [{transform: Invert}]\nname: paper", "the name paper is taken by a built-in space"),
     ],
 )  # fmt: skip
 def test_wrong_space_files(content: str, message: str, tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ def test_a_learned_policy_brings_its_own_space(tmp_path: Path) -> None:
         assert open_policy(AugmentSection(policy=str(tmp_path), space=space), 32) == learned
     with pytest.raises(
         UserError,
-        match=r"Space\(paper: .* is not the one that augment.policy=.* was learned over, Space\(paper-identity: .*"
-        "augment.space=null takes the policy's own",
+        match=r"Space\(paper: .* is not the space of augment.policy=.*, Space\(paper-identity: .*"
+        "augment.space=null uses the policy's own",
     ):
         open_policy(AugmentSection(policy=str(tmp_path), space="paper"), 32)

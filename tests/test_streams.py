@@ -208,7 +208,7 @@ def test_the_held_out_images_do_not_depend_on_the_shards(tmp_path: Path, picture
     assert heldout_levels(open_data(other)) != sets[0]
 
 
-def test_an_image_that_is_there_twice_is_never_on_both_sides(tmp_path: Path, pictures: list[Picture]) -> None:
+def test_a_duplicated_image_is_never_on_both_sides(tmp_path: Path, pictures: list[Picture]) -> None:
     """Every image three times, once with another label."""
     thrice = [*pictures, *pictures, *((content, (label + 1) % 3) for content, label in pictures)]
     data = open_data(recipe(write_parquet(tmp_path / "data", thrice), heldout=40))
@@ -344,7 +344,7 @@ def test_the_pass_does_not_decode_and_is_made_once(
     assert sorted({path.suffix for path in cache.iterdir()}) == [".bytes", ".lock", ".npz"]
 
 
-def test_machines_that_share_the_cache_share_the_pass(
+def test_nodes_that_share_the_cache_share_the_pass(
     tmp_path: Path, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each file is read once, by one of them; both get the same index."""
@@ -460,7 +460,7 @@ def test_a_shard_that_goes_missing(tmp_path: Path, pictures: list[Picture]) -> N
         ("truncated", r"train-00001-of-00004.parquet cannot be read, tried 3 times .*: ArrowInvalid"),
         ("empty", r"train-00001-of-00004.parquet cannot be read, tried 3 times"),
         ("column", r"train-00001-of-00004.parquet has no column 'image'; it has: picture, label"),
-        ("label", r"train-00001-of-00004.parquet holds rows without a label in 'label'"),
+        ("label", r"train-00001-of-00004.parquet has rows without a label in 'label'"),
     ],
 )
 def test_bad_shards(tmp_path: Path, pictures: list[Picture], kind: str, message: str) -> None:
@@ -487,11 +487,13 @@ def test_a_shard_that_is_replaced_in_a_run(tmp_path: Path, pictures: list[Pictur
     write_parquet(tmp_path / "data", larger)
     assert isinstance(train.source, stream_module.Shards)
     train.source.index._footers.clear()
-    with pytest.raises(ProcessFailedError, match=r"train-0000\d-of-00004.parquet has changed since this run"):
+    with pytest.raises(
+        ProcessFailedError, match=r"train-0000\d-of-00004.parquet has changed since it was indexed"
+    ):
         batches(train)
 
 
-def test_a_read_that_fails_is_tried_again(
+def test_a_failed_read_is_retried(
     tmp_path: Path, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = open_data(recipe(write_parquet(tmp_path / "data", pictures))).train
@@ -516,7 +518,7 @@ def test_a_read_that_fails_is_tried_again(
     ("path", "data", "message"),
     [
         ("sklearn:digits", {}, "data.path=sklearn:digits cannot be streamed: set data.streaming=false"),
-        ("data", {"train_split": "train[:50%]"}, "a stream is a whole split that is made of files"),
+        ("data", {"train_split": "train[:50%]"}, "a stream is a whole split that consists of files"),
         ("data", {"train_split": "training"}, "has no split 'training'; it has: train"),
         ("data", {"image_column": "img"}, "data.image_column=img: there is no such column"),
         ("data", {"heldout": 118}, "data.heldout=118 holds out 118 of the 118 images"),
@@ -685,7 +687,7 @@ def test_a_search_on_a_stream(colours: Path, tmp_path: Path) -> None:
     content = shard.read_bytes()
     shutil.copy(colours / "train-00002-of-00003.parquet", shard)
     with pytest.raises(
-        UserError, match=r"holds a run on other images: those of split 'train' of .* have changed"
+        UserError, match=r"has a run on different images: those of split 'train' of .* have changed"
     ):
         search(DIGITS, [*SMALL, f"run.dir={folders[0]}", "run.resume=auto", *overrides])
     shard.write_bytes(content)
@@ -695,7 +697,7 @@ def test_a_search_on_a_stream(colours: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", ["train", "validation"])
-def test_a_stream_that_has_changed_is_not_gone_on_with(
+def test_resuming_with_a_changed_stream_is_refused(
     pictures: list[Picture], tmp_path: Path, changed: str
 ) -> None:
     """Also where nothing is held out of it."""
@@ -718,12 +720,12 @@ def test_a_stream_that_has_changed_is_not_gone_on_with(
     shard = tmp_path / "data" / f"{changed}-00001-of-00002.parquet"
     pq.write_table(pq.read_table(shard).slice(1), shard)
     with pytest.raises(
-        UserError, match=f"holds a run on other images: those of split '{changed}' of .* have changed"
+        UserError, match=f"has a run on different images: those of split '{changed}' of .* have changed"
     ):
         train(DIGITS, overrides)
 
 
-def test_a_shard_that_goes_missing_on_one_machine(pictures: list[Picture], tmp_path: Path) -> None:
+def test_a_shard_that_goes_missing_on_one_node(pictures: list[Picture], tmp_path: Path) -> None:
     """Both processes end soon: that one names the file, the other one says that it lost it."""
     processes = []
     for rank in range(2):
@@ -774,7 +776,7 @@ def test_too_many_corrupt_images_stop_a_long_outer_step(
     overrides = [*SMALL, *stream_overrides(colours), f"run.dir={tmp_path}", "outer.inner_steps=500"]
     message = (
         r"^11 of the first (\d+) of 10000 images of split 'train' of .* could not be decoded, more than "
-        r"data.max_corrupt=0.001 allows; replaced.jsonl in .* names them, the first is image \d+ of .*parquet .*: \w"
+        r"data.max_corrupt=0.001 allows; replaced.jsonl in .* lists them, the first is image \d+ of .*parquet .*: \w"
     )
     with pytest.raises(RunFailedError, match=message) as caught:
         search(DIGITS, [*overrides, "data.max_corrupt=0.001"])

@@ -31,7 +31,7 @@ TABLES = {"policy/elements", "policy/operations"}
 
 
 def no_account(folder: Path) -> dict[str, str]:
-    """Environment of somebody who has never heard of any server."""
+    """Environment without any server configured."""
     known = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "HF_"))}
     return {**known, "HOME": str(folder), "TRACKIO_DIR": str(folder / "trackio"), "OMP_NUM_THREADS": "1"}
 
@@ -44,7 +44,7 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 
 @pytest.fixture(scope="module")
 def tracked(process: Process, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run with all three, stopped after half of its steps and gone on with; and what it said."""
+    """A run with all three, stopped after half of its steps and resumed; and its output."""
     folder = tmp_path_factory.mktemp("tracked") / "run"
     track = "track=[wandb, tensorboard, trackio]"
     arguments = (DIGITS, *SMALL, f"run.dir={folder}", track, "run.keep_checkpoints=4", "run.project=test")

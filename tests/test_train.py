@@ -76,7 +76,7 @@ def test_images_seen_are_matched_or_those_of_all_trajectories(tmp_path: Path) ->
     assert (once.outer.trajectories, once.outer.steps, once.inner) == (1, 100, recipe.inner)
 
 
-def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+def test_training_resumes_from_a_checkpoint(tmp_path: Path) -> None:
     run(tmp_path, "trivialaugment")
     good = [(tmp_path / name).read_bytes() for name in ("model.safetensors", "result.json")]
     (tmp_path / "checkpoints" / "latest").write_text("step-000001")
@@ -85,7 +85,7 @@ def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     assert [(tmp_path / name).read_bytes() for name in ("model.safetensors", "result.json")] == good
 
 
-def test_held_out_images_are_looked_at_as_often_as_asked(tmp_path: Path) -> None:
+def test_held_out_images_are_validated_as_often_as_requested(tmp_path: Path) -> None:
     run(tmp_path / "some", "none", "train.validate_every=2", "outer.steps=3")
     rewards = [line["reward"][0] for line in read_metrics(tmp_path / "some" / "metrics.jsonl")]
     assert [reward is None for reward in rewards] == [True, False, False]
@@ -111,11 +111,11 @@ def test_the_whole_launch_trains_one_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "augment.policy: name what to train with: none, cutout"),
+        ([], "augment.policy: give a policy to train with: none, cutout"),
         (["augment.policy=triviala"], "did you mean trivialaugment"),
         (["augment.policy=no/such/file.json"], "augment.policy=no/such/file.json"),
         (["augment.policy=none", "augment.policy_args={alpha: 1}"], "none takes no arguments"),
-        (["augment.policy=mixup", "augment.policy_args={alhpa: 1}"], "mixup does not take them"),
+        (["augment.policy=mixup", "augment.policy_args={alhpa: 1}"], "not valid for mixup"),
     ],
 )
 def test_mistakes(

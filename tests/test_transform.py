@@ -1,4 +1,4 @@
-"""PolicyTransform: what it draws and applies, in which process, and in the pipelines of docs/use_a_policy.md."""
+"""PolicyTransform: what it samples and applies, in which process, and in the pipelines of docs/use_a_policy.md."""
 
 import copy
 import json
@@ -51,13 +51,13 @@ def drawn(transform: PolicyTransform, count: int) -> tuple[Tensor, Tensor]:
 
 
 def expected(images: Tensor, seed: int = 0) -> Tensor:
-    """Reference: the kernels on what a fresh transform of this seed draws first."""
+    """Reference: the kernels with what a fresh transform of this seed samples first."""
     return PAPER.apply(images, *drawn(PolicyTransform(Policy(), seed=seed), len(images)))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_each_image_of_a_batch_gets_its_drawn_operation(channels: int, device: str) -> None:
+def test_each_image_of_a_batch_gets_its_sampled_operation(channels: int, device: str) -> None:
     images = noise(64, channels, 12, 10).to(device)
     before = images.clone()
     got = PolicyTransform(Policy(), seed=0)(images)
@@ -72,7 +72,7 @@ def test_each_image_of_a_batch_gets_its_drawn_operation(channels: int, device: s
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_single_tensors_and_images(channels: int, device: str) -> None:
-    """One call after the other draws what one batch draws, whatever the type."""
+    """Successive calls sample the same as one batch, for every type."""
     batch = noise(200, channels, 12, 10)
     wanted = expected(batch)
     transform = PolicyTransform(Policy(), seed=0)
@@ -146,7 +146,7 @@ BOXES = tv_tensors.BoundingBoxes([[0, 0, 2, 2]], format="XYXY", canvas_size=(8, 
         ([], "no image found"),
     ],
 )  # fmt: skip
-def test_what_is_no_image_is_refused(sample: Any, message: str) -> None:
+def test_what_is_not_an_image_is_refused(sample: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PolicyTransform(Policy())(sample)
 
@@ -382,14 +382,14 @@ def test_a_run_folder_must_be_finished(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match="there is no file or folder run "):
         Policy.from_pretrained("run")
     Path("run").mkdir()
-    with pytest.raises(ValueError, match=r"run holds no policy\.json: it is not a run folder"):
+    with pytest.raises(ValueError, match=r"run has no policy\.json: it is not a run folder"):
         Policy.from_pretrained("run")
     Path("run", RECIPE_FILE).touch()
     with pytest.raises(ValueError, match="its search has not reached its first checkpoint"):
         Policy.from_pretrained("run")
     Policy(None, {"outer_steps": 100, "outer_steps_done": 3}).save("run/policy.json")
     with pytest.raises(
-        ValueError, match=r"outer step 3 of 100; give run/policy\.json to use the policy as it is"
+        ValueError, match=r"outer step 3 of 100; give run/policy\.json to use the current policy"
     ):
         Policy.from_pretrained("run")
     assert Policy.from_pretrained("run/policy.json").provenance["outer_steps_done"] == 3
@@ -459,9 +459,9 @@ def test_the_hub(tmp_path: Path) -> None:
             ("user/policy", "v1", "old$"),
             ("user/policy", commit, "old$"),
             ("user/policy", "v9", "policy.json of user/policy at revision v9 .*: there is no such revision"),
-            ("user/weights", None, "policy.json of user/weights .*: the repository holds no such file"),
+            ("user/weights", None, "policy.json of user/weights .*: the repository has no such file"),
             ("user/nobody", None, "user/nobody .*: there is no such repository, or it is private"),
-            ("user/gated", None, "user/gated .*: access to it is granted on its page"),
+            ("user/gated", None, "user/gated .*: it is gated: request access on its page"),
             ("user/huge", None, "user/huge has 5000000 bytes, more than"),
             ("user/foreign", None, '"format" must be "ohl_accel.policy", got None'),
             ("user/a--b", None, "user/a--b .*: not a Hub id"),
@@ -475,6 +475,4 @@ def test_the_hub(tmp_path: Path) -> None:
             assert ask(process, "user/policy") == "new"
             assert ask(process, "user/policy", commit) == "old"
         answer = ask(offline, "user/other")
-        assert re.search(
-            "the Hub cannot be reached .*offline mode.* the local cache does not hold it", answer
-        )
+        assert re.search("the Hub cannot be reached .*offline mode.* it is not in the local cache", answer)

@@ -43,7 +43,7 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return programs
 
 
-def test_both_are_as_an_index_wants_them(built: Path) -> None:
+def test_both_pass_the_checks_of_an_index(built: Path) -> None:
     run(sys.executable, "-m", "twine", "check", "--strict", *built.iterdir(), folder=built)
 
 

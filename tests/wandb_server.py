@@ -20,7 +20,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, address: Any) -> None:
-        """Clients that go without a word are nothing to report."""
+        """Clients that disconnect are not reported."""
 
 
 class WandBServer:

@@ -1,8 +1,7 @@
 """The command line: `ohl-accel COMMAND ...`, which is also `python -m ohl_accel COMMAND ...`.
 
-`python -m ohl_accel.search`, `.train`, `.evaluate`, `.compare`, `.report` and `.hub` are the same commands. Here and in
-the modules beside this one nothing heavy is imported before it is known that it is needed, so that `--help` and a
-mistake are answered at once.
+`python -m ohl_accel.search`, `.train`, `.evaluate`, `.compare`, `.report` and `.hub` are the same commands. Heavy
+imports in this package wait until they are known to be needed, so that `--help` and a mistake are answered at once.
 """
 
 import sys
@@ -18,7 +17,7 @@ def main(command: str | None = None, argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Args:
-        command: the command, where the line names none; None for `ohl-accel`.
+        command: the command, if `argv` does not name it; None for `ohl-accel`.
         argv: the arguments; None for those of this process.
 
     Returns:

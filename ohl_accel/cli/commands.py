@@ -1,7 +1,7 @@
-"""Every command with its arguments, once: what it does is in the package that it calls.
+"""Every command with its arguments; what it does is in the package that it calls.
 
-The packages are imported inside `run_command`, so that a slow import can be interrupted, and what is missing for it
-named, as any other step of a command can.
+The packages are imported inside `run_command`, so that an interrupt or a missing dependency during a slow import is
+handled as in any other step of a command.
 """
 
 import json
@@ -29,7 +29,7 @@ app = typer.Typer(
     context_settings=_SETTINGS,
 )
 hub = typer.Typer(
-    help="Publish runs on the Hugging Face Hub, and fetch what was published.",
+    help="Publish runs on the Hugging Face Hub, and download published ones.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -62,7 +62,7 @@ Overrides = Annotated[
 ]
 Processes = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="Start so many processes on this machine (by accelerate launch)."),
+    typer.Option(min=1, metavar="N", help="Start N processes on this machine (with accelerate launch)."),
 ]
 Config = Annotated[
     str | None,
@@ -108,7 +108,7 @@ def train(
 
 
 def _check_early(recipe: str, overrides: Sequence[str] | None) -> None:
-    """Read a recipe before anything heavy is imported; processes of one launch do it together instead."""
+    """Check a recipe before anything heavy is imported; launched processes check it together instead."""
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         Recipe.load(recipe, overrides or ())
 
@@ -118,7 +118,7 @@ def evaluate(
     network: Annotated[
         str,
         typer.Argument(
-            metavar="RUN_OR_HUB_ID", help="A run folder, or the Hub id of a network that timm reads."
+            metavar="RUN_OR_HUB_ID", help="A run folder, or the Hub id of a network that timm can load."
         ),
     ],
     overrides: Annotated[
@@ -127,14 +127,17 @@ def evaluate(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
     data: Annotated[
-        str | None, typer.Option(help="Other data than the recipe's: a Hub dataset, a folder or a file.")
+        str | None,
+        typer.Option(help="Data to use instead of the recipe's: a Hub dataset, a folder or a file."),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Another split than the recipe's test split.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The split to use instead of the recipe's test split.")
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the numbers to this file.")
     ] = None,
 ) -> None:
-    """Score a trained network on a split: top-1, top-5, loss, and a table by class."""
+    """Score a trained network on a split: top-1, top-5, loss, and a table per class."""
 
     def command() -> None:
         from ohl_accel.engine.evaluate import evaluate, show
@@ -155,19 +158,19 @@ def compare(
     recipe: RecipeArgument,
     policies: Annotated[str, typer.Option(help="Names, separated by commas.")],
     overrides: Overrides = None,
-    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="How many seeds, from 0 on.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Number of seeds: 0 to N - 1.")] = 5,
     reference: Annotated[
-        str | None, typer.Option(help="What differences are to (default: the first of --policies).")
+        str | None, typer.Option(help="The policy to compare with (default: the first of --policies).")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A folder (default: runs/compare-RECIPE).")] = None,
     jobs: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Runs side by side (default: one for each GPU, or as cores allow)."
+            min=1, metavar="N", help="Parallel runs (default: one per GPU, or as many as the cores allow)."
         ),
     ] = None,
 ) -> None:
-    """Compare policies fairly: the same recipe, seeds in pairs, final test accuracy.
+    """Compare policies fairly: the same recipe, paired seeds, final test accuracy.
 
     Policies: none, cutout, mixup, uniform, autoaugment, randaugment, trivialaugment, a policy.json, a run folder, a
     Hub id; ohl, ohl-fresh, uniform-best-of-n, NAME-compute-matched.
@@ -194,14 +197,14 @@ def compare(
 def report(
     run: Annotated[Path | None, typer.Argument(help="A run folder, finished or in progress.")] = None,
     watch: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Draw again until the run is finished.")
+        float | None, typer.Option(metavar="SECONDS", help="Redraw every SECONDS until the run is finished.")
     ] = None,
     policy: Annotated[
         str | None, typer.Option(help="A policy's name on the Hub, its file, or its run folder.")
     ] = None,
     image: Annotated[Path | None, typer.Option(help="An image to apply the policy to.")] = None,
-    draws: Annotated[int, typer.Option(help="Random draws, 1 to 100.")] = 12,
-    seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
+    draws: Annotated[int, typer.Option(help="Number of random augmentations, 1 to 100.")] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of the random augmentations.")] = 0,
     output: Annotated[
         Path | None,
         typer.Option(help="The HTML file (default: RUN/report.html, or policy_gallery.html)."),
@@ -238,18 +241,22 @@ def report(
 @hub.command()
 def push(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
-    repo: Annotated[str, typer.Argument(help="user/name; made if missing.")],
-    policy_only: Annotated[bool, typer.Option("--policy-only", help="Without the network.")] = False,
+    repo: Annotated[str, typer.Argument(help="user/name; created if missing.")],
+    policy_only: Annotated[bool, typer.Option("--policy-only", help="Leave out the network.")] = False,
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
-    gated: Annotated[str | None, typer.Option(metavar="auto|manual", help="Who downloads must ask.")] = None,
+    gated: Annotated[
+        str | None, typer.Option(metavar="auto|manual", help="Users must request access to download.")
+    ] = None,
     tags: Annotated[
-        list[str] | None, typer.Option(metavar="TAG...", help="Further tags of the model card.")
+        list[str] | None, typer.Option(metavar="TAG...", help="Additional tags of the model card.")
     ] = None,
     license: Annotated[str | None, typer.Option(help="In the Hub's spelling, such as apache-2.0.")] = None,
     version: Annotated[str | None, typer.Option(help="A git tag for the commit, such as v1.")] = None,
-    patience: Annotated[float | None, typer.Option(help="Seconds of waiting before giving up.")] = None,
+    patience: Annotated[
+        float | None, typer.Option(help="Total seconds to wait between attempts before giving up.")
+    ] = None,
 ) -> None:
-    """Publish a run folder in one commit; what is not given is as the run's recipe has it."""
+    """Publish a run folder in one commit; defaults come from the run's recipe."""
     given = {
         "repo": repo,
         "policy_only": policy_only or None,
@@ -275,9 +282,9 @@ def push(
 @hub.command()
 def pull(
     repo: Annotated[str, typer.Argument(metavar="REPO[@REVISION]", help="user/name, or user/name@revision.")],
-    folder: Annotated[Path, typer.Argument(help="Made if missing; must be empty.")],
+    folder: Annotated[Path, typer.Argument(help="Created if missing; must be empty.")],
 ) -> None:
-    """Fetch what was published into a folder."""
+    """Download a published run into a folder."""
 
     def command() -> None:
         from ohl_accel.hub.transfer import pull
@@ -293,10 +300,10 @@ def pull(
 def recipes(
     name: Annotated[
         str | None,
-        typer.Argument(help="Show this one.", autocompletion=_names),
+        typer.Argument(help="The one to show.", autocompletion=_names),
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Copy it to a file, to change it there.")
+        Path | None, typer.Option(metavar="FILE", help="Copy it to a file that you can edit.")
     ] = None,
 ) -> None:
     """List the recipes and launch configurations that come with the package, show one, or copy it."""
@@ -305,14 +312,14 @@ def recipes(
         everything = {**packaged(LAUNCH_CONFIGS), **packaged(RECIPES)}
         if name is None:
             if save is not None:
-                raise UserError("--save: name what to copy")
+                raise UserError("--save needs the name of what to copy")
             for title, kind in (("Recipes", RECIPES), ("Launch configurations (--config)", LAUNCH_CONFIGS)):
                 print(f"{title}:")
                 for entry, file in packaged(kind).items():
                     print(f"  {entry:<16} {first_comment(file)}")
             return
         if name not in everything:
-            raise UserError(f"{name} does not come with the package; there are: {', '.join(everything)}")
+            raise UserError(f"{name} does not come with the package; available: {', '.join(everything)}")
         text = everything[name].read_text(encoding="utf-8")
         if save is None:
             print(text, end="")
@@ -328,7 +335,7 @@ def recipes(
 
 
 def run(command: str | None, argv: Sequence[str]) -> int:
-    """Run a command line, whose first word is the command unless `command` names it; returns the exit code."""
+    """Run a command line, whose first word is the command unless `command` is given; returns the exit code."""
     arguments = _repeat_option([*argv] if command is None else [command, *argv], "--tags")
     program = "ohl-accel" if command is None else "python -m ohl_accel"
     try:
@@ -339,7 +346,7 @@ def run(command: str | None, argv: Sequence[str]) -> int:
 
 
 def _repeat_option(argv: Sequence[str], option: str) -> list[str]:
-    """`--tags a b` as `--tags a --tags b`, because an option that takes several values is written in both ways."""
+    """`--tags a b` as `--tags a --tags b`, so that an option with several values can be written either way."""
     repeated: list[str] = []
     within = False
     for word in argv:
@@ -351,7 +358,7 @@ def _repeat_option(argv: Sequence[str], option: str) -> list[str]:
 
 
 def _say(text: str) -> None:
-    """Show how it goes, apart from what a command returns."""
+    """Show progress on standard error, apart from the command's output."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -17,11 +17,11 @@ _RESUME = "run.resume=auto resumes from the last checkpoint, if there is one"
 def run_command(command: Callable[[], None], after_stop: str = _RESUME) -> int:
     """Run a command; the exit code is 0, 2 for a mistake of the user, 1 for a run that failed, 130 if stopped.
 
-    Errors that every process has are printed by the main one.
+    Errors common to all processes are printed by the main one.
 
     Args:
         command: what to run.
-        after_stop: what to tell a user who stopped it.
+        after_stop: the hint shown when the user stopped it.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -41,12 +41,12 @@ def run_command(command: Callable[[], None], after_stop: str = _RESUME) -> int:
         from ohl_accel.distributed.launch import explain_lost
 
         if "DataLoader worker" in str(error):
-            reason = "for want of memory, or because the launch was stopped"
+            reason = "out of memory, or the launch was stopped"
             _end_alone(f"a process that decodes images ended ({reason}): {error}")
         lost = explain_lost(error)
         if lost is None:
             raise
-        _end_alone(lost)  # each says it: it may be the only one that is left
+        _end_alone(lost)  # each process prints it: it may be the only one left
     except KeyboardInterrupt:
         code, message = 130, f"stopped; {after_stop}"
     else:
@@ -61,12 +61,12 @@ def run_command(command: Callable[[], None], after_stop: str = _RESUME) -> int:
 
 
 def _end_alone(message: str) -> NoReturn:
-    """End at once: to say good-bye to the other processes would be to wait for them, as long as `run.timeout`."""
+    """End at once: an orderly shutdown would wait for the other processes, for up to `run.timeout`."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise an error here
     for worker in multiprocessing.active_children():
-        worker.kill()  # it shares the connections: while it lives, the others do not see them closed
+        worker.kill()  # it shares the connections: while it lives, other processes do not see them closed
     os._exit(1)
 
 

@@ -1,4 +1,4 @@
-"""Several processes from one command, by `accelerate launch`."""
+"""Several processes from one command, with `accelerate launch`."""
 
 import importlib.util
 import os
@@ -11,21 +11,23 @@ from ohl_accel.recipe.packaged import LAUNCH_CONFIGS, locate, packaged
 
 
 def launch(command: str, arguments: Sequence[str], processes: int | None, config: str | None) -> NoReturn:
-    """Put `accelerate launch` with a command in the place of this process.
+    """Replace this process by `accelerate launch` with a command.
 
     Args:
         command: search or train.
         arguments: of the command.
-        processes: of this machine; None: as the configuration has it.
-        config: Accelerate's configuration, a file or a name; None: one for several GPUs, or else several CPU
-            processes.
+        processes: on this machine; None: as the configuration says.
+        config: Accelerate's configuration, a file or a name; None: one for several GPUs if CUDA is available, else
+            for several CPU processes.
 
     Raises:
-        UserError: if there is no such configuration, or a launcher has started this process already.
+        UserError: if there is no such configuration, or this process was itself started by a launcher.
         ModuleNotFoundError: without accelerate.
     """
     if "WORLD_SIZE" in os.environ:
-        raise UserError("--processes, --config: a launcher has started this process already; leave them out")
+        raise UserError(
+            "--processes, --config: this process was started by a launcher already; leave them out"
+        )
     if importlib.util.find_spec("accelerate") is None:
         raise ModuleNotFoundError(name="accelerate")
     if config is None:

@@ -1,4 +1,4 @@
-"""Policies compared fairly: pairs of runs with equal seeds, and what their differences say."""
+"""Fair comparison of policies: pairs of runs with equal seeds, and statistics of their differences."""
 
 from ohl_accel.comparison.compare import compare
 from ohl_accel.comparison.summary import Row

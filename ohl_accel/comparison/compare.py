@@ -1,4 +1,4 @@
-"""Compare policies fairly: the same recipe, seeds in pairs, final test accuracy.
+"""Compare policies fairly: the same recipe, paired seeds, final test accuracy.
 
 python -m ohl_accel.compare RECIPE --policies none,uniform,trivialaugment,ohl --seeds 10
 """
@@ -50,19 +50,19 @@ def compare(
     jobs: int | None = None,
     console: Console | None = None,
 ) -> list[Row]:
-    """Train by one recipe with several policies, in pairs of equal seeds, and compare final test accuracies.
+    """Train one recipe with several policies, in pairs of equal seeds, and compare final test accuracies.
 
-    Runs are processes of their own. Those that `out` holds a result of are not repeated, so the same call continues
-    what was stopped. The comparison is written to `out` as comparison.json, comparison.md and comparison.png.
+    Each run is a separate process. Runs whose result is in `out` are not repeated, so the same call continues an
+    interrupted comparison. It is written to `out` as comparison.json, comparison.md and comparison.png.
 
     Args:
         recipe: a path or name, plain values, or a recipe.
         policies: names (`ohl_accel.comparison.contenders`), paths or Hub ids.
-        seeds: how many, from 0 on.
+        seeds: how many; they are 0 to `seeds` - 1.
         overrides: `section.key=value`, of the recipe.
-        reference: the policy that differences are to; the first one if None.
+        reference: the policy that the others are compared with; the first one if None.
         out: the folder; runs/compare-RECIPE if None.
-        jobs: runs side by side; one for each GPU, or as cores allow, if None.
+        jobs: parallel runs; one per GPU, or as many as the cores allow, if None.
         console: shows progress and the table; None for standard output.
 
     Returns:
@@ -75,10 +75,10 @@ def compare(
     console = console or Console(highlight=False, soft_wrap=True)
     names = list(policies)
     if not names:
-        raise UserError("--policies names nothing")
+        raise UserError("--policies is empty")
     for text in overrides:
         if text.split("=")[0] in _OWN_FIELDS:
-            raise UserError(f"{text}: a comparison sets {text.split('=')[0]} by itself")
+            raise UserError(f"{text}: {text.split('=')[0]} is set by the comparison")
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: must be 1 or more")
     resolved = Recipe.of(recipe, overrides)
@@ -163,7 +163,7 @@ def _command(asked: Comparison, one: Contender, seed: int, folder: Path, after: 
 
 
 def _claim(out: Path, recipe: Recipe) -> FileLock:
-    """Take the folder, which may hold an earlier part of the same comparison and nothing else."""
+    """Lock the folder, which may hold an earlier part of the same comparison and nothing else."""
     file = out / _SETTINGS_FILE
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ def _claim(out: Path, recipe: Recipe) -> FileLock:
                     "or give the same ones to continue it"
                 )
         elif any(entry.name != ".lock" for entry in out.iterdir()):
-            raise UserError(f"--out {out} is not empty and holds no comparison: choose another folder")
+            raise UserError(f"--out {out} is not empty and not a comparison: choose another folder")
         else:
             write_text(file, json.dumps(_settings(recipe), indent=2) + "\n")
     except Timeout:
@@ -192,7 +192,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _is_of(recipe: Recipe, settings: dict[str, Any]) -> bool:
-    """Whether settings that were written earlier, maybe before a field was added to recipes, are of a recipe."""
+    """Whether a recipe has these settings, possibly written before a field was added to recipes."""
     try:
         earlier = Recipe.check({**settings, "run": {**settings["run"], "dir": recipe.run.dir}})
     except UserError:
@@ -202,7 +202,7 @@ def _is_of(recipe: Recipe, settings: dict[str, Any]) -> bool:
 
 def _run(jobs: Sequence[Job], side_by_side: int, console: Console) -> list[Job]:
     finished = sum(job.result is not None for job in jobs)
-    console.print(f"{len(jobs)} runs, {finished} of them finished before, {side_by_side} side by side")
+    console.print(f"{len(jobs)} runs, {finished} of them already finished, {side_by_side} in parallel")
     began, count = time.monotonic(), 0
 
     def ended(job: Job, seconds: float) -> None:
@@ -231,7 +231,7 @@ def _collect(jobs: Sequence[Job], asked: Comparison, reference: str) -> list[Row
 
 
 def _table(rows: Sequence[Row], reference: str) -> Table:
-    table = Table(title=f"Final test accuracy, and paired difference to {reference}", title_justify="left")
+    table = Table(title=f"Final test accuracy, and paired difference from {reference}", title_justify="left")
     for title in ("policy", "n", "mean", "difference", "95 % t interval", "verdict"):
         table.add_column(title, no_wrap=title != "verdict")
     for row in rows:

@@ -1,10 +1,10 @@
-"""What takes part in a comparison: every contender is one way to run the same recipe.
+"""What is compared: every contender is one way to run the same recipe.
 
 | name | what runs |
 |---|---|
 | none, cutout, mixup, uniform, autoaugment, randaugment, trivialaugment | training with that fixed policy |
 | a policy.json, a run folder or a Hub id | training with that learned policy |
-| ohl | the search as the recipe has it: N trajectories, the policy learns |
+| ohl | the search as in the recipe: N trajectories, a learned policy |
 | uniform-best-of-n | the same search with outer.lr=0: N trajectories and their selection, nothing learned |
 | ohl-fresh | training from scratch with the policy that `ohl` learned with the same seed, frozen |
 | NAME-compute-matched | training with a fixed policy for N times the steps: the compute of the search |
@@ -40,14 +40,14 @@ class Contender:
     """The contender whose run with the same seed must be finished first."""
 
     def compute(self, trajectories: int) -> int:
-        """Images that its networks are trained on, over those of one plain training."""
+        """Images that its networks are trained on, as a multiple of one plain training."""
         if self.after is not None:
             return trajectories + 1
         return trajectories if self.command == "search" or self.name.endswith(_MATCHED) else 1
 
     @property
     def folder(self) -> str:
-        """A file name for it; learned policies get a digest, since names of files may end alike."""
+        """A folder name for it; learned policies get a digest, since different paths may have the same name."""
         if self.name == Path(self.name).name and re.fullmatch(r"[\w.-]+", self.name):
             return self.name
         digest = hashlib.blake2b(self.name.encode(), digest_size=4).hexdigest()
@@ -55,7 +55,7 @@ class Contender:
 
 
 def contender(name: str) -> Contender:
-    """The contender of a name; `check` tells whether it can run."""
+    """The contender with a name; `check` tells whether it can run."""
     if name == OHL:
         return Contender(name, "search", ())
     if name == BEST_OF_N:
@@ -68,7 +68,7 @@ def contender(name: str) -> Contender:
 
 
 def check(contenders: Sequence[Contender], recipe: Recipe) -> None:
-    """Refuse, before anything runs, what cannot run.
+    """Reject, before anything runs, what cannot run.
 
     Raises:
         UserError: naming the contender.
@@ -79,7 +79,7 @@ def check(contenders: Sequence[Contender], recipe: Recipe) -> None:
         raise UserError(f"--policies names {', '.join(repeated)} more than once")
     for one in contenders:
         if one.after is not None and one.after not in names:
-            raise UserError(f"--policies has {one.name}, which needs {one.after}: name both")
+            raise UserError(f"--policies has {one.name}, which needs {one.after}: give both")
         own = Recipe.of(recipe, one.overrides)
         if one.command == "train" and one.after is None:
             try:
@@ -90,7 +90,7 @@ def check(contenders: Sequence[Contender], recipe: Recipe) -> None:
 
 
 def arguments(one: Contender, run_folder_of_after: Path | None) -> list[str]:
-    """The overrides of a contender's run, once the run that it needs is finished."""
+    """The overrides of a contender's run, after the run that it needs has finished."""
     if run_folder_of_after is None:
         return list(one.overrides)
     return [*one.overrides, f"augment.policy={run_folder_of_after / POLICY_FILE}"]

@@ -1,4 +1,4 @@
-"""The runs of a comparison, several side by side, each in a process of its own."""
+"""The runs of a comparison, several in parallel, each in its own process."""
 
 import json
 import os
@@ -25,9 +25,9 @@ class Job:
     folder: Path
     """Its run folder."""
     log: Path
-    """What it prints."""
+    """The file for its output."""
     command: Callable[[], list[str]]
-    """Called when it starts: it may name files that other jobs write."""
+    """Called when the job starts: the command may name files that other jobs write."""
     after: "Job | None" = None
 
     @property
@@ -47,22 +47,22 @@ class Job:
 
 
 def default_side_by_side(cpu_threads: int) -> int:
-    """One job for each GPU; without a GPU, as many as there are cores for their threads."""
+    """One job per GPU; without a GPU, as many as the cores allow at `cpu_threads` each."""
     known = hasattr(os, "sched_getaffinity")  # not on macOS
     cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
     return torch.cuda.device_count() or max(1, cores // cpu_threads)
 
 
 def run_jobs(jobs: Sequence[Job], side_by_side: int, ended: Callable[[Job, float], None]) -> list[Job]:
-    """Run the jobs that have no result yet, in their order as far as they are ready.
+    """Run the jobs that have no result yet, in order, as soon as each is ready.
 
-    A job that fails does not stop the others, but those that need it do not start. On an interruption
+    A job that fails does not stop the others, but those that depend on it do not start. On an interrupt
     the running ones are stopped; they resume from their checkpoints when they are run again.
 
     Args:
         jobs: all of them.
-        side_by_side: how many at once; on a machine with GPUs, job k of them gets GPU k.
-        ended: called with each job that has ended and its seconds.
+        side_by_side: how many at once; on a machine with GPUs, the k-th of these gets GPU k.
+        ended: called with each job that has ended and its duration in seconds.
 
     Returns:
         The jobs without a result, in their order.
@@ -77,7 +77,7 @@ def run_jobs(jobs: Sequence[Job], side_by_side: int, ended: Callable[[Job, float
                     waiting.remove(ready)
                     running[slot] = (ready, _start(ready, slot), time.monotonic())
             if not running:
-                break  # what waits needs a job that failed
+                break  # the waiting jobs depend on one that failed
             time.sleep(0.2)
             for slot, (job, process, began) in list(running.items()):
                 if process.poll() is not None:
@@ -94,11 +94,11 @@ def run_jobs(jobs: Sequence[Job], side_by_side: int, ended: Callable[[Job, float
 def last_words(job: Job) -> str:
     """The error that a failed job printed, or its last line."""
     if not job.log.is_file():
-        needed = f" needs {job.after.contender}" if job.after else ""
-        return f"was not started:{needed}"
+        needed = f": needs {job.after.contender}" if job.after else ""
+        return f"was not started{needed}"
     lines = [line.strip() for line in job.log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error:")]
-    return (errors or lines or ["it printed nothing"])[-1]
+    return (errors or lines or ["no output"])[-1]
 
 
 def _start(job: Job, slot: int) -> subprocess.Popen[bytes]:

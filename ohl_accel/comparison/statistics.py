@@ -17,9 +17,9 @@ _RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean paired difference to the reference, with what can be said about it from n seeds.
+    """Mean paired difference from the reference over n seeds, with its uncertainty.
 
-    Intervals and p are None where n = 1.
+    Intervals and p are None if n = 1.
     """
 
     mean: float
@@ -27,13 +27,13 @@ class Difference:
     t_interval: tuple[float, float] | None
     """Student's, 95 %."""
     bootstrap_interval: tuple[float, float] | None
-    """Percentiles of 10,000 resamples of the differences, 95 %; too narrow where n is small."""
+    """Percentiles of 10,000 resamples of the differences, 95 %; too narrow if n is small."""
     p: float | None
-    """Two-sided paired t-test, not corrected."""
+    """Two-sided paired t-test, uncorrected."""
 
 
 def paired_difference(accuracy_n: Sequence[float], reference_n: Sequence[float]) -> Difference:
-    """Compare two contenders at the seeds that both have.
+    """Compare two contenders at the seeds they have in common.
 
     Args:
         accuracy_n, reference_n: test accuracies, in the same order of seeds.
@@ -47,7 +47,7 @@ def paired_difference(accuracy_n: Sequence[float], reference_n: Sequence[float])
     n, mean = len(difference_n), float(difference_n.mean())
     if n == 1:
         return Difference(mean, n, None, None, None)
-    if np.ptp(difference_n) < 1e-12:  # all alike: no spread to build a test on
+    if np.ptp(difference_n) < 1e-12:  # all equal: no variance for a test
         return Difference(mean, n, (mean, mean), (mean, mean), 1.0 if abs(mean) < 1e-12 else 0.0)
     error = float(difference_n.std(ddof=1)) / math.sqrt(n)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
@@ -64,10 +64,10 @@ def paired_difference(accuracy_n: Sequence[float], reference_n: Sequence[float])
 
 
 def holm(p_by_name: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down correction: p values that may be read one by one though several were computed."""
+    """Holm's step-down correction of p values for multiple comparisons."""
     adjusted: dict[str, float] = {}
     largest = 0.0
-    for place, (name, p) in enumerate(sorted(p_by_name.items(), key=lambda pair: pair[1])):
-        largest = max(largest, min(1.0, (len(p_by_name) - place) * p))
+    for rank, (name, p) in enumerate(sorted(p_by_name.items(), key=lambda pair: pair[1])):
+        largest = max(largest, min(1.0, (len(p_by_name) - rank) * p))
         adjusted[name] = largest
     return adjusted

@@ -1,4 +1,4 @@
-"""What a comparison found: rows of numbers, and the same as Markdown, JSON and a figure."""
+"""The results of a comparison: rows of numbers, and the same as Markdown, JSON and a figure."""
 
 import json
 import os
@@ -27,14 +27,14 @@ _SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Row:
-    """One contender: its accuracies in 0..1 by seed, and its difference to the reference."""
+    """One contender: its accuracies in 0..1 by seed, and its difference from the reference."""
 
     policy: str
     accuracy: Mapping[int, float]
     compute: int
-    """Images that its networks were trained on, all trajectories, over those of one plain training."""
+    """Images that its networks were trained on, in all trajectories, as a multiple of one plain training."""
     difference: Difference | None
-    """None for the reference, and where no seed is in common with it."""
+    """None for the reference, and if no seed is in common with it."""
     p_holm: float | None
     """p of the difference, corrected for the number of contenders."""
 
@@ -45,12 +45,12 @@ class Row:
 
     @property
     def std(self) -> float | None:
-        """Standard deviation over the seeds (n - 1), None for one seed."""
+        """Standard deviation over the seeds (n - 1); None for one seed."""
         return stdev(self.accuracy.values()) if len(self.accuracy) > 1 else None
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse` or `no difference shown`, at a corrected p of 0.05; empty where none is tested."""
+        """`better`, `worse` or `no difference shown`, at a corrected p of 0.05; empty if none was tested."""
         if self.difference is None or self.p_holm is None:
             return ""
         if self.p_holm >= _SIGNIFICANT:
@@ -88,7 +88,7 @@ def write(folder: Path, rows: Sequence[Row], reference: str, about: Mapping[str,
     Args:
         folder: of the comparison.
         rows: from `rows_of`.
-        reference: what differences are to.
+        reference: the contender that the others are compared with.
         about: how it was made: command, recipe, seeds, missing runs.
     """
     about = {**about, **environment()}
@@ -105,7 +105,7 @@ def write(folder: Path, rows: Sequence[Row], reference: str, about: Mapping[str,
 
 
 def environment() -> dict[str, Any]:
-    """Hardware and versions, for whoever reads the numbers."""
+    """Hardware and versions behind the numbers."""
     on_cuda = torch.cuda.is_available()
     packages = ("torch", "torchvision", "timm", "accelerate", "datasets")
     return {
@@ -116,7 +116,7 @@ def environment() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, as Linux gives it where it does."""
+    """The processor's name, from /proc/cpuinfo if that has it."""
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text(encoding="utf-8").splitlines() if listing.is_file() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -124,11 +124,11 @@ def processor() -> str:
 
 
 def markdown(rows: Sequence[Row], reference: str, about: Mapping[str, Any]) -> str:
-    """The table as text, with what a reader needs to judge it."""
+    """The table as Markdown, with the notes needed to judge it."""
     lines = [
         "# Comparison of augmentation policies",
         "",
-        f"Final test accuracy in %, paired by seed; differences to **{reference}** in points.",
+        f"Final test accuracy in %, paired by seed; differences from **{reference}** in points.",
         "",
         "| policy | n | mean ± sd | compute | difference | 95 % t interval | 95 % bootstrap | p (Holm) | verdict |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -151,9 +151,9 @@ def markdown(rows: Sequence[Row], reference: str, about: Mapping[str, Any]) -> s
         f"![accuracy of every seed, and paired differences]({FIGURE_FILE})",
         "",
         "- Accuracy is that of the last step, measured once; no best epoch is chosen.",
-        "- With one seed, every policy has the same first weights, the same training images and the same order.",
-        "- `compute`: images that networks were trained on, over those of one plain training.",
-        "- Student's interval is the one to trust with few seeds; the bootstrap's is then too narrow. `verdict` is "
+        "- With equal seeds, all policies have the same initial weights, training images and order of images.",
+        "- `compute`: images that networks were trained on, as a multiple of one plain training.",
+        "- With few seeds, trust Student's interval; the bootstrap's is then too narrow. `verdict` is "
         f"`better` or `worse` where p, corrected by Holm for {max(0, len(rows) - 1)} comparisons, is below 0.05.",
         "",
         f"Seeds {', '.join(map(str, seeds))}; single values:",
@@ -197,21 +197,21 @@ def _draw(rows: Sequence[Row], reference: str, path: Path) -> None:
     figure = Figure(figsize=(10, 1.2 + 0.42 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
-    places = range(len(rows))
-    for place, row in zip(places, rows, strict=True):
+    heights = range(len(rows))
+    for y, row in zip(heights, rows, strict=True):
         values = [100 * value for value in row.accuracy.values()]
-        left.plot(values, [place] * len(values), "o", color="0.6", markersize=4)
-        left.plot(100 * row.mean, place, "|", color="black", markersize=16, markeredgewidth=2)
+        left.plot(values, [y] * len(values), "o", color="0.6", markersize=4)
+        left.plot(100 * row.mean, y, "|", color="black", markersize=16, markeredgewidth=2)
         found = row.difference
         if found is not None:
             colour = {"better": "#117733", "worse": "#aa3311"}.get(row.verdict, "0.35")
             low, high = found.t_interval or (found.mean, found.mean)
-            right.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=2)
-            right.plot(100 * found.mean, place, "o", color=colour, markersize=6)
-    left.set_yticks(list(places), [row.policy for row in rows])
+            right.plot([100 * low, 100 * high], [y, y], color=colour, linewidth=2)
+            right.plot(100 * found.mean, y, "o", color=colour, markersize=6)
+    left.set_yticks(list(heights), [row.policy for row in rows])
     left.invert_yaxis()
     left.set_xlabel("final test accuracy (%): seeds, mean")
-    right.set_xlabel(f"difference to {reference} (points), 95 % t interval")
+    right.set_xlabel(f"difference from {reference} (points), 95 % t interval")
     right.axvline(0, color="black", linewidth=0.8)
     for axes in (left, right):
         axes.grid(axis="x", color="0.9")

@@ -1,6 +1,6 @@
-"""The way of the data: where it is (`source`, `memory`), pixels (`images`, `crops`), labels (`labels`), splits
-(`schema`, `splits`, `stratification`), mini-batches (`batches`); of a stream its files (`shards`), what is in them
-(`index`) and how they are read (`stream`).
+"""Data: where it is (`source`, `memory`), pixels (`images`, `crops`), labels (`labels`), splits (`schema`, `splits`,
+`stratification`), mini-batches (`batches`); for streams the files (`shards`), what is in them (`index`) and how they
+are read (`stream`).
 """
 
 from ohl_accel.data.batches import (

@@ -1,8 +1,8 @@
-"""Mini-batches in an order that every trajectory and every layout of processes shares.
+"""Mini-batches in an order that is the same for every trajectory and every layout of processes.
 
-The order of an epoch is keyed by (seed, epoch), so training can be entered at any inner step. A process
+The order of an epoch is keyed by (seed, epoch), so training can start at any inner step. A process
 takes some columns of the epoch's table of [inner steps, positions in the batch], and each of its workers some
-of those: whatever their numbers, the batches are the same.
+of those: the batches do not depend on the number of processes or workers.
 
 Shapes: B images of the group's batch, b of this process, S inner steps of an epoch, L lanes of X images each.
 """
@@ -22,9 +22,9 @@ from ohl_accel.errors import ProcessFailedError, UserError
 from ohl_accel.rng import keyed_generator
 
 Batch = tuple[Tensor, Tensor]
-"""Images, uint8 [b, C, H, W], and labels: int64 [b], or of multi-label data float32 [b, classes], 0 or 1."""
+"""Images, uint8 [b, C, H, W], and labels: int64 [b], or for multi-label data float32 [b, classes], 0 or 1."""
 Part = tuple[Tensor, list[Replaced]] | UserError
-"""What a worker sends: labels of its part of a batch, and which images were replaced; or why it cannot continue."""
+"""What a worker sends: the labels of its part of a batch and the images that were replaced, or an error."""
 
 _BATCHES_AHEAD, _CHUNKS_AHEAD = 4, 1
 _MOST_LANES = 64
@@ -33,10 +33,10 @@ _OPEN_BYTES = 2**32
 
 @dataclass(frozen=True)
 class Blocks:
-    """How a stream is shuffled, so that each of its blocks is read by few workers, at one time.
+    """How a stream is shuffled, so that each of its blocks is read by few workers, and within a short time.
 
-    `of_image`, int64 [images], is the block of each image. A batch holds images from `lanes` parts of the stream,
-    drawn from a window of `window` images in all.
+    `of_image`, int64 [images], is the block of each image. A batch has images from `lanes` parts of the stream,
+    sampled from a window of `window` images in total.
     """
 
     of_image: Tensor
@@ -45,7 +45,7 @@ class Blocks:
 
     @classmethod
     def of(cls, images: Images, batch_size: int, window: int) -> "Blocks":
-        """As many lanes as divide the batch: up to 64, to the blocks, and to 4 GiB of open blocks."""
+        """With the most lanes that divide the batch: up to 64, the number of blocks, and 4 GiB of open blocks."""
         assert images.blocks is not None
         open_at_once = int(_OPEN_BYTES / images.source.bytes_per_block)
         most = max(1, min(_MOST_LANES, len(images.blocks.unique()), open_at_once))
@@ -56,10 +56,10 @@ class Blocks:
 class TrainingOrder:
     """Which image is at which position of every mini-batch.
 
-    An epoch is `num_images // batch_size` batches without repetition; the remaining images are left out, others
-    in the next epoch. Images that are read alone are permuted. A stream's blocks are permuted, laid
-    end to end and cut into lanes of equal length; inside a lane images are shuffled among a window of
-    neighbours; and each batch takes as many images from each lane. So its columns read different blocks.
+    An epoch is `num_images // batch_size` batches without repetition; the remaining images are left out, different
+    ones in each epoch. Without blocks, images are permuted. A stream's blocks are permuted, laid
+    end to end and cut into lanes of equal length; inside a lane images are shuffled within windows of
+    neighbours; and each batch takes equally many images from each lane. So its columns read different blocks.
 
     Args:
         num_images: training images.
@@ -67,7 +67,7 @@ class TrainingOrder:
         seed: of the run.
         first, last: the range of inner steps, counted over the whole run, `last` excluded.
         rank, num_replicas: this process takes the rank-th of `num_replicas` equal slices of each batch.
-        blocks: of a stream.
+        blocks: of a stream; None for images that are read one by one.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class TrainingOrder:
             yield from rows_Sb.tolist()
 
     def epochs(self, columns: range) -> Iterator[tuple[int, Tensor]]:
-        """Of each epoch that is left, wholly or in part: its first step that is left, and int64 [steps, columns]."""
+        """For each remaining (part of an) epoch: its first remaining step, and int64 [steps, columns]."""
         per_epoch, step = self.num_images // self.batch_size, self.first
         while step < self.last:
             epoch, done = divmod(step, per_epoch)
@@ -115,7 +115,7 @@ class TrainingOrder:
         rank = torch.randperm(int(block_n.max()) + 1, generator=generator)
         end_to_end = rank[block_n].argsort(stable=True)[: steps * self.batch_size]
         lane_LX = end_to_end.view(lanes, -1)
-        # windows of the lanes begin at different steps, so that reads do not come in bursts
+        # windows of different lanes begin at different steps, so that reads do not come in bursts
         window = max(1, self._blocks.window // lanes)
         begin_L1 = torch.arange(lanes)[:, None] * window // lanes
         window_LX = (begin_L1 + torch.arange(lane_LX.shape[1])) // window
@@ -130,11 +130,11 @@ def training_batches(
     """The batches of `order`, decoded ahead by `workers` processes unless pixels are in memory.
 
     Args:
-        images: of the training split; their tally counts those that are replaced.
+        images: of the training split; replaced ones are counted in their tally.
         order: of this process.
         workers: processes; 0 decodes here.
         pin: whether to put batches into pinned memory.
-        crop: cuts each image; None: as other splits are cropped.
+        crop: crops each image; None: as in other splits.
 
     Raises:
         ProcessFailedError: if an image or a file cannot be read.
@@ -150,7 +150,7 @@ def training_batches(
 
 
 def ahead_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same batches on the device; on CUDA each is copied while the previous one is trained on."""
+    """The same batches on the device; on CUDA, each is copied during training on the previous one."""
     if device.type != "cuda":
         yield from batches
         return
@@ -175,7 +175,7 @@ def ahead_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[
 def evaluation_batches(
     images: Images, batch_size: int, rank: int, num_replicas: int, workers: int = 0
 ) -> Iterator[tuple[int, Batch]]:
-    """Every `num_replicas`-th chunk of a split, beginning with the `rank`-th, as (number of the chunk, batch).
+    """Every `num_replicas`-th chunk of a split, starting at the `rank`-th, as (index of the chunk, batch).
 
     Raises:
         ProcessFailedError: if an image or a file cannot be read.
@@ -199,15 +199,15 @@ def num_chunks(images: Images, batch_size: int) -> int:
 
 
 class _BatchBuffers:
-    """A ring of buffers that images are decoded into, in memory shared with the workers: fresh pages are slow.
+    """A ring of buffers for decoded images, in memory shared with the workers; reused, because new pages are slow.
 
-    A worker begins a part when the one that many before it has been asked for, and by then the batch before
-    that one has been taken: so there must be one buffer more than batches are decoded ahead.
+    With k batches decoded ahead, a worker begins its part of a batch when the k-th batch before is requested, and by
+    then the batch before that one has been taken: so k + 1 buffers are needed.
 
     Args:
         decoding: of the images.
-        batch_size: images of a batch, at most.
-        batches: how many batches it holds; a single one is not shared.
+        batch_size: maximum number of images per batch.
+        batches: number of buffers; a single one is not shared.
 
     Raises:
         ProcessFailedError: if there is not enough shared memory.
@@ -230,12 +230,12 @@ class _BatchBuffers:
         """The buffer of a batch: uint8 [b, C, H, W].
 
         Args:
-            index: of the batch, among those that are yielded.
+            index: of the batch, in the order in which they are yielded.
         """
         return self._pixels[index % len(self._pixels)]
 
     def take(self, index: int, images: Images, parts: Iterable[Part], pin: bool = False) -> Batch:
-        """A copy of a batch whose parts have arrived, counted; in pinned memory if asked for."""
+        """A copy of a batch whose parts have arrived, in pinned memory if `pin`; its images are added to the tally."""
         all_labels = []
         for part in parts:
             if isinstance(part, UserError):
@@ -249,7 +249,7 @@ class _BatchBuffers:
 
 
 class _Columns(IterableDataset[Part]):
-    """What one worker decodes: some neighbouring positions of every batch of its process."""
+    """What one worker decodes: some adjacent positions of every batch of its process."""
 
     def __init__(
         self, images: Images, order: TrainingOrder, crop: RandomResizedCrop | None, buffers: _BatchBuffers
@@ -306,7 +306,7 @@ def _loader(dataset: Dataset[Part], workers: int, ahead: int) -> Iterator[Part]:
     )
     try:
         yield from loader
-    except (ConnectionError, EOFError, FileNotFoundError) as error:  # while a batch was passed on
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # during the transfer of a batch
         raise RuntimeError(f"DataLoader worker is gone: {error}") from error
 
 

@@ -45,5 +45,5 @@ def write_once(path: Path, write: Callable[[BinaryIO], None], wait: bool = True)
     except Timeout:
         return False
     except OSError as error:
-        raise UserError(f"the cache of data sets cannot be written (HF_HOME moves it): {error}") from error
+        raise UserError(f"the dataset cache cannot be written (HF_HOME moves it): {error}") from error
     return True

@@ -1,4 +1,4 @@
-"""How an image of any size gets the size of the run: cropped at random in training, from the centre elsewhere."""
+"""Crops that bring images of any size to the size of the run: random ones in training, from the centre otherwise."""
 
 import math
 
@@ -13,7 +13,7 @@ _ATTEMPTS = 10
 
 
 class RandomResizedCrop:
-    """torchvision's transform of this name, keyed: the same crop on every trajectory and layout.
+    """torchvision's transform of this name with keyed randomness: the same crop on every trajectory and layout.
 
     Args:
         section: of the recipe.
@@ -25,7 +25,7 @@ class RandomResizedCrop:
         self._section, self._size, self._seed = section, size, seed
 
     def __call__(self, image: Image.Image, step: int, position: int) -> Image.Image:
-        """Crop and resize the image at a position of the group's batch of an inner step."""
+        """Crop and resize the image at `position` in the group's batch of an inner step."""
         generator = keyed_generator(self._seed, "random resized crop", step, position)
         top, left, rows, columns = cut(
             image.height, image.width, self._section.scale, self._section.ratio, generator
@@ -41,7 +41,7 @@ def cut(
     ratio: tuple[float, float],
     generator: torch.Generator,
 ) -> tuple[int, int, int, int]:
-    """(top, left, rows, columns) as `torchvision.transforms.RandomResizedCrop.get_params` draws them."""
+    """(top, left, rows, columns) as sampled by `torchvision.transforms.RandomResizedCrop.get_params`."""
     least, greatest = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(_ATTEMPTS):
         area = height * width * torch.empty(1).uniform_(scale[0], scale[1], generator=generator).item()
@@ -60,6 +60,6 @@ def cut(
 
 
 def centre(image: Image.Image, size: tuple[int, int], crop_pct: float) -> Image.Image:
-    """Fill the size (H, W) and crop what exceeds it, then keep `crop_pct` of each side: bicubic."""
+    """Fill the size (H, W), crop the excess, and keep `crop_pct` of each side; bicubic."""
     bleed = (1 - crop_pct) / 2
     return ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC, bleed=bleed)

@@ -1,6 +1,6 @@
-"""Images of one split: decoded to uint8 tensors of one size, with the labels beside them.
+"""Images of one split, decoded to uint8 tensors of one size, with their labels.
 
-Shapes: n images asked for, C channels, H rows, W columns.
+Shapes: n requested images, C channels, H rows, W columns.
 """
 
 import copy
@@ -25,21 +25,21 @@ from ohl_accel.rng import keyed_generator
 _IN_MEMORY_BYTES = 2**30
 _REPLACEMENTS_TRIED = 100
 Opened = Image.Image | str
-"""A PIL image, or why there is none."""
+"""A PIL image, or the reason why it cannot be decoded."""
 Crop = Callable[[Image.Image, int], Image.Image]
-"""Crops an image, given its index among those asked for."""
+"""Crops an image, given its index among the requested ones."""
 
 
 class Source(Protocol):
-    """Where the images of a split come from, by their numbers in it."""
+    """Where the images of a split come from; an image is identified by its number in the split."""
 
     @property
     def blocks(self) -> Tensor | None:
-        """int64 [images]: those with equal numbers are read together. None: each is read alone."""
+        """int64 [images], the block of each; the images of a block are read together. None: each is read alone."""
 
     @property
     def bytes_per_block(self) -> float:
-        """Mean size of those."""
+        """Mean size of a block."""
 
     def __len__(self) -> int: ...
 
@@ -47,10 +47,10 @@ class Source(Protocol):
         """The images with the given numbers, in their order."""
 
     def planned(self, numbers: Tensor) -> AbstractContextManager[Callable[[Iterable[int]], Iterator[Opened]]]:
-        """An `open` for images that will be asked for in the given order, each once; it may read ahead."""
+        """An `open` for images that will be requested in the given order, each once; it may read ahead."""
 
     def name(self, number: int) -> str:
-        """What messages call an image."""
+        """The name of an image in messages."""
 
     def hashes(self) -> NDArray[np.uint64] | None:
         """Of the content of each image, uint64 [images]: those of copies are equal. None: it would take too long."""
@@ -58,11 +58,11 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Decoding:
-    """What becomes of the images of a run.
+    """How the images of a run are decoded.
 
     `size` (H, W) and `channels` are those of the tensors. `squash` says how to resize images of another
-    size: True changes the aspect ratio, False fills the size and takes the centre (of which `crop_pct` of each side
-    stays), None refuses them. `replace`: whether an image that cannot be decoded is replaced by another one.
+    size: True changes the aspect ratio, False fills the size and crops the centre (keeping `crop_pct` of each side),
+    None rejects them. `replace`: whether an image that cannot be decoded is replaced by another one.
     """
 
     size: tuple[int, int]
@@ -109,10 +109,10 @@ class Images:
 
     Args:
         source: of the split.
-        labels: int64 [images], indices into the list of classes; of multi-label data uint8 [images, classes],
+        labels: int64 [images], indices into the list of classes; for multi-label data uint8 [images, classes],
             1 for each class of an image.
-        decoding: what tensors to make.
-        description: what messages call this split.
+        decoding: size and channels of the tensors.
+        description: the split's name in messages.
     """
 
     def __init__(self, source: Source, labels: Tensor, decoding: Decoding, description: str) -> None:
@@ -132,8 +132,8 @@ class Images:
         """Pixels, uint8 [n, C, H, W], and labels, int64 [n] or multi-hot float32 [n, classes], of some images.
 
         Raises:
-            UserError: if an image cannot be decoded and is not to be replaced, or has another size and
-                none is set.
+            UserError: if an image cannot be decoded and is not to be replaced, or has a different size and
+                `data.image_size` is not set.
         """
         images_nCHW = self.empty(len(indices))
         labels, replaced = self.decode(indices, images_nCHW)
@@ -142,7 +142,7 @@ class Images:
         return images_nCHW, labels
 
     def empty(self, images: int) -> Tensor:
-        """An uninitialized tensor for so many images: uint8 [images, C, H, W]."""
+        """An uninitialized tensor for a number of images: uint8 [images, C, H, W]."""
         return torch.empty(images, self.decoding.channels, *self.decoding.size, dtype=torch.uint8)
 
     def decode(
@@ -152,14 +152,14 @@ class Images:
         crop: Crop | None = None,
         opener: Callable[[Iterable[int]], Iterator[Opened]] | None = None,
     ) -> tuple[Tensor, list[Replaced]]:
-        """Labels of some images, and which were replaced, not counted yet; their pixels into a given tensor.
+        """Decode some images into a given tensor; returns their labels and which were replaced (not yet counted).
 
         Labels are int64 [n], or multi-hot float32 [n, classes].
 
         Args:
             indices: of the images, in this split.
-            images_nCHW: uint8, where their pixels are put.
-            crop: how they get their size; None: as `decoding` says.
+            images_nCHW: uint8, filled with their pixels.
+            crop: how they are cropped; None: as `decoding` says.
             opener: from the source's `planned`.
 
         Raises:
@@ -188,7 +188,7 @@ class Images:
 
     @property
     def blocks(self) -> Tensor | None:
-        """int64 [images]: those with equal numbers are read together. None: each is read alone."""
+        """int64 [images], the block of each; the images of a block are read together. None: each is read alone."""
         return None if self.source.blocks is None else self.source.blocks[self.numbers]
 
     @property
@@ -198,7 +198,7 @@ class Images:
         return total <= _IN_MEMORY_BYTES
 
     def subset(self, indices: Sequence[int] | Tensor) -> "Images":
-        """The given images, in the given order; to be taken before pixels are kept."""
+        """The given images, in the given order; call it before `keep`."""
         assert self._kept is None
         chosen = copy.copy(self)
         chosen.tally = Tally()
@@ -207,7 +207,7 @@ class Images:
         return chosen
 
     def keep(self, in_memory: bool | str) -> None:
-        """Decode everything now, if asked to or (`auto`) if it takes at most 1 GiB."""
+        """Decode everything now if `in_memory` is True, or "auto" and it takes at most 1 GiB."""
         if in_memory is True or (in_memory == "auto" and self.fits_in_memory):
             kept, labels = self.empty(len(self)), self.labels.clone()
             with self.source.planned(self.numbers) as opener:
@@ -219,9 +219,9 @@ class Images:
             self._kept, self.labels = kept, labels
 
     def _replacement(self, number: int, why: str) -> tuple[Image.Image, int, Replaced]:
-        """Another image of this split instead of one that cannot be decoded, and its index.
+        """Another image of this split to replace one that cannot be decoded, and its index.
 
-        Which one depends on the number of the bad one in the source alone.
+        The choice depends only on the bad image's number in the source.
         """
         name = self.source.name(number)
         if not self.decoding.replace:
@@ -264,12 +264,12 @@ def _for_loss(labels: Tensor) -> Tensor:
 
 
 class Rows:
-    """A source: rows of a dataset on this machine, which datasets decodes.
+    """A source: rows of a local dataset, decoded by datasets.
 
     Args:
         rows: with an undecoded image column.
         column: name of the image column.
-        description: what messages call this split.
+        description: the split's name in messages.
     """
 
     blocks = None
@@ -282,7 +282,7 @@ class Rows:
         return len(self._rows)
 
     def open(self, numbers: Iterable[int]) -> Iterator[Opened]:
-        """PIL images of some rows, or why there is none."""
+        """PIL images of some rows, or the reason why one cannot be decoded."""
         numbers = list(numbers)
         try:
             images = self._rows[numbers][self._column]
@@ -294,7 +294,7 @@ class Rows:
                 yield why_not(error)
             return
         for image in images:
-            yield f"there is none in column {self._column!r}" if image is None else image
+            yield f"no image in column {self._column!r}" if image is None else image
 
     def planned(self, numbers: Tensor) -> AbstractContextManager[Callable[[Iterable[int]], Iterator[Opened]]]:
         """Nothing is read ahead."""
@@ -313,7 +313,7 @@ class Rows:
 
 
 def why_not(error: Exception) -> str:
-    """Why an image cannot be decoded: the same text wherever it happens."""
+    """Why an image cannot be decoded, in words; the same for all sources."""
     if isinstance(error, UnidentifiedImageError):
         return "not a recognized image"
     return first_line(error)
@@ -330,7 +330,7 @@ def first_image(source: Source, description: str) -> Image.Image:
     for image in _first_images(source):
         if not isinstance(image, str):
             return image
-    raise UserError(f"{source.name(0)} cannot be decoded, nor can those after it: {image}")
+    raise UserError(f"{source.name(0)} cannot be decoded, nor can the following ones: {image}")
 
 
 def is_grey(source: Source) -> bool:

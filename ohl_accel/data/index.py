@@ -1,8 +1,8 @@
 """The index of a streamed split: where each image is, its label and its hash, found in one pass.
 
-About 30 bytes per image on disk and 60 in memory. What a pass finds in a file is cached under the file's name
-and its size and time, or commit: a pass that was interrupted resumes, and a data set is read once for all
-runs, whatever their seeds.
+About 30 bytes per image on disk and 60 in memory. What a pass finds in a file is cached by the file's name and its
+size and modification time, or commit: an interrupted pass resumes, and a dataset is read once for all runs, whatever
+their seeds.
 """
 
 import hashlib
@@ -42,9 +42,9 @@ class Index:
 
     Args:
         files: of the split.
-        found: in all of them.
+        found: what a pass over all of them found.
         image_column: of parquet files.
-        retries: of a read that fails.
+        retries: of a failed read.
     """
 
     def __init__(self, files: Sequence[str], found: Findings, image_column: str, retries: int) -> None:
@@ -66,12 +66,12 @@ class Index:
 
     @property
     def fingerprint(self) -> str:
-        """Of the images, their labels and their order, wherever the files are."""
+        """Hash of the images, their labels and their order, independent of where the files are."""
         content = self.found.hash.tobytes() + self.found.label.astype("U").tobytes()
         return hashlib.blake2b(content, digest_size=16).hexdigest()
 
     def name(self, number: int) -> str:
-        """What messages call an image: its file, its index in it and its hash."""
+        """The name of an image in messages: its file, its index in it and its hash."""
         file = self.found.shard[self.block[number]]
         first_block = int(np.searchsorted(self.found.shard, file))
         index = number - int(self.start[first_block])
@@ -88,7 +88,7 @@ class Index:
         contents = with_retries(lambda: self._read(block, file, url), url, self._retries)
         sizes = self.found.size[self.start[block] : self.start[block + 1]].tolist()
         if [len(content or b"") for content in contents] != sizes:
-            raise UserError(f"{url} has changed since this run began to read it")
+            raise UserError(f"{url} has changed since it was indexed")
         return contents
 
     def _read(self, block: int, file: int, url: str) -> list[bytes | None]:
@@ -108,7 +108,7 @@ class Index:
     def copy(self, numbers: NDArray[np.int64]) -> "Index":
         """An index of some images, ascending, whose bytes are copied to this machine, once for all runs.
 
-        It is for images that are read again and again, and that lie scattered over blocks.
+        For images that are read repeatedly and are scattered over blocks.
         """
         path = cached(self.fingerprint, numbers.tobytes().hex(), ending="bytes")
         size = self.found.size[numbers]
@@ -140,7 +140,7 @@ def build_index(files: SplitFiles, image_column: str, label_column: str, retries
     Machines that share the cache share the work: each takes the next file that no other is reading.
 
     Raises:
-        UserError: naming a file that cannot be read, or lacks a column.
+        UserError: naming a file that cannot be read or has a missing column.
     """
     step = 1 if files.urls[0].endswith((".parquet", ".tar")) else _FILES_AT_ONCE
     report = _Report(len(files.urls))
@@ -172,7 +172,7 @@ def build_index(files: SplitFiles, image_column: str, label_column: str, retries
 
 
 class _Report:
-    """Reports the progress of a long pass every 30 seconds; silent if it is short."""
+    """Reports the progress of a pass that takes longer than 30 seconds, every 30 seconds."""
 
     def __init__(self, files: int) -> None:
         self._files, self._done, self._said = files, 0, time.monotonic()

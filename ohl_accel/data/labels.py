@@ -27,37 +27,37 @@ def class_feature(feature: Any) -> Any:
 
 
 def class_names(rows: datasets.Dataset, column: str) -> tuple[str, ...]:
-    """Names of the classes: of the ClassLabel, or the sorted values of a column of numbers or text.
+    """Names of the classes: those of a ClassLabel, or the sorted values of a column of numbers or text.
 
     Raises:
-        UserError: if the column holds no labels, or a row of it has none.
+        UserError: if the column does not hold labels, or a row has none.
     """
     feature = class_feature(rows.features[column])
     if isinstance(feature, datasets.ClassLabel):
         return tuple(feature.names)
     if getattr(feature, "dtype", None) not in _CLASS_TYPES:
         raise UserError(
-            f"column {column!r} holds no labels: it is {rows.features[column]}, not classes, whole numbers or text, "
-            "or lists of them"
+            f"column {column!r} does not hold labels: it is {rows.features[column]}, not classes, whole numbers or "
+            "text, or lists of them"
         )
     values = _values(rows, column) if is_list(rows.features[column]) else rows.unique(column)
     if None in values:
-        raise UserError(f"column {column!r} holds rows without a label")
+        raise UserError(f"column {column!r} has rows without a label")
     if is_list(rows.features[column]):
         values = list(set(chain.from_iterable(values)))
         if None in values:
-            raise UserError(f"column {column!r} holds lists with an empty label")
+            raise UserError(f"column {column!r} has lists with an empty label")
     return tuple(str(value) for value in sorted(values))
 
 
 def labels_of(rows: datasets.Dataset, column: str, classes: Sequence[str], description: str) -> Tensor:
-    """The labels of a split: int64 [n], or of a column of lists uint8 [n, C], 1 for each class of an image.
+    """The labels of a split: int64 [n], or for a column of lists uint8 [n, C], 1 for each class of an image.
 
     Args:
         rows: of the split.
         column: of its labels.
         classes: of the training split.
-        description: what messages call this split.
+        description: the split's name in messages.
 
     Raises:
         UserError: for a label that is not among the classes, or a row without one.
@@ -78,11 +78,11 @@ def class_index(
     """The index of each label in the list of classes: int64 [n].
 
     Args:
-        values: labels as the data has them.
-        names: of ClassLabel's numbers, if the values are such.
+        values: labels as in the data.
+        names: of the classes, if the values are indices of a ClassLabel.
         classes: of the training split.
-        description: what messages call the split that has them.
-        column: of the labels, where there are columns.
+        description: the split's name in messages.
+        column: of the labels, if there are columns.
 
     Raises:
         UserError: for a label that is not among the classes.
@@ -128,14 +128,14 @@ def _index_of(
         if name is None or name not in known:
             where = "" if column is None else f" in column {column!r}"
             raise UserError(
-                f"{description} has the label {value!r}{where}, which is none of the {len(classes)} training classes"
+                f"{description} has the label {value!r}{where}, which is not one of the {len(classes)} training classes"
             )
         index_of[value] = known[name]
     return index_of
 
 
 def _values(rows: datasets.Dataset, column: str) -> list[Any]:
-    """A column as Python values: from Arrow where the rows are not reordered, which is faster."""
+    """A column as Python values: from Arrow, which is faster, if the rows are not reordered."""
     if rows._indices is None:
         values: list[Any] = rows.data.column(column).to_pylist()
         return values

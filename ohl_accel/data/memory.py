@@ -1,4 +1,4 @@
-"""Data that the caller holds: datasets of Hugging Face, or of torch, instead of a path in a recipe."""
+"""Datasets given in Python, Hugging Face's or torch's, instead of a path in a recipe."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,18 +22,18 @@ from ohl_accel.errors import UserError
 from ohl_accel.recipe import DataSection
 
 Split: TypeAlias = datasets.Dataset | Dataset[Any]
-"""A map-style dataset: of Hugging Face, or of torch with items (image, label)."""
+"""A map-style dataset: Hugging Face's, or torch's with items (image, label)."""
 GivenData: TypeAlias = Split | Mapping[str, Split] | datasets.DatasetDict
 """The training split, or splits by name (a `datasets.DatasetDict` is such a mapping)."""
 
 
 def section_of(data: DataSection, dataset: GivenData) -> DataSection:
-    """The data section of a recipe for a run on given data: what says where data is has no meaning then.
+    """The data section of a recipe for a run on given data: fields that say where data is are reset.
 
     A dataset that is not a mapping is the training split, so there is no test split.
 
     Raises:
-        UserError: for a dataset of another kind, or a split that a mapping lacks.
+        UserError: for a split that a mapping does not have.
     """
     nowhere: dict[str, Any] = {
         "path": IN_MEMORY,
@@ -47,15 +47,15 @@ def section_of(data: DataSection, dataset: GivenData) -> DataSection:
         if data.heldout_split is not None:
             raise UserError(
                 f"data.heldout_split={data.heldout_split}: the given dataset is a single split; give a mapping from "
-                "names to splits, or hold images out of it by data.heldout"
+                "names to splits, or hold out images of it with data.heldout"
             )
     else:
         for split in (data.train_split, data.heldout_split, data.test_split):
             if split is not None and split not in dataset:
                 raise UserError(
                     f"the given dataset has no split {split!r}; it has: {', '.join(map(str, dataset))} "
-                    "(data.train_split, data.heldout_split and data.test_split choose among them, and "
-                    "data.test_split=null means that there is none)"
+                    "(choose with data.train_split, data.heldout_split and data.test_split; data.test_split=null if "
+                    "there is no test split)"
                 )
     return data.model_copy(update=nowhere)
 
@@ -63,7 +63,7 @@ def section_of(data: DataSection, dataset: GivenData) -> DataSection:
 def open_given(
     data: DataSection, dataset: GivenData, split: str, schema: Schema | None
 ) -> tuple[Images, Schema]:
-    """The images of a split of given data, and the schema: the one given, or what is found in the split.
+    """The images of a split of given data, and the schema: the one given, or as found in the split.
 
     Rows of Hugging Face are used without their format and transform (`set_format`, `set_transform`), which
     would make tensors of images before the policy sees them. What `map` has made is part of the rows. Items of
@@ -73,12 +73,12 @@ def open_given(
 
     Args:
         data: the recipe's data section.
-        dataset: one split, which then has any name, or splits by name.
+        dataset: one split, whatever its name, or splits by name.
         split: its name.
         schema: of the training split.
 
     Raises:
-        UserError: for a dataset of another kind, or whose items are not images and labels.
+        UserError: for an unsupported kind of dataset, or one whose items are not images and labels.
     """
     found = dataset[split] if isinstance(dataset, Mapping) else dataset
     description = f"split {split!r} of the given dataset"
@@ -127,7 +127,7 @@ class Items:
 
     Args:
         dataset: images as PIL images, uint8 tensors [C, H, W] or uint8 arrays [H, W, C] or [H, W].
-        description: what messages call this split.
+        description: the split's name in messages.
     """
 
     blocks = None
@@ -140,7 +140,7 @@ class Items:
         return len(self._dataset)
 
     def open(self, numbers: Iterable[int]) -> Iterator[Opened]:
-        """PIL images of some items, or why there is none.
+        """PIL images of some items, or the reason why one cannot be decoded.
 
         Raises:
             UserError: for an item that is not an image and a label.
@@ -148,7 +148,7 @@ class Items:
         for number in numbers:
             try:
                 item = self._dataset[number]
-            except Exception as error:  # whatever the reader of these images raises for a damaged one
+            except Exception as error:  # whatever the dataset raises for a damaged image
                 yield why_not(error)
             else:
                 yield _as_pil(_pair(item, self.name(number))[0], self.name(number))
@@ -210,7 +210,7 @@ def _file_of(dataset: Any, number: int) -> str | None:
 
 
 class _Label(NamedTuple):
-    """One class or several, and how many classes there are at least."""
+    """One class or several, and the smallest possible number of classes."""
 
     value: int | list[int]
     classes: int
@@ -228,13 +228,13 @@ def _label(label: Any, name: str) -> _Label:
     if isinstance(label, list | tuple | set) and all(isinstance(index, int) for index in label):
         return _Label([int(index) for index in label], max(label, default=-1) + 1)
     raise UserError(
-        f"the label of {name} is {label!r}: it must be a whole number, or of multi-label data a list of them or a "
+        f"the label of {name} is {label!r}: it must be a whole number, or for multi-label data a list of them or a "
         "vector of 0 and 1"
     )
 
 
 def _all_labels(dataset: Any, items: Items) -> Iterable[Any]:
-    """Labels of all items: `targets`, as torchvision's datasets have it, or else what the items say."""
+    """Labels of all items: from `targets`, as torchvision's datasets have it, or else from the items."""
     if isinstance(dataset, Subset):
         inner = _all_labels(dataset.dataset, items)
         return (
@@ -248,7 +248,7 @@ def _all_labels(dataset: Any, items: Items) -> Iterable[Any]:
 
 
 def _class_names(dataset: Any) -> tuple[str, ...] | None:
-    """`classes`, as torchvision's datasets have it; a name that several classes have is followed by their index."""
+    """`classes`, as torchvision's datasets have it; a name shared by several classes is followed by their index."""
     if isinstance(dataset, Subset):
         return _class_names(dataset.dataset)
     classes = getattr(dataset, "classes", None)
@@ -265,10 +265,10 @@ def _pair(item: Any, name: str) -> tuple[Any, Any]:
 
 
 def _as_pil(image: Any, name: str) -> Image.Image:
-    """An image as the rest of the program takes it.
+    """An item's image as a PIL image.
 
     Raises:
-        UserError: for what is neither a PIL image nor uint8.
+        UserError: if it is neither a PIL image nor uint8 of a suitable shape.
     """
     if isinstance(image, Image.Image):
         return image
@@ -285,5 +285,5 @@ def _as_pil(image: Any, name: str) -> Image.Image:
         kind = f"{image.dtype} {kind} of shape {list(image.shape)}"
     raise UserError(
         f"{name} is a {kind}: give a PIL image, a uint8 tensor [C, H, W] or a uint8 array [H, W, C], with 1 or 3 "
-        "channels (normalization is the run's: leave out transforms such as ToTensor)"
+        "channels (the run normalizes: leave out transforms such as ToTensor)"
     )

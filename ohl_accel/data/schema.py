@@ -1,4 +1,4 @@
-"""What the training split tells about every split: columns, classes, size and channels."""
+"""What all splits have in common, as found in the training split: columns, classes, size and channels."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from ohl_accel.recipe import DataSection
 
 @dataclass(frozen=True)
 class Schema:
-    """What the training split tells about every split: columns, classes, size (H, W) and channels.
+    """What all splits have in common, as found in the training split: columns, classes, size (H, W) and channels.
 
     `multi_label`: whether an image may have several classes, or none (labels uint8 [n, C]), rather than exactly
     one (int64 [n]).
@@ -28,7 +28,7 @@ class Schema:
 
     @classmethod
     def of(cls, rows: datasets.Dataset, data: DataSection, description: str) -> "Schema":
-        """Found in the features and the first images, where the recipe does not say it.
+        """From the recipe, or else from the features and the first images.
 
         Raises:
             UserError: if there is no such column, or it does not hold images or labels.
@@ -58,7 +58,7 @@ class Schema:
         class_names: tuple[str, ...],
         multi_label: bool = False,
     ) -> "Schema":
-        """With the size and channels of the first images, where the recipe does not say them."""
+        """With the recipe's size and channels, or else those of the first images."""
         size, channels = data.image_size, data.channels
         if not (size and channels):
             first = first_image(source, description)
@@ -67,7 +67,7 @@ class Schema:
         return cls(image_column, label_column, class_names, size, channels, multi_label)
 
     def decoding(self, data: DataSection) -> Decoding:
-        """What becomes of the images."""
+        """How the images are decoded."""
         squash = data.crop_mode == "squash" if data.image_size else None
         return Decoding(self.size, self.channels, squash, data.crop_pct, data.corrupt_fraction > 0)
 
@@ -75,7 +75,7 @@ class Schema:
         """The images of a split.
 
         Raises:
-            UserError: if it lacks a column or has other labels.
+            UserError: if a column is missing or labels are unknown.
         """
         for column in (self.image_column, self.label_column):
             if column not in rows.column_names:
@@ -88,7 +88,7 @@ class Schema:
         return Images(source, labels, self.decoding(data), description)
 
     def check_labels(self, multi_label: bool, description: str) -> None:
-        """Refuse a split whose images have lists of classes where those of the training split have one, or vice versa.
+        """Reject a split whose images have lists of classes if those of the training split have one, or vice versa.
 
         Raises:
             UserError: naming the split.
@@ -100,7 +100,7 @@ class Schema:
             raise UserError(f"{description} has {own} per image, but the training split has {others}")
 
     def label_text(self, label: Tensor) -> str:
-        """The class of an image by name; of multi-label data all of them, separated by commas.
+        """The class of an image by name; for multi-label data all of them, separated by commas.
 
         Args:
             label: of one image: int64 [], or uint8 or float [C].
@@ -116,7 +116,7 @@ def image_column_of(rows: datasets.Dataset, data: DataSection, description: str)
     Args:
         rows: of a split.
         data: the recipe's data section.
-        description: what messages call the split.
+        description: the split's name in messages.
 
     Raises:
         UserError: if there is none, or several.
@@ -138,7 +138,7 @@ def label_column_of(rows: datasets.Dataset, data: DataSection, description: str)
     Args:
         rows: of a split.
         data: the recipe's data section.
-        description: what messages call the split.
+        description: the split's name in messages.
 
     Raises:
         UserError: if there is none, or several.
@@ -167,16 +167,16 @@ def label_column_of(rows: datasets.Dataset, data: DataSection, description: str)
 
 def _named_column(rows: datasets.Dataset, key: str, name: str) -> str:
     if name not in rows.column_names:
-        raise UserError(f"{key}={name}: there is no such column; there are: {', '.join(rows.column_names)}")
+        raise UserError(f"{key}={name}: there is no such column; columns: {', '.join(rows.column_names)}")
     return name
 
 
 def _with_images(rows: datasets.Dataset, column: str) -> datasets.Dataset:
-    """Rows whose image column decodes to PIL images, also where the file holds plain bytes or paths."""
+    """Rows whose image column decodes to PIL images, even if the file holds plain bytes or paths."""
     if isinstance(rows.features[column], datasets.Image):
         return rows
     try:
         cast: datasets.Dataset = rows.cast_column(column, datasets.Image())
         return cast
     except Exception as error:
-        raise UserError(f"column {column!r} holds no images: {first_line(error)}") from error
+        raise UserError(f"column {column!r} does not hold images: {first_line(error)}") from error

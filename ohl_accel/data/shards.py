@@ -1,8 +1,8 @@
 """Files of a stream: what one pass over a file finds in it, and its images' bytes, block by block.
 
 Three kinds of files: parquet (a block is a row group), tar in webdataset's layout and files of bytes (a
-block is a run of neighbouring images) and single images (each its own block). A read that fails is retried with
-exponential back-off, and ends with an error that names the file.
+block is a run of adjacent images) and single images (each its own block). A failed read is retried with exponential
+back-off; if it keeps failing, the error names the file.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 from ohl_accel.errors import UserError, first_line
 
 FIRST_WAIT = 0.5
-"""Seconds before a failed read is tried again; each further wait is twice as long."""
+"""Seconds before a failed read is retried; each further wait is twice as long."""
 _BLOCK_BYTES, _BLOCK_IMAGES = 2**23, 256
 _TAR_LABEL = "cls"
 T = TypeVar("T")
@@ -49,17 +49,17 @@ class Findings:
 
 
 def with_retries(read: Callable[[], T], what: str, retries: int) -> T:
-    """The result of a read, which is retried with exponential back-off while it fails.
+    """The result of a read, retried with exponential back-off if it fails.
 
     Args:
-        read: may be done several times.
+        read: may be called several times.
         what: is read, for messages.
-        retries: how often it is tried again, after 0.5, 1, 2, 4, ... seconds.
+        retries: how often it is retried, after 0.5, 1, 2, 4, ... seconds.
 
     Raises:
-        UserError: if it fails `retries` + 1 times, or at once where trying again cannot help.
+        UserError: if it fails `retries` + 1 times, or at once if retrying cannot help.
     """
-    # whatever the reader of this kind of file or network raises
+    # readers of files and networks raise errors of many kinds
     failed = retry_if_exception(
         lambda error: isinstance(error, Exception) and not isinstance(error, UserError)
     )
@@ -86,13 +86,13 @@ def kind_of(url: str) -> str:
     if suffix not in kinds:
         raise UserError(
             f"{url} cannot be streamed: it must be parquet, tar (webdataset, not compressed) or an image; "
-            "data.streaming=false reads further kinds"
+            "data.streaming=false reads more formats"
         )
     return kinds[suffix]
 
 
 def features_of(url: str, retries: int) -> datasets.Features:
-    """Columns of a file: of a parquet file its own, of a tar the endings of its first image."""
+    """Columns of a file: those of a parquet file, or the file endings of a tar's first sample."""
     kind = kind_of(url)
     if kind == "image":
         return datasets.Features(image=datasets.Image(), label=datasets.Value("string"))
@@ -118,7 +118,7 @@ def features_of(url: str, retries: int) -> datasets.Features:
 
 
 def default_label(url: str) -> str | None:
-    """The name of the label column where a file's kind decides it."""
+    """The name of the label column if the kind of file determines it."""
     return {"tar": _TAR_LABEL, "image": "label"}.get(kind_of(url))
 
 
@@ -128,10 +128,10 @@ def scan(urls: Sequence[str], image_column: str, label_column: str, retries: int
     Args:
         urls: of the files; `Findings.shard` counts them from 0.
         image_column, label_column: columns, or endings in a tar.
-        retries: of a read that fails.
+        retries: of a failed read.
 
     Raises:
-        UserError: naming a file that cannot be read, or lacks a column.
+        UserError: naming a file that cannot be read or has a missing column.
     """
     scans = {"parquet": _scan_parquet, "tar": _scan_tar, "image": _scan_image}
     parts = []
@@ -145,7 +145,7 @@ def scan(urls: Sequence[str], image_column: str, label_column: str, retries: int
 
 
 def joined(parts: Sequence[Findings]) -> Findings:
-    """Findings one after the other."""
+    """Findings concatenated, in their order."""
     fields = Findings.__dataclass_fields__
     return Findings(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in fields})
 
@@ -154,7 +154,7 @@ def read_row_group(
     url: str, number: int, column: str, metadata: pq.FileMetaData | None
 ) -> list[bytes | None]:
     """The images of a row group, undecoded; None where there are no bytes."""
-    # pyarrow's own file and no buffer ahead: bytes are copied half as often
+    # pyarrow's own file and no pre-buffering: bytes are copied half as often
     with open_file(url) if "://" in url else pa.OSFile(url, "r") as file:
         parquet = pq.ParquetFile(file, metadata=metadata, pre_buffer=False)
         group = parquet.read_row_group(number, [column], use_threads=False)
@@ -181,7 +181,7 @@ def open_file(url: str) -> Any:
 
 
 def hash_of(content: bytes) -> int:
-    """The 64-bit BLAKE2b hash of an image's bytes, by which a stream knows it."""
+    """The 64-bit BLAKE2b hash of an image's bytes, which identifies it in a stream."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
@@ -231,7 +231,7 @@ def _scan_image(url: str, file_number: int, image_column: str, label_column: str
 
 
 def runs(images: Sequence[tuple[int, int]]) -> list[int]:
-    """Cut the (offset, size) of neighbouring images into blocks: images in each."""
+    """Divide adjacent images, given by (offset, size), into blocks: the number of images in each."""
     lengths: list[int] = []
     first = 0
     for index, (offset, size) in enumerate(images):
@@ -251,7 +251,7 @@ def _findings(
     labels: Sequence[Any],
 ) -> Findings:
     if any(label is None for label in labels):
-        raise UserError(f"{url} holds rows without a label in {label_column!r}")
+        raise UserError(f"{url} has rows without a label in {label_column!r}")
     hashes, offsets, sizes = zip(*images, strict=True) if images else ((), (), ())
     numbers, lengths = zip(*blocks, strict=True) if blocks else ((), ())
     return Findings(
@@ -271,7 +271,7 @@ def _bytes_of(column: "pa.ChunkedArray[Any]") -> list[bytes | None]:
 
 
 def _samples(file: BinaryIO, url: str) -> Iterator[dict[str, tuple[int, int, bytes]]]:
-    """Neighbouring members of a tar with one name: ending -> (offset, size, content), as webdataset has it."""
+    """Adjacent members of a tar with the same name, as in webdataset: ending -> (offset, size, content)."""
     sample: dict[str, tuple[int, int, bytes]] = {}
     current = None
     with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -287,7 +287,7 @@ def _samples(file: BinaryIO, url: str) -> Iterator[dict[str, tuple[int, int, byt
             content = tar.extractfile(member)
             assert content is not None
             sample[ending.lower()] = (member.offset_data, member.size, content.read())
-            tar.members = []  # type: ignore[attr-defined]  # tarfile remembers every member that it has seen
+            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member that it has read
     if sample:
         yield sample
 
@@ -300,7 +300,7 @@ def decode(content: bytes | None) -> Image.Image:
     """A PIL image, upright (as datasets decodes it).
 
     Raises:
-        Exception: whatever Pillow raises for what it cannot decode.
+        Exception: whatever Pillow raises for an image that it cannot decode.
     """
     image: Image.Image = Image.open(io.BytesIO(content or b""))
     image.load()

@@ -1,6 +1,6 @@
 """Where rows come from: one split of a Hub dataset, a folder, a file or scikit-learn's digits.
 
-A split is opened alone: no file of another split is read, so the test split stays untouched until it is asked for.
+Each split is opened separately: no file of another split is read, so the test split stays untouched until requested.
 """
 
 import re
@@ -19,7 +19,7 @@ from ohl_accel.recipe import DataSection
 DIGITS = "sklearn:digits"
 """`data.path` of scikit-learn's bundled handwritten digits: 1,797 grey images of 8 x 8 pixels."""
 DIGITS_TEST_IMAGES = 500
-"""The last ones are the test split: they come from other writers than the first."""
+"""The last images are the test split: their writers differ from those of the first ones."""
 
 IN_MEMORY = "memory"
 """`data.path` of a run on a dataset that was given in Python."""
@@ -33,7 +33,7 @@ def open_split(data: DataSection, split: str, path: str | None = None) -> datase
     Args:
         data: the recipe's data section.
         split: a split's name, or an expression of datasets such as `train[:80%]`.
-        path: where it is, if not at `data.path`.
+        path: where it is, if not in `data.path`.
 
     Raises:
         UserError: if there is no such dataset, configuration or split, or it cannot be read.
@@ -58,7 +58,7 @@ def open_split(data: DataSection, split: str, path: str | None = None) -> datase
     except UserError:
         raise
     except Exception as error:
-        # datasets raises whatever its readers raise; the user needs to know which split of what it was
+        # datasets raises whatever its readers raise; tell the user which split could not be read
         why = "; ".join(first_line(each) for each in (error, error.__cause__) if each is not None)
         raise UserError(f"split {split!r} of {location} cannot be read: {why}") from error
 
@@ -69,21 +69,21 @@ class SplitFiles:
 
     urls: list[str]
     stamps: list[str]
-    """What changes when the content of a file does: size and time, or the commit of a Hub dataset."""
+    """What changes with the content of a file: size and modification time, or the commit of a Hub dataset."""
     features: datasets.Features | None
-    """Where the dataset's card has them."""
+    """From the dataset's card; None if it has none."""
 
 
 def files_of_split(data: DataSection, split: str, path: str | None = None) -> SplitFiles:
-    """The files of a split that is streamed; none of them is read.
+    """The files of a split to be streamed; none of them is read.
 
     Args:
         data: the recipe's data section.
         split: a split's name.
-        path: where it is, if not at `data.path`.
+        path: where it is, if not in `data.path`.
 
     Raises:
-        UserError: if there is no such split, or it is not made of files.
+        UserError: if there is no such split, or it does not consist of files.
     """
     location = path or data.path
     check_split_exists(data, split, path)
@@ -94,7 +94,7 @@ def files_of_split(data: DataSection, split: str, path: str | None = None) -> Sp
     builder = _builder(data, location)
     if not builder.config.data_files or re.search(r"[\[+]", split):
         raise UserError(
-            f"split {split!r} of {location} cannot be streamed: a stream is a whole split that is made of files"
+            f"split {split!r} of {location} cannot be streamed: a stream is a whole split that consists of files"
         )
     files = builder.config.data_files[split]
     origins = getattr(files, "origin_metadata", [])  # a list of patterns was resolved to files
@@ -112,20 +112,20 @@ def check_split_exists(data: DataSection, split: str, path: str | None = None) -
     """Look a split up by name, without opening it.
 
     Raises:
-        UserError: with the splits that there are.
+        UserError: listing the existing splits.
     """
     location = path or data.path
     if location == IN_MEMORY and not Path(location).exists():
         raise UserError(
-            f"data.path={IN_MEMORY}: the dataset was given in Python, and is not known here: give it again "
-            "(`dataset=...`), or say by data.path where it is"
+            f"data.path={IN_MEMORY}: the dataset of this run was given in Python: give it again (`dataset=...`), or "
+            "set data.path to where it is"
         )
     if _is_one_split(location):
         if path is None and split != data.train_split:
             way_out = (
                 "give data.test_path, or data.test_split=null if there is no test split"
                 if split == data.test_split
-                else "hold images out of it by data.heldout, or put all splits into a folder"
+                else "hold out images of it with data.heldout, or put all splits into a folder"
             )
             raise UserError(f"data.path={location} is a single split, so there is no {split!r}: {way_out}")
         return
@@ -136,12 +136,12 @@ def check_split_exists(data: DataSection, split: str, path: str | None = None) -
     if missing:
         raise UserError(
             f"{location} has no split {missing[0]!r}; it has: {', '.join(known or [])} "
-            "(data.train_split, data.heldout_split and data.test_split choose among them)"
+            "(choose with data.train_split, data.heldout_split and data.test_split)"
         )
 
 
 def _split_names(data: DataSection, location: str) -> list[str] | None:
-    """The splits of a dataset, or None where they are known only by loading it."""
+    """The splits of a dataset, or None if they are known only after loading it."""
     if location == DIGITS:
         return ["train", "test"]
     if _is_saved_to_disk(location):
@@ -151,7 +151,7 @@ def _split_names(data: DataSection, location: str) -> list[str] | None:
 
 
 def _files_of_splits(data: DataSection, location: str) -> dict[str, Sequence[str]] | None:
-    """Split name -> its files, as datasets finds them by name; None for a dataset not made of files."""
+    """Split name -> its files, as resolved by datasets; None for a dataset that does not consist of files."""
     looks_local = (
         location.startswith(("/", ".", "~"))
         or location.count("/") > 1
@@ -185,7 +185,7 @@ def _file_format(location: str) -> str:
     if suffix not in _FILE_FORMATS:
         known = ", ".join(_FILE_FORMATS)
         raise UserError(
-            f"data.path={location}: a file must end in one of {known}; for images give their folder"
+            f"data.path={location}: a file name must end in one of {known}; for images give their folder"
         )
     return _FILE_FORMATS[suffix]
 

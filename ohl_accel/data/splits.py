@@ -1,4 +1,4 @@
-"""The splits of a run: images that train the network, score the trajectories, and test the finished network.
+"""The splits of a run: images for training the network, scoring the trajectories, and testing the finished network.
 
 Shapes: n images, C channels, H rows, W columns.
 """
@@ -29,10 +29,10 @@ _IMAGES_IN_A_FINGERPRINT = 256
 
 @dataclass(frozen=True)
 class Data:
-    """The data of a run, ready but for the test split, which `open_test` opens.
+    """The data of a run, ready except for the test split, which `open_test` opens.
 
     `heldout` scores the trajectories, None if nothing is held out; `heldout_rows` are its rows of the
-    training split, None where it is a split of its own. `mean` and `std` are of each channel, in 0..1.
+    training split, None if it is a separate split. `mean` and `std` are per channel, in 0..1.
     """
 
     section: DataSection
@@ -47,7 +47,7 @@ class Data:
     copies: int
     """Images of the training split that do not train because they are copies of held-out ones."""
     dataset: GivenData | None = None
-    """What the caller gave, if the data is not where the recipe says."""
+    """The dataset given in Python, if any."""
 
     @property
     def record(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Data:
         """The test split, opened and decoded only now; None if the recipe has none.
 
         Raises:
-            UserError: if it cannot be read, or has labels that the training split lacks.
+            UserError: if it cannot be read, or has labels that are not in the training split.
         """
         data = self.section
         if data.test_split is None:
@@ -81,7 +81,7 @@ class Data:
         return test
 
     def resolve(self, recipe: Recipe) -> Recipe:
-        """The recipe with all filled in that was found in the data."""
+        """The recipe, completed with what was found in the data."""
         columns = {"image_column": self.schema.image_column, "label_column": self.schema.label_column}
         found = {
             **self.section.model_dump(),
@@ -100,17 +100,17 @@ def open_images(
     schema: Schema | None = None,
     dataset: GivenData | None = None,
 ) -> tuple[Images, Schema]:
-    """The images of a split, and the schema: the one given, or what is found in the split.
+    """The images of a split, and the schema: the one given, or as found in the split.
 
     Args:
         data: the recipe's data section.
         split: its name.
         path: where it is, if not in `data.path`.
         schema: of the training split.
-        dataset: in memory, instead of what is in `data.path`.
+        dataset: in memory, instead of `data.path`.
 
     Raises:
-        UserError: if it cannot be read, or does not go with the schema.
+        UserError: if it cannot be read, or does not match the schema.
     """
     if dataset is not None:
         return open_given(data, dataset, split, schema)
@@ -123,12 +123,12 @@ def open_images(
 
 
 def open_data(recipe: Recipe, dataset: GivenData | None = None) -> Data:
-    """Open the training and held-out splits of a recipe; only check that there is a test split.
+    """Open the training and held-out splits of a recipe; for the test split, only check that it exists.
 
     Args:
         recipe: of the run.
-        dataset: to be used instead of what is in `data.path`: the training split, or splits by name, each a
-            `datasets.Dataset` or a map-style torch dataset of (image, label).
+        dataset: used instead of `data.path`: the training split, or splits by name, each a `datasets.Dataset` or a
+            map-style torch dataset of (image, label).
 
     Raises:
         UserError: if anything about the data cannot work.
@@ -145,14 +145,14 @@ def open_data(recipe: Recipe, dataset: GivenData | None = None) -> Data:
     if data.heldout_split is not None:
         heldout, _ = open_images(data, data.heldout_split, schema=schema, dataset=dataset)
         if len(heldout) == 0:
-            raise UserError(f"{heldout.description} is empty: there is nothing to score trajectories with")
+            raise UserError(f"{heldout.description} is empty: there are no images to score trajectories with")
         known_by["heldout_fingerprint"] = _fingerprint(heldout, schema, heldout.source.hashes())
     elif data.heldout is not None:
         order = _keyed_order(train, seed, "heldout")
         heldout_rows = choose_stratified(train.labels, data.heldout, "data.heldout", "holds out", seed, order)
         stays = torch.ones(len(train), dtype=torch.bool)
         stays[heldout_rows] = False
-        if hash_n is not None:  # an image that is there twice must not be on both sides
+        if hash_n is not None:  # a duplicated image must not be on both sides
             stays &= ~torch.from_numpy(np.isin(hash_n, hash_n[heldout_rows]))
         copies = len(train) - len(heldout_rows) - int(stays.sum())
         heldout = train.subset(heldout_rows)
@@ -193,7 +193,7 @@ def _fingerprint(images: Images, schema: Schema, hash_n: NDArray[np.uint64] | No
 
 
 def _keep_near(heldout: Images, data: DataSection) -> Images:
-    """Held-out images are looked at after every outer step: decoded, or at least their bytes, on this machine."""
+    """Held-out images, which are needed after every outer step: decoded, or at least their bytes, on this machine."""
     heldout.keep(data.in_memory)
     if heldout.kept or not isinstance(heldout.source, Shards):
         return heldout
@@ -202,7 +202,7 @@ def _keep_near(heldout: Images, data: DataSection) -> Images:
 
 
 def _keyed_order(images: Images, seed: int, purpose: str) -> Tensor | None:
-    """Images of a stream by keyed hashes of their bytes: the same however they lie in shards.
+    """Order of a stream's images by keyed hashes of their bytes: independent of how they are sharded.
 
     Equal images are ordered by label. None for images that are not streamed.
     """
@@ -215,7 +215,7 @@ def _keyed_order(images: Images, seed: int, purpose: str) -> Tensor | None:
 
 
 def keyed_hash(hash_n: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
-    """Hashes that depend on a key, one to one: the finalizer of SplitMix64 (Steele et al., 2014)."""
+    """A keyed bijection of hashes: the finalizer of SplitMix64 (Steele et al., 2014)."""
     mixed = hash_n ^ np.uint64(key)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -225,9 +225,9 @@ def keyed_hash(hash_n: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
 def channel_statistics(images: Images, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel in 0..1, over at most 10,000 images (keyed choice).
 
-    Of a stream they are 2,000, of blocks chosen whole.
+    For a stream, over at most 2,000 images, taken block by block.
 
-    Whole numbers are summed, so the result is the same on every machine. A channel without any
+    Integers are summed, so the result is the same on every machine. A channel without any
     variation gets a standard deviation of 1.
     """
     generator, block_n = keyed_generator(seed, "statistics"), images.blocks
@@ -239,7 +239,7 @@ def channel_statistics(images: Images, seed: int) -> tuple[tuple[float, ...], tu
     pixels, total, squares = 0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     for part in chosen.split(500):
         images_nCHW = images.empty(len(part))
-        images.decode(part.tolist(), images_nCHW)  # not counted: a run that is resumed knows the statistics
+        images.decode(part.tolist(), images_nCHW)  # not counted: a resumed run already has the statistics
         levels = images_nCHW.long()
         pixels += levels[:, 0].numel()
         total = total + levels.sum((0, 2, 3))

@@ -1,4 +1,4 @@
-"""A part of a split in which every class has the share that it has in the whole: held-out or training images.
+"""A stratified part of a split, with the class frequencies of the whole: held-out or training images.
 
 Shapes: n images of the split, C classes.
 """
@@ -14,16 +14,16 @@ from ohl_accel.rng import keyed_generator
 def choose_stratified(
     labels: Tensor, asked: int | float, field: str, does: str, seed: int, order: Tensor | None = None
 ) -> list[int]:
-    """Rows of a part of a split: exactly as many as asked for, each class with its share, ascending.
+    """Rows of a stratified part of a split: exactly as many as requested, ascending.
 
-    With one label per image, the rows of each class are rounded by largest remainder; which ones are taken is
+    With one label per image, the number of rows of each class is rounded by largest remainder; which ones are taken is
     keyed by the seed. Multi-label images are chosen by iterative stratification.
 
     Args:
         labels: int64 [n], indices into the list of classes; or uint8 [n, C], multi-hot.
-        asked: how many rows, or which fraction of them.
+        asked: number of rows, or a fraction of them.
         field: of the recipe; its last part is the purpose that keys the choice.
-        does: what the part does, for messages.
+        does: what the part is for, as a verb for messages.
         seed: of the run.
         order: int64 [n], in which the rows of a class are taken; None: keyed by the seed.
 
@@ -53,28 +53,28 @@ def choose_stratified(
 def _iterative(labels_nC: Tensor, count: int, order_n: Tensor) -> list[int]:
     """Iterative stratification (Sechidis et al., ECML PKDD 2011, Algorithm 1) into a part of `count` rows and the rest.
 
-    The class with the fewest rows left is dealt out first, each row to the side that lacks more of that class,
+    The class with the fewest rows left is distributed first, each row to the side that needs more of that class,
     or else more rows. Ties, which the paper breaks at random, go to the part: the order of rows is random.
     """
     labels, order = labels_nC.numpy().astype(bool), order_n.numpy()
     total = len(labels)
-    lacks = np.array([count, total - count])
+    needs = np.array([count, total - count])
     left_C = labels.sum(0)
-    lacks_2C = np.outer(lacks / total, left_C)
+    needs_2C = np.outer(needs / total, left_C)
     undecided, chosen = np.ones(total, dtype=bool), np.zeros(total, dtype=bool)
 
     def decide(row: int, preferred: int) -> None:
-        side = preferred if lacks[preferred] else 1 - preferred
+        side = preferred if needs[preferred] else 1 - preferred
         undecided[row], chosen[row] = False, side == 0
-        lacks[side] -= 1
-        lacks_2C[side] -= labels[row]
+        needs[side] -= 1
+        needs_2C[side] -= labels[row]
         left_C[:] -= labels[row]
 
     while left_C.any():
         rarest = int(np.where(left_C > 0, left_C, total + 1).argmin())
         for row in order[undecided[order] & labels[order, rarest]]:
-            in_part, outside = lacks_2C[:, rarest]
-            decide(row, int(outside > in_part or (outside == in_part and lacks[1] > lacks[0])))
-    for row in order[undecided[order]]:  # images of no class
-        decide(row, int(lacks[1] > lacks[0]))
+            in_part, outside = needs_2C[:, rarest]
+            decide(row, int(outside > in_part or (outside == in_part and needs[1] > needs[0])))
+    for row in order[undecided[order]]:  # images without a class
+        decide(row, int(needs[1] > needs[0]))
     return np.flatnonzero(chosen).tolist()

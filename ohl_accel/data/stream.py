@@ -1,8 +1,8 @@
-"""A stream: images read from shards where they are, block by block, ahead of need.
+"""A stream: images read from shards where they are, block by block, with read-ahead.
 
 datasets finds the files of a split, their commit and their features; the bytes are read here, with pyarrow
 and fsspec. Iterating with datasets would make the order depend on the number of workers, and resuming a
-shuffled stream inside an epoch would lose and repeat images (60 and 10 of them, as measured).
+shuffled stream inside an epoch would skip and repeat images (60 and 10 when measured).
 
 Shapes: n images of a split.
 """
@@ -49,7 +49,7 @@ class Shards:
         return len(self.index)
 
     def open(self, numbers: Iterable[int]) -> Iterator[Opened]:
-        """PIL images of some numbers, or why there is none; the block of the last one is remembered.
+        """PIL images by number, or the reason why one cannot be decoded; the block of the last one is cached.
 
         Raises:
             UserError: if a file cannot be read.
@@ -64,7 +64,7 @@ class Shards:
     def planned(self, numbers: Tensor) -> Iterator[Callable[[Iterable[int]], Iterator[Opened]]]:
         """An `open` that reads ahead: each block once, up to 32 MiB or two blocks before it is needed.
 
-        Of a block only the images planned are held, undecoded, each until it is asked for.
+        Only the planned images of a block are held, undecoded, each until it is requested.
         """
         with ThreadPoolExecutor(_READERS) as readers:
             ahead = _Ahead(self.index, numbers.numpy(), readers)
@@ -74,7 +74,7 @@ class Shards:
                 readers.shutdown(wait=False, cancel_futures=True)
 
     def name(self, number: int) -> str:
-        """What messages call an image."""
+        """The name of an image in messages."""
         return self.index.name(number)
 
     def hashes(self) -> NDArray[np.uint64]:
@@ -83,7 +83,7 @@ class Shards:
 
 
 class _Ahead:
-    """Blocks on their way, in the order of their first use, and the images that have come."""
+    """Blocks being read, in the order of their first use, and the images that have been read."""
 
     def __init__(self, index: Index, planned: NDArray[np.int64], readers: ThreadPoolExecutor) -> None:
         self._index, self._readers = index, readers
@@ -100,12 +100,12 @@ class _Ahead:
         """Images in the planned order."""
         for number in numbers:
             while number not in self._held:
-                self._read_on()
+                self._start_reads()
                 self._held |= self._reading.popleft().result()
-            self._read_on()
+            self._start_reads()
             yield _decoded(self._held.pop(number))
 
-    def _read_on(self) -> None:
+    def _start_reads(self) -> None:
         while self._to_come and len(self._reading) < self._blocks_ahead:
             self._reading.append(self._readers.submit(self._read, self._to_come.popleft()))
 
@@ -125,17 +125,17 @@ def _decoded(content: bytes | None) -> Opened:
 def open_stream(
     data: DataSection, split: str, path: str | None, schema: Schema | None, description: str
 ) -> tuple[Images, Schema]:
-    """The images of a split that is streamed, indexed; and the schema, if they are the training split.
+    """The images of a streamed split, and the schema: the one given, or as found in the split.
 
     Args:
         data: the recipe's data section.
         split: its name.
         path: where it is, if not in `data.path`.
-        schema: of the training split; None finds it in this one.
-        description: what messages call this split.
+        schema: of the training split; None if this is it.
+        description: the split's name in messages.
 
     Raises:
-        UserError: if there is no such split, or a file of it cannot be read, or lacks a column.
+        UserError: if there is no such split, or one of its files cannot be read or has a missing column.
     """
     files = files_of_split(data, split, path)
     first = files.urls[0]

@@ -1,1 +1,1 @@
-"""Trajectory groups over processes: launching, exchanging, sharding."""
+"""Trajectory groups over processes: launch, communication, sharding."""

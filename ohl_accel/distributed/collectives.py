@@ -1,4 +1,4 @@
-"""Many tensors in few exchanges, and a checksum over all of them."""
+"""Collectives on many tensors in few messages, and a checksum over all of them."""
 
 from collections.abc import Sequence
 
@@ -15,9 +15,9 @@ _CHECKSUM_BYTES = 4 * 2**20
 def checksum(tensors: Sequence[Tensor]) -> Tensor:
     """int64 [] on the device of the first tensor: changes with any single change of the tensors' bytes.
 
-    Sums of rows of 4 KB, each times an odd number of its own, modulo 2^64: many times as fast as SHA-256 on
-    a CPU, and nothing but the sum leaves the device. Blind only to changes that cancel out, such as two
-    words exchanged within a row.
+    Sums of rows of 4 KB, each multiplied by a different odd number, modulo 2^64: many times as fast as SHA-256 on
+    a CPU, and only the sum leaves the device. Blind only to changes that cancel out, such as two
+    words swapped within a row.
     """
     total = torch.zeros((), dtype=torch.int64, device=tensors[0].device)
     for bucket in buckets(tensors, _CHECKSUM_BYTES):
@@ -31,18 +31,18 @@ def checksum(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _weighted(numbers: Tensor) -> Tensor:
-    """Sum of int64 numbers, each times an odd number of its own, modulo 2^64: int64 []."""
+    """Sum of int64 numbers, each multiplied by a different odd number, modulo 2^64: int64 []."""
     return (numbers * (2 * torch.arange(len(numbers), device=numbers.device) + 1)).sum()
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, those that are not saved included."""
+    """Parameters and buffers by name, including those that are not saved."""
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
 @torch.no_grad()
 def broadcast(tensors: Sequence[Tensor], source: int, group: dist.ProcessGroup | None) -> None:
-    """Broadcast in place, in flat buckets of one dtype: `source` is the rank inside `group`."""
+    """Broadcast in place, in flat buckets of one dtype; `source` is the rank inside `group`."""
     for bucket in buckets(tensors):
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
         dist.broadcast(flat, group_src=source, group=group)
@@ -50,7 +50,7 @@ def broadcast(tensors: Sequence[Tensor], source: int, group: dist.ProcessGroup |
 
 
 def scatter(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    """The parts of a flat tensor into tensors, in place."""
+    """Copy the parts of a flat tensor into tensors, in place."""
     parts = flat.split([tensor.numel() for tensor in tensors])
     torch._foreach_copy_(
         list(tensors), [part.view(tensor.shape) for tensor, part in zip(tensors, parts, strict=True)]
@@ -58,7 +58,7 @@ def scatter(flat: Tensor, tensors: Sequence[Tensor]) -> None:
 
 
 def buckets(tensors: Sequence[Tensor], bound: int = _BUCKET_BYTES) -> list[list[Tensor]]:
-    """Tensors in lists of one dtype and up to `bound` bytes (a larger one has a list of its own)."""
+    """Tensors in lists of one dtype and up to `bound` bytes (a larger tensor gets its own list)."""
     buckets: list[list[Tensor]] = []
     open_bucket: dict[torch.dtype, tuple[list[Tensor], int]] = {}
     for tensor in tensors:

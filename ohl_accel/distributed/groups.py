@@ -1,7 +1,7 @@
 """Trajectory groups over processes: how results are shared and how the winner is adopted (Algorithm 1).
 
-The process with data rank r of every group forms, with its peers in the other groups, a replica group: what groups
-exchange travels inside replica groups, all of them at once.
+The processes with data rank r in all groups form a replica group: groups communicate inside replica groups, all of
+these at the same time.
 
 Shapes: R hosted trajectories, N trajectories, W processes.
 """
@@ -29,21 +29,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Groups(Layout):
-    """The position of this process, and the exchanges of an outer step."""
+    """The position of this process, and the communication of an outer step."""
 
     device: torch.device
     sharded: bool = False
-    """Whether each process of a group holds only its part of the weights and of the optimizer's state."""
+    """Whether each process of a group holds only its shard of the weights and of the optimizer's state."""
     processes_per_node: int = 1
-    """P; 1 where nodes differ in it."""
+    """P; 1 if nodes have different numbers of processes."""
     data_group: dist.ProcessGroup | None = None
     """The processes that share the batches of a trajectory; None if there is one process."""
     replica_group: dist.ProcessGroup | None = None
     """The processes with this data rank in all groups; None if there is one process."""
     node_group: dist.ProcessGroup | None = None
-    """The processes of this node; only where the whole state goes from node to node."""
+    """The processes of this node; only if the whole state is sent from node to node."""
     inter_node_group: dist.ProcessGroup | None = None
-    """The processes with this local rank on all nodes; only where `node_group` is."""
+    """The processes with this local rank on all nodes; only if there is a `node_group`."""
 
     @classmethod
     def build(
@@ -57,16 +57,16 @@ class Groups(Layout):
         groups: int | None = None,
         sharded: bool = False,
     ) -> "Groups":
-        """Make the process groups; every process must call it.
+        """Create the process groups; every process must call it.
 
         Args:
             trajectories: N.
             processes: W.
             rank: of this process.
             device: of this process.
-            timeout: of an exchange.
+            timeout: of a collective.
             groups: `outer.groups`; None: as many as both numbers allow.
-            sharded: cut networks over the processes of a group, where that has several.
+            sharded: shard networks over the processes of a group, if it has several.
 
         Raises:
             UserError: if the numbers do not fit.
@@ -76,7 +76,7 @@ class Groups(Layout):
         if processes == 1:
             return alone
 
-        def cut(ranks: Tensor) -> dist.ProcessGroup:
+        def divide(ranks: Tensor) -> dist.ProcessGroup:
             """A process group for each row; returns the one of this process."""
             own, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
             assert isinstance(own, dist.ProcessGroup)
@@ -92,16 +92,16 @@ class Groups(Layout):
                 alone,
                 sharded=sharded,
                 processes_per_node=per_node,
-                data_group=cut(by_group),
-                replica_group=cut(by_group.T),
-                node_group=cut(by_node) if whole_state_between_nodes else None,
-                inter_node_group=cut(by_node.T) if whole_state_between_nodes else None,
+                data_group=divide(by_group),
+                replica_group=divide(by_group.T),
+                node_group=divide(by_node) if whole_state_between_nodes else None,
+                inter_node_group=divide(by_node.T) if whole_state_between_nodes else None,
             )
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The network for training: with DistributedDataParallel inside the group, or cut over it, if G > 1.
+        """The network for training: if G > 1, with DistributedDataParallel over the group, or sharded over it.
 
-        Buffers are not broadcast at each step; `broadcast_buffers` does it once, before validation.
+        Buffers are not broadcast at each step; `broadcast_buffers` does so once, before validation.
         """
         if self.group_size == 1:
             return model
@@ -120,7 +120,7 @@ class Groups(Layout):
         )
 
     def broadcast_buffers(self, tensors: Sequence[Tensor]) -> None:
-        """Give the leader's tensors (buffers such as BatchNorm's) to the whole group, in place."""
+        """Broadcast the leader's tensors (buffers such as BatchNorm's) to the whole group, in place."""
         if self.group_size > 1:
             broadcast(tensors, 0, self.data_group)
 
@@ -133,7 +133,7 @@ class Groups(Layout):
         return self._sum(tensor, None) if self.processes > 1 else tensor
 
     def gather(self, tensor_R: Tensor) -> Tensor:
-        """[R, ...] of each group to [N, ...] of all trajectories, in their order, on every process."""
+        """Gather [R, ...] of each group to [N, ...] of all trajectories, in their order, on every process."""
         if self.groups == 1:
             return tensor_R
         local = tensor_R.to(self.device).contiguous()
@@ -145,9 +145,9 @@ class Groups(Layout):
     def adopt(self, winner: int, hosted_tensors: Sequence[Sequence[Tensor]]) -> None:
         """Make every trajectory equal to the winner, in place (Algorithm 1, "Broadcast w_T").
 
-        On one node each replica group carries the whole state; of sharded networks what its processes hold.
-        Otherwise the state goes from node to node, so that each receives it once: of the P processes of a node
-        each carries 1 / P of it to those with its local rank, and a node then puts the pieces together.
+        On one node each replica group broadcasts the whole state, or the shards of its processes. Otherwise the state
+        is sent from node to node, so that each receives it once: each of the P processes of a node broadcasts 1 / P
+        of it to those with its local rank on other nodes, and each node then gathers the pieces.
 
         Args:
             winner: a trajectory in 0..N-1.
@@ -164,7 +164,7 @@ class Groups(Layout):
                 torch._foreach_copy_(list(tensors), list(source))
 
     def gather_objects(self, values: Sequence[T], everywhere: bool = False) -> list[T]:
-        """Plain values of all processes of the group, or of all there are, in their order, on each of them."""
+        """Plain values of all processes of the group, or of all processes, in their order, on each of them."""
         size = self.processes if everywhere else self.group_size
         if size == 1:
             return list(values)
@@ -176,11 +176,11 @@ class Groups(Layout):
     def distribute_tensors(
         self, tensors: Mapping[str, Tensor], examples: Mapping[str, Tensor]
     ) -> Iterator[tuple[str, Tensor]]:
-        """The main process's tensors on the device of every process, one after the other: they may not fit at once.
+        """The main process's tensors on the device of every process, one at a time: they may not all fit at once.
 
         Args:
             tensors: by name; used on the main process only.
-            examples: tensors of the same names: where one is sharded, each process gets its part alone.
+            examples: tensors with the same names: if one is sharded, each process gets only its shard.
         """
         described = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
         for name, shape, dtype in self.broadcast_object(described):
@@ -191,12 +191,12 @@ class Groups(Layout):
             if self.processes > 1:
                 dist.broadcast(whole, 0)
             part = part_like(whole, examples.get(name, whole))
-            del whole  # before there is room for the next one
+            del whole  # frees memory for the next one
             yield name, part
 
     @torch.no_grad()
     def broadcast_parameters(self, networks: Sequence[nn.Module], first: nn.Module | None) -> None:
-        """Give sharded networks their first values, including those of buffers that are not saved.
+        """Initialize sharded networks, including buffers that are not saved.
 
         Args:
             networks: of the hosted trajectories.
@@ -208,7 +208,7 @@ class Groups(Layout):
                 own_part(tensors[name]).copy_(own_part(part))
 
     def broadcast_object(self, value: T) -> T:
-        """Give the main process's plain value (numbers, text, lists) to all."""
+        """Broadcast the main process's plain value (numbers, text, lists) to all."""
         if self.processes == 1:
             return value
         box = [value]
@@ -218,17 +218,17 @@ class Groups(Layout):
     def assert_equal(self, hosted_tensors: Sequence[Sequence[Tensor]], what: str) -> None:
         """Assert, by checksum, that the hosted trajectories' tensors are the same on every process.
 
-        Of sharded networks, that they are the same inside every replica group.
+        For sharded networks, that they are the same inside every replica group.
 
         Raises:
-            AssertionError: naming the processes that differ; a defect of this program or of the machine.
+            AssertionError: naming the processes that differ; a bug in this program or a hardware fault.
         """
         own_R = torch.stack([checksum(tensors) for tensors in hosted_tensors])
         all_WR = own_R
         if self.processes > 1:
             all_WR = own_R.new_empty(self.processes * len(own_R))
             dist.all_gather_into_tensor(all_WR, own_R)
-        kinds = self.group_size if self.sharded else 1  # what is held differs inside a group
+        kinds = self.group_size if self.sharded else 1  # shards differ inside a group
         all_WR = all_WR.view(self.processes // kinds, kinds, -1)
         different = (all_WR != all_WR[:1, :, :1]).any(2).flatten().nonzero().flatten().tolist()
         assert not different, f"{what} differ on processes {different}"
@@ -243,7 +243,7 @@ class Groups(Layout):
             scatter(flat, bucket)
 
     def _between_nodes(self, flat: Tensor, source: int) -> Tensor:
-        """What the leader of the group `source` holds, on every process."""
+        """The flat tensor of the leader of the group `source`, on every process."""
         size = self.processes_per_node
         source_node, leader = divmod(source * self.group_size, size)
         node, local_rank = divmod(self.rank, size)
@@ -263,7 +263,7 @@ class Groups(Layout):
 
 
 def _processes_per_node(processes: int, device: torch.device) -> int:
-    """As the launcher says; 1 where it is not the same on all nodes."""
+    """As set by the launcher; 1 if it is not the same on all nodes."""
     own = torch.tensor([int(os.environ.get("LOCAL_WORLD_SIZE") or processes)], device=device)
     all_W = own.new_empty(processes)
     dist.all_gather_into_tensor(all_W, own)

@@ -1,6 +1,6 @@
-"""The launch that this process belongs to: whether its processes see each other, and what to say when they do not.
+"""The launch that this process belongs to: whether its processes can see each other, and the error if they cannot.
 
-No process waits forever: what torch does not bound by `run.timeout` is bound here.
+No process waits forever: waits to which torch does not apply `run.timeout` are bounded here.
 """
 
 import os
@@ -23,28 +23,28 @@ T = TypeVar("T")
 
 
 def check_launch(processes: int) -> None:
-    """Refuse single processes that a launcher started side by side but that do not see each other.
+    """Reject processes that a launcher started together but that cannot see each other.
 
     Raises:
-        UserError: if the launcher's environment names another number of processes.
+        UserError: if the launcher's environment has a different number of processes.
     """
     if processes > 1 and os.environ.get("WORLD_SIZE") == str(processes):
-        return  # Slurm may also have started something: a launcher on each machine
+        return  # Slurm may also have started tasks: a launcher on each node
     for variable in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
         started = int(os.environ.get(variable) or 1)
         if started != processes and (started > 1 or variable == "WORLD_SIZE"):
             raise UserError(
-                f"the launcher started {started} processes ({variable}), but they do not see each other: each "
+                f"the launcher started {started} processes ({variable}), but they cannot see each other: each "
                 "would run alone. Start them with `accelerate launch --config_file accelerate_configs/...`, "
-                "or one process with `python -m`"
+                "or a single process with `python -m`"
             )
 
 
 def choose_interface() -> None:
-    """On several machines, let gloo use the network interface by which the main machine is reached.
+    """On several nodes, let gloo use the network interface through which the main node is reached.
 
-    By itself gloo takes the address of the host's name, which many systems set to 127.0.0.1: other
-    machines would then look for this one on themselves. GLOO_SOCKET_IFNAME, if set, is left as it is.
+    By default gloo uses the address of the host name, which many systems set to 127.0.0.1: other
+    nodes would then try to reach this one on themselves. GLOO_SOCKET_IFNAME, if set, is kept.
     """
     main = os.environ.get("MASTER_ADDR")
     if main is None or os.environ.get("WORLD_SIZE") == os.environ.get("LOCAL_WORLD_SIZE"):
@@ -55,14 +55,14 @@ def choose_interface() -> None:
             probe.connect(address)  # sends nothing
             own = probe.getsockname()[0]
     except OSError:
-        return  # the rendezvous will say what is wrong with the address
+        return  # the rendezvous will report what is wrong with the address
     for name, addresses in psutil.net_if_addrs().items():
         if any(entry.address.split("%")[0] == own for entry in addresses):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def explain_lost(error: RuntimeError) -> str | None:
-    """What to tell the user about a failed exchange with other processes; None for any other error."""
+    """The message for an error in the communication with other processes; None for any other error."""
     if not (isinstance(error, dist.DistError) or "gloo/" in str(error)):
         return None
     reason = str(error).splitlines()[0]
@@ -75,29 +75,29 @@ _REASONS = {
     r"^\[\S*?/gloo/\S+\] |\. This is typically.*|\.$": "",
     r"^wait timeout after (\d+)ms, keys: /default_pg/0//cpu//0/(\d+)$": r"waited \1 ms for process \2 to begin",
 }
-"""What torch and gloo say, and what is said instead."""
+"""Patterns in messages of torch and gloo, and their plain replacements."""
 
 
 def _lost(reason: str) -> str:
     return (
         f"process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')} on {socket.gethostname()} lost the "
-        f"others: {reason}. A process or machine has ended, the network is cut, or one was busy for longer than "
-        "run.timeout; the same command on all machines with run.resume=auto resumes from the last checkpoint"
+        f"others: {reason}. A process or node has stopped, the network is down, or a process was busy for longer than "
+        "run.timeout; the same command on all nodes with run.resume=auto resumes from the last checkpoint"
     )
 
 
 def _end(message: str) -> None:
-    """End this process from another thread, since its main one waits."""
+    """End this process from another thread, since its main thread is blocked."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
 @contextmanager
 def ending_in_time(timeout: timedelta) -> Iterator[None]:
-    """End this process, with what it has to say, if the processes are not connected within twice the time.
+    """End this process, with a message, if the processes are not connected within twice the timeout.
 
-    torch ends most waits itself; but it cancels a request to its store that was not answered in time, and waits
-    forever for the answer to that where the store's machine is cut off.
+    torch itself bounds most waits; but it cancels a request to its store that was not answered in time, and waits
+    forever for the answer to the cancellation if the store's node cannot be reached.
     """
     seconds = 2 * timeout.total_seconds()
     watch = threading.Timer(seconds, _end, [_lost(f"not connected after {seconds:g} s")])
@@ -111,11 +111,11 @@ def ending_in_time(timeout: timedelta) -> Iterator[None]:
 
 
 def run_on_all_ranks(action: Callable[[], T], one_first: bool = False, long: bool = False) -> T:
-    """Run an action on every rank; if it fails on any of them it fails on all, with the message of the lowest.
+    """Run an action on every rank; if it fails on any of them, it fails on all, with the message of the lowest.
 
     Args:
         action: what to run; it must not communicate.
-        one_first: one process of each machine runs it before the others (to fill a cache once).
+        one_first: one process of each node runs it before the others (to fill a cache once).
         long: it may take longer than `run.timeout`; meanwhile the ranks exchange a heartbeat.
 
     Raises:
@@ -143,9 +143,9 @@ def run_on_all_ranks(action: Callable[[], T], one_first: bool = False, long: boo
 
 @contextmanager
 def _heartbeat() -> Iterator[None]:
-    """Until every rank has left the block, all ranks exchange a sign of life each second; if one is gone, they end.
+    """Until every rank has left the block, all ranks exchange a heartbeat each second; if one is lost, all end.
 
-    Nothing else may be exchanged meanwhile.
+    There must be no other communication meanwhile.
     """
     nccl = dist.get_backend() == "nccl"
     all_done = torch.zeros(1, device=torch.device("cuda", torch.cuda.current_device()) if nccl else "cpu")

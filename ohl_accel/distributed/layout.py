@@ -1,4 +1,4 @@
-"""Who trains what: W processes are cut into groups, and each group hosts some of the N trajectories.
+"""Who trains what: W processes are divided into groups, and each group hosts some of the N trajectories.
 
 Each group has G = W / groups processes, which share the batches of a trajectory, and hosts R = N / groups of them.
 """
@@ -25,7 +25,7 @@ class Layout:
 
     @property
     def group_size(self) -> int:
-        """G, processes of a group."""
+        """G, number of processes of a group."""
         return self.processes // self.groups
 
     @property
@@ -49,7 +49,7 @@ def choose_groups(trajectories: int, processes: int, requested: int | None) -> i
     """The number of groups: as requested, or as many as both numbers allow.
 
     Raises:
-        UserError: if the numbers do not fit; names those that do.
+        UserError: if the numbers do not fit; the message lists those that do.
     """
     if requested is not None:
         if trajectories % requested or processes % requested:
@@ -60,7 +60,7 @@ def choose_groups(trajectories: int, processes: int, requested: int | None) -> i
             )
         return requested
     if trajectories % processes and processes % trajectories:
-        fitting = _divisors(trajectories)  # two at least: one trajectory fits any number of processes
+        fitting = _divisors(trajectories)  # at least two: one trajectory fits any number of processes
         common = _divisors(gcd(trajectories, processes))
         raise UserError(
             f"world size {processes} does not fit {trajectories} trajectories: use "

@@ -1,4 +1,4 @@
-"""Networks sharded over the processes of a group (FSDP2), for those that do not fit into one."""
+"""Networks sharded over the processes of a group (FSDP2), if they do not fit on one device."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from ohl_accel.errors import UserError
 
 
 def check_can_be_sharded(network: nn.Module) -> None:
-    """Refuse a network whose tensors FSDP2 cannot shard, or would not find.
+    """Reject a network with tensors that FSDP2 cannot shard or would not find.
 
     Raises:
         UserError: naming the tensor.
@@ -31,21 +31,20 @@ def check_can_be_sharded(network: nn.Module) -> None:
 
 
 def shard(network: nn.Module, group: Any, device: torch.device) -> None:
-    """Leave each process of a group its part of every parameter, in place; block after block.
+    """Shard every parameter over the processes of a group, in place, block by block.
 
-    A process gathers a block when it computes with it, and no longer: also in validation, all of them must run the
-    network equally often.
+    A block is gathered only while it is used: all processes must run the network equally often, in validation as well.
 
     Args:
         network: on the meta device; its blocks are the modules with children in its `Sequential`s and
-            `ModuleList`s. It comes to the device without values.
+            `ModuleList`s. It is moved to the device uninitialized.
         group: the process group.
         device: of the computation.
     """
     mesh = DeviceMesh.from_group(group, device.type)
     for block in reversed(list(_blocks(network))):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
-    # nor must the outermost keep what it gathered: other weights may be adopted meanwhile
+    # the root must not keep gathered parameters either: other weights may be adopted meanwhile
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
     network.to_empty(device=device)
 
@@ -60,12 +59,12 @@ def _blocks(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: to be changed in place."""
+    """This process's shard of a tensor, to be changed in place; or the tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def part_like(whole: Tensor, example: Tensor) -> Tensor:
-    """A whole tensor, which every process of the group has, sharded as the example is, if that has its shape."""
+    """A whole tensor, present on every process of the group, sharded like the example if that has its shape."""
     if not isinstance(example, DTensor) or example.shape != whole.shape:
         return whole
     part = distribute_tensor(whole, example.device_mesh, example.placements, src_data_rank=None)
@@ -73,11 +72,11 @@ def part_like(whole: Tensor, example: Tensor) -> Tensor:
 
 
 def whole_on_cpu(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Whole tensors on the CPU, gathered one after the other by all processes of a group.
+    """Whole tensors on the CPU, gathered one at a time by all processes of a group.
 
     Args:
         tensors: by name.
-        keep: whether this process wants them; otherwise it only helps, and gets none.
+        keep: whether this process keeps them; otherwise it only participates, and gets none.
     """
     gathered: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

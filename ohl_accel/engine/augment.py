@@ -1,7 +1,7 @@
-"""From a uint8 batch to what the network sees: basic transforms, policy, normalization, Cutout.
+"""From a uint8 batch to the network's inputs: basic transforms, policy, normalization, Cutout.
 
-Section 4.1 of the paper. Every draw belongs to an inner step (counted over the whole run) and is made
-for the whole batch of a group, of which a process takes its own slice. Only the operations differ
+Section 4.1 of the paper. Random numbers are keyed by inner step (counted over the whole run) and generated
+for the whole batch of a group, of which a process uses its own slice. Only the operations differ
 between trajectories (footnote 1): flips, crops, signs and Cutout's positions are the same for all.
 
 Shapes: B images of the group's batch, b of this process, C channels, H rows, W columns.
@@ -53,14 +53,14 @@ class Augmentation:
         images_bCHW = images_bCHW.to(self.device, non_blocking=True)
         if self.section.flip:
             b = len(images_bCHW)
-            chosen_b = torch.arange(b) + b * self._draw("flip", step, 2)
-            both = torch.cat(
-                (images_bCHW, images_bCHW.flip(3))
-            )  # on the CPU a tenth of the time of index_copy
+            chosen_b = torch.arange(b) + b * self._random_integers("flip", step, 2)
+            # on the CPU, a tenth of the time of index_copy
+            both = torch.cat((images_bCHW, images_bCHW.flip(3)))
             images_bCHW = both.index_select(0, chosen_b.to(self.device, non_blocking=True))
         if self.section.pad_crop:
             margin = 2 * self.section.pad_crop + 1
-            top_b, left_b = self._draw("crop rows", step, margin), self._draw("crop columns", step, margin)
+            top_b = self._random_integers("crop rows", step, margin)
+            left_b = self._random_integers("crop columns", step, margin)
             images_bCHW = pad_crop(images_bCHW, self.section.pad_crop, top_b, left_b)
         return images_bCHW, labels_b.to(self.device, non_blocking=True)
 
@@ -69,8 +69,7 @@ class Augmentation:
     ) -> tuple[Tensor, Tensor | None]:
         """Transform each image as the policy says.
 
-        Operations and the signs of their elements are drawn for the group's whole batch on each of its
-        processes, so counts need no exchange.
+        Each process of a group samples the operations of the whole batch, so counts need no communication.
 
         Args:
             policy: what transforms the images.
@@ -79,19 +78,20 @@ class Augmentation:
             trajectory: n.
 
         Returns:
-            uint8 [b, C, H, W], and the operations of the group's batch, int64 [B], or None where none are drawn.
+            uint8 [b, C, H, W], and the operations of the group's batch, int64 [B], or None if the policy has none.
         """
         return policy.apply(images_bCHW, BatchDraw(self.seed, step, trajectory, self.batch_size, self.own))
 
     def finish(self, images_bCHW: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Normalize, then blank Cutout's square, then mix: float32 [b, C, H, W] and the targets.
+        """Normalize, then apply Cutout, then mixup: float32 [b, C, H, W] and the targets.
 
         Targets are the labels, int64 [b], or with mixup float [b, classes].
         """
         inputs = self.normalize(images_bCHW)
         if self.section.cutout:
             height, width = images_bCHW.shape[2:]
-            row_b, column_b = self._draw("cutout row", step, height), self._draw("cutout column", step, width)
+            row_b = self._random_integers("cutout row", step, height)
+            column_b = self._random_integers("cutout column", step, width)
             inputs = cutout(inputs, self.section.cutout, row_b, column_b)
         return self._mixup(inputs, labels_b, self.seed, step) if self._mixup else (inputs, labels_b)
 
@@ -100,14 +100,14 @@ class Augmentation:
         images_bCHW = images_bCHW.to(self.device, non_blocking=True).float()
         return images_bCHW.sub_(self._mean_C11).div_(self._std_C11)
 
-    def _draw(self, purpose: str, step: int, below: int) -> Tensor:
-        """This process's part of B whole numbers in 0..below-1."""
+    def _random_integers(self, purpose: str, step: int, below: int) -> Tensor:
+        """This process's part of B integers in 0..below-1."""
         generator = keyed_generator(self.seed, purpose, step)
         return torch.randint(below, (self.batch_size,), generator=generator)[self.own]
 
 
 def pad_crop(images_bCHW: Tensor, padding: int, top_b: Tensor, left_b: Tensor) -> Tensor:
-    """Zero-pad every side and cut back to the size, from the given corners (0..2 * padding)."""
+    """Zero-pad every side and crop back to the size, at the given corners (0..2 * padding)."""
     b, channels, height, width = images_bCHW.shape
     device = images_bCHW.device
     padded = F.pad(images_bCHW, (padding,) * 4)
@@ -121,7 +121,7 @@ def pad_crop(images_bCHW: Tensor, padding: int, top_b: Tensor, left_b: Tensor) -
 def cutout(images_bCHW: Tensor, side: int, row_b: Tensor, column_b: Tensor) -> Tensor:
     """Set a square to 0, the mean of normalized images (DeVries & Taylor, 2017).
 
-    The centres (row, column) are anywhere in the image, so a square may reach over its border.
+    The centres (row, column) are anywhere in the image, so a square may extend beyond its border.
     """
     device = images_bCHW.device
     top_b1 = row_b.to(device, non_blocking=True)[:, None] - side // 2

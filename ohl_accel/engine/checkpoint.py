@@ -1,7 +1,7 @@
-"""Save and resume at the outer boundary, where all trajectories are equal.
+"""Save and resume after an outer step, when all trajectories are equal.
 
 A checkpoint is one network, one optimizer, the estimator's state (theta with Adam's moments), and a counter, so a
-run can be resumed on another number of processes. It is a folder `checkpoints/step-000012` with `state.safetensors`
+run can be resumed on a different number of processes. It is a folder `checkpoints/step-000012` with `state.safetensors`
 and `state.json`, written aside, renamed, and then named in `checkpoints/latest`; no pickle.
 """
 
@@ -52,8 +52,8 @@ _FREE_FIELDS = frozenset(
 def collect(trajectory: Trajectory, groups: Groups) -> Contents:
     """A trajectory's whole state on the CPU of the main process: (plain values of the optimizer, tensors).
 
-    Sharded tensors are put together by all processes of the group, one after the other, so every process
-    calls it, and those that are not the main one get no tensors.
+    Sharded tensors are gathered by all processes of the group, one after the other, so every process
+    must call it; all but the main one get no tensors.
     """
     scalars, tensors = _split_optimizer(trajectory.optimizer)
     tensors |= {f"network.{name}": value for name, value in trajectory.network.state_dict().items()}
@@ -61,18 +61,18 @@ def collect(trajectory: Trajectory, groups: Groups) -> Contents:
 
 
 def collect_network(trajectory: Trajectory, groups: Groups) -> dict[str, Tensor]:
-    """Of `collect`, the weights and buffers alone, by their names in the network."""
+    """Like `collect`, but only weights and buffers, by their names in the network."""
     return _whole_on_main(trajectory.network.state_dict(), groups)
 
 
 def save(folder: Path, outer_step: int, state: Contents, estimator: Estimator | None, recipe: Recipe) -> None:
-    """Write a checkpoint and drop those beyond `run.keep_checkpoints` (main process only).
+    """Write a checkpoint and delete those beyond `run.keep_checkpoints` (main process only).
 
     Args:
         folder: `checkpoints` of the run folder.
         outer_step: outer steps done.
         state: from `collect`, of any trajectory; all are equal.
-        estimator: with the policy; None where nothing is learned.
+        estimator: with the policy; None if nothing is learned.
         recipe: resolved.
     """
     scalars, tensors = state
@@ -124,7 +124,7 @@ def read(path: Path, recipe: Recipe) -> Contents:
     """The contents of a checkpoint.
 
     Raises:
-        UserError: if it is damaged, of another version, or of a run with another recipe.
+        UserError: if it is damaged, of a different version, or of a run with a different recipe.
     """
     try:
         document = json.loads((path / _STATE_JSON).read_text(encoding="utf-8"))
@@ -140,7 +140,7 @@ def read(path: Path, recipe: Recipe) -> Contents:
         raise UserError(
             f"checkpoint {path} has schema_version {version}; this version reads {SCHEMA_VERSION}"
         )
-    # through the recipe of this version: fields that did not exist then have their defaults
+    # through the recipe of this version: fields that did not exist then get their defaults
     then = _flat(type(recipe).check(document["recipe"], f"checkpoint {path}").model_dump(mode="json"))
     now = _flat(recipe.model_dump(mode="json"))
     changed = [
@@ -150,7 +150,7 @@ def read(path: Path, recipe: Recipe) -> Contents:
     ]
     if changed:
         raise UserError(
-            f"run.dir={path.parent.parent} holds a run with another recipe ({'; '.join(changed)}): give the same "
+            f"run.dir={path.parent.parent} has a run with a different recipe ({'; '.join(changed)}): give the same "
             "values to resume it, or choose another run.dir"
         )
     return document, tensors
@@ -162,12 +162,12 @@ def restore(
     estimator: Estimator | None,
     groups: Groups,
 ) -> int:
-    """Bring all trajectories of all processes to a checkpoint.
+    """Load a checkpoint into all trajectories of all processes.
 
     Args:
-        contents: what the main process has read; None on the others.
-        hosted, estimator: brought to it in place.
-        groups: where this process stands.
+        contents: as read by the main process; None on the others.
+        hosted, estimator: changed in place.
+        groups: of the run.
 
     Returns:
         Outer steps done.
@@ -217,7 +217,7 @@ def _whole_on_main(tensors: Mapping[str, Tensor], groups: Groups) -> dict[str, T
 
 
 def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """An optimizer's state as plain values for JSON and named tensors; other kinds of settings are omitted."""
+    """An optimizer's state as plain values for JSON and named tensors; settings of other types are omitted."""
     state = optimizer.state_dict()
     states = {str(index): entries for index, entries in state["state"].items()}
     groups = {f"{_GROUP}{number}": group for number, group in enumerate(state["param_groups"])}
@@ -237,14 +237,14 @@ def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], 
 def _joined_optimizer(
     optimizer: torch.optim.Optimizer, scalars: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """The opposite of `_split_optimizer`; what that omitted is taken from the optimizer."""
+    """The inverse of `_split_optimizer`; settings omitted there are taken from the optimizer."""
     states = {index: dict(entries) for index, entries in scalars["state"].items()}
     own = optimizer.state_dict()["param_groups"]
     for number, (group, saved) in enumerate(zip(own, scalars["param_groups"], strict=True)):
         states[f"{_GROUP}{number}"] = {**group, **saved}
     for name, value in tensors.items():
         index, key = name.split(".", 1)
-        # step counters belong on the CPU; those that must not be are moved by load_state_dict
+        # step counters belong on the CPU; load_state_dict moves those that do not
         states[index][key] = value.clone() if value.ndim else value.to("cpu", copy=True)
     groups = [states.pop(f"{_GROUP}{number}") for number in range(len(own))]
     return {"state": {int(index): entries for index, entries in states.items()}, "param_groups": groups}

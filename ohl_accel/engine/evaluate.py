@@ -1,9 +1,9 @@
-"""How good is a trained network: top-1, top-5, loss, and a table by class.
+"""Evaluation of a trained network: top-1, top-5, loss, and a table per class.
 
 python -m ohl_accel.evaluate RUN_OR_HUB_ID [--data PATH] [--split NAME] [data.key=value ...]
 
-RUN is a run folder of the search or of training; a Hub id is that of a network in timm's format. Data,
-split and precision are those of its recipe.yaml; a network without one needs --data.
+RUN is a run folder of the search or of training; a Hub id must be that of a network in timm's format. Data,
+split and precision come from its recipe.yaml; a network without one needs --data.
 """
 
 import dataclasses
@@ -44,20 +44,20 @@ _NO_RECIPE: dict[str, Any] = {
     "inner": {"batch_size": 1, "optimizer": {"lr": 1.0}},
     "outer": {"steps": 1},
 }
-"""The recipe of a network that comes without one."""
+"""Recipe for networks that come without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Of one network on one split."""
+    """Scores of one network on one split."""
 
     what: str
     """The split, in words."""
     images: int
     scores: dict[str, float]
-    """Of all images: `accuracy` and `top5_accuracy` in 0..1, `loss` in nats; or what the objective has."""
+    """Over all images: `accuracy` and `top5_accuracy` in 0..1, `loss` in nats; or the objective's scores."""
     classes: list[dict[str, Any]]
-    """The same for each class, and what its images were most often mistaken for (`Objective.table`)."""
+    """Scores of each class, and the class that its images were most often mistaken for (`Objective.table`)."""
 
     def document(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
@@ -78,12 +78,12 @@ def evaluate(
     Args:
         network: a run folder or a Hub id.
         revision: of the Hub id.
-        data: other data than the recipe's: a Hub dataset, a folder or a file.
-        split: another split than the recipe's test split.
+        data: instead of the recipe's data: a Hub dataset, a folder or a file.
+        split: instead of the recipe's test split.
         overrides: `data.key=value`, of the data section.
 
     Raises:
-        UserError: if there is no such network, or data that it can be scored on.
+        UserError: if there is no such network, or no suitable data.
     """
     name = os.fspath(network)
     module, recipe_file = _open_network(name, revision)
@@ -93,13 +93,13 @@ def evaluate(
     split = split or (section.test_split if recipe_file else "test")
     if split is None:
         raise UserError(
-            f"{name} was trained without a test split (data.test_split=null): name one with --split"
+            f"{name} was trained without a test split (data.test_split=null): give one with --split"
         )
     accelerator = start_accelerator(run)
     configure_torch(run, accelerator.device)
     datasets.disable_progress_bars()
     path = section.test_path if section.test_path and split == section.test_split else section.path
-    section = section.model_copy(update={"max_corrupt": 0.0})  # a score is of the images themselves
+    section = section.model_copy(update={"max_corrupt": 0.0})  # no image is replaced in an evaluation
     images, found = open_images(section, split, path)
     what = images.description
     names = tuple(config.get("label_names") or found.class_names)
@@ -151,7 +151,7 @@ def _open_network(name: str, revision: str | None) -> tuple[nn.Module, Path | No
         missing = [file for file in NETWORK_FILES if not (folder / file).is_file()]
         if missing:
             raise UserError(
-                f"{name} has no {' and no '.join(missing)}: it is not a run folder, or its run is not finished"
+                f"{name} has no {' and no '.join(missing)}: it is not a run folder, or the run is not finished"
             )
         if revision is not None:
             raise UserError(f"--revision {revision}: {name} is a folder; only a Hub id has revisions")
@@ -167,39 +167,40 @@ def _open_network(name: str, revision: str | None) -> tuple[nn.Module, Path | No
         source = f"hf-hub:{name}" + (f"@{revision}" if revision else "")
         try:
             recipe_file = fetch_file(name, RECIPE_FILE, revision, _MAX_RECIPE_BYTES)
-        except ValueError:  # a network that was not made by this program
+        except ValueError:  # a network from another program
             recipe_file = None
     try:
         return timm.create_model(source, pretrained=True), recipe_file
     except Exception as error:
-        raise UserError(f"{name} holds no network that timm can load: {error}") from error
+        raise UserError(f"{name} does not have a network that timm can load: {error}") from error
 
 
 def _sections(
     name: str, recipe_file: Path | None, data_path: str | None, overrides: Sequence[str]
 ) -> tuple[DataSection, RunSection, tuple[str, dict[str, Any]] | None]:
-    """What to score the network on, with which precision, and by which objective (None: by the labels)."""
+    """The data section, the run section (for the precision), and the objective with its arguments (None: by the kind
+    of labels)."""
     for text in overrides:
         if not text.startswith("data."):
             raise UserError(f"{text}: only the data section can be changed here (data.key=value)")
     if recipe_file is None and data_path is None:
-        raise UserError(f"{name} has no {RECIPE_FILE}, so its data is unknown: name it with --data")
+        raise UserError(f"{name} has no {RECIPE_FILE}, so its data is unknown: give it with --data")
     values: dict[str, Any] = _NO_RECIPE
     if recipe_file is not None:
         values = Recipe.load(str(recipe_file)).model_dump()
     values = {**values, "data": dict(values["data"])}
-    if data_path is not None:  # what the recipe says of its own data does not hold for others
+    if data_path is not None:  # these fields describe the recipe's own data
         own = ("name", "revision", "test_path", "image_column", "label_column")
         values["data"] |= {"path": data_path, **dict.fromkeys(own)}
     problems = [problem for text in overrides for problem in override(values, text)]
     recipe = Recipe.check(values, "data", problems)
-    # a recipe that was downloaded must not name code to run
+    # code named in a downloaded recipe must not be run
     trusted = recipe_file is not None and (Path(name).exists() or recipe.objective in OBJECTIVES)
     return recipe.data, recipe.run, (recipe.objective, recipe.objective_args) if trusted else None
 
 
 def show(evaluation: Evaluation, network: str) -> None:
-    """Print the numbers, and a table by class (of many classes those with the lowest score)."""
+    """Print the scores, and a table per class (if there are many, those with the lowest scores)."""
     console = Console(highlight=False, soft_wrap=True)
     key = next(name for name in evaluation.classes[0] if name not in ("class", "images"))
     classes, note = evaluation.classes, ""

@@ -1,4 +1,4 @@
-"""The network of a recipe: any of timm's by name, made the same on every process, saved timm's way."""
+"""The network of a recipe: any of timm's by name, created equal on every process, saved in timm's format."""
 
 import copy
 import json
@@ -26,16 +26,16 @@ from ohl_accel.run_folder.files import CONFIG_FILE, NETWORK_FILES, WEIGHTS_FILE
 def create_network(
     section: ModelSection, schema: Schema, seed: int, model: nn.Module | None = None
 ) -> nn.Module:
-    """The network with its first weights, keyed by the seed; tried once on a blank image.
+    """The network with its initial weights, keyed by the seed; tried once on a blank image.
 
     Args:
         section: the recipe's model section.
         schema: of the images and classes.
         seed: of the run.
-        model: instead of what the section names: a network of the user's own, of which a copy is made.
+        model: instead of the section's: the user's own network, which is copied.
 
     Raises:
-        UserError: for an unknown name, arguments that it does not take, or images that it cannot see.
+        UserError: for an unknown name, invalid arguments, or images that it cannot process.
     """
     classes, channels, (height, width) = len(schema.class_names), schema.channels, schema.size
     torch.manual_seed(keyed_seed(seed, "weights"))
@@ -59,15 +59,15 @@ def create_network(
 
 
 def outline_network(section: ModelSection, schema: Schema) -> nn.Module:
-    """The network as `create_network` makes it, but without values or the memory for them (meta device).
+    """The network as created by `create_network`, but on the meta device: without values or memory for them.
 
     Args:
-        section, schema: as there; weights are always contiguous.
+        section, schema: as in `create_network`; weights are always contiguous.
 
     Raises:
-        UserError: as there, or if the network cannot be sharded.
+        UserError: as in `create_network`, or if the network cannot be sharded.
     """
-    # trained weights are for the process that has memory for them
+    # pretrained weights are loaded by the main process alone
     with torch.device("meta"):
         network = _build(section, schema, pretrained=False, checkpoint_path="")
     check_can_be_sharded(network)
@@ -89,8 +89,8 @@ def _build(section: ModelSection, schema: Schema, **instead: Any) -> nn.Module:
         first = names.setdefault(parameter, name)
         if first != name:
             raise UserError(
-                f"model.name={section.name}: {first} and {name} are one parameter of this network; safetensors, in "
-                "which it would be saved, cannot hold that"
+                f"model.name={section.name}: {first} and {name} are one shared parameter of this network, which cannot "
+                "be saved as safetensors"
             )
     return network
 
@@ -107,7 +107,7 @@ def save_network(
 ) -> None:
     """Write `model.safetensors` and timm's `config.json`, each whole or not at all.
 
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` reads them back; a network that is not timm's, its own
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` reads them back; for networks that are not timm's, use
     `load_state_dict`.
 
     Args:
@@ -115,7 +115,7 @@ def save_network(
         folder: the run folder.
         section: the recipe's model section.
         schema: of the images and classes.
-        mean, std: of each channel in 0..1, by which inputs are to be normalized.
+        mean, std: of each channel in 0..1, for normalizing inputs.
         crop_pct: fraction of a resized image's side that its centre crop keeps.
         crop_mode: `center` or `squash`.
     """

@@ -1,6 +1,6 @@
-"""What a network learns and how it is scored: loss, prediction, score and what is better, in one place.
+"""What a network learns and how it is scored: loss, prediction and scores.
 
-Shapes: b images of a batch, n images of a split, C classes, M numbers kept of each image.
+Shapes: b images of a batch, n images of a split, C classes, M numbers kept per image.
 """
 
 from abc import ABC, abstractmethod
@@ -23,7 +23,7 @@ class Objective(ABC):
     """
 
     metric: ClassVar[str]
-    """The score that the held-out images give a trajectory, one of the keys of `scores`."""
+    """The score of a trajectory on the held-out images, one of the keys of `scores`."""
     greater_is_better: ClassVar[bool] = True
     """Whether a higher `metric` is better; otherwise the reward is its negative."""
     multi_label: ClassVar[bool] = False
@@ -38,20 +38,20 @@ class Objective(ABC):
 
     @abstractmethod
     def outcomes(self, logits_bC: Tensor, labels_b: Tensor) -> Tensor:
-        """What is kept of each image of a split to score it with: float64 [b, M]."""
+        """What `scores` and `table` need to know about each image: float64 [b, M]."""
 
     @abstractmethod
     def scores(self, outcomes_nM: Tensor, labels_n: Tensor) -> dict[str, float]:
-        """The scores of a whole split: `loss` (mean, in nats), `metric`, and others worth knowing."""
+        """The scores of a whole split: `loss` (mean, in nats), `metric`, and any others."""
 
     @abstractmethod
     def table(
         self, outcomes_nM: Tensor, labels_n: Tensor, class_names: Sequence[str]
     ) -> list[dict[str, Any]]:
-        """A row for each class: `class`, `images` and scores; None where a class has no images."""
+        """A row for each class: `class`, `images` and scores, which are None for a class without images."""
 
     def reward(self, scores: Mapping[str, float]) -> float:
-        """What REINFORCE maximizes: the metric, or its negative."""
+        """What the policy is to maximize: the metric, or its negative."""
         return scores[self.metric] if self.greater_is_better else -scores[self.metric]
 
 
@@ -145,10 +145,10 @@ class MultiLabel(Objective):
 
 
 def average_precision(score_n: Tensor, positive_n: Tensor) -> float | None:
-    """Area under the precision-recall curve as a sum of steps, as in scikit-learn; None without a positive.
+    """Area under the precision-recall curve as a sum of steps, as in scikit-learn; None if there is no positive.
 
     Args:
-        score_n: float; higher is more likely positive. Equal scores make one step.
+        score_n: float; higher is more likely positive. Equal scores form one step.
         positive_n: 0 or 1.
     """
     positives = int(positive_n.sum())
@@ -162,7 +162,7 @@ def average_precision(score_n: Tensor, positive_n: Tensor) -> float | None:
 
 
 OBJECTIVES: dict[str, type[Objective]] = {"classification": Classification, "multilabel": MultiLabel}
-"""What `objective` of a recipe may name, besides a class of the user's own."""
+"""The built-in objectives by name."""
 
 
 def open_objective(name: str, num_classes: int, options: Mapping[str, Any] | None = None) -> Objective:
@@ -171,7 +171,7 @@ def open_objective(name: str, num_classes: int, options: Mapping[str, Any] | Non
     Args:
         name: a key of `OBJECTIVES`, `package.module:Name` or `path/to/file.py:Name`.
         num_classes: C.
-        options: `objective_args`, further arguments of its constructor.
+        options: `objective_args`, additional arguments of its constructor.
 
     Raises:
         UserError: if there is none, or it does not take the options.

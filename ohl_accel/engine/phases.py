@@ -1,4 +1,4 @@
-"""Where the time of an outer step goes."""
+"""Timing of the phases of an outer step."""
 
 import time
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 
 
 class Phases:
-    """Seconds spent in the parts of an outer step. On CUDA a phase ends when its kernels have ended."""
+    """Seconds spent in each phase of an outer step. On CUDA a phase ends when its kernels have finished."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -22,8 +22,8 @@ class Phases:
 
         Args:
             name: of the phase.
-            within: the phase that surrounds the block, whose time it is taken from. On CUDA its time is
-                that between two events on the device, so nothing is waited for.
+            within: the enclosing phase, from which the time is subtracted. On CUDA it is then measured with
+                events on the device, without synchronizing.
         """
         if within is not None and self._device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -42,9 +42,9 @@ class Phases:
         self._on_device.clear()
 
     def take(self, images: int) -> dict[str, Any]:
-        """What was measured since the last call, for a line of `metrics.jsonl`.
+        """The measurements since the last call, for a line of `metrics.jsonl`.
 
-        Saving comes after the line is written, so `save` is that of the step before.
+        Saving follows after the line is written, so `save` is that of the previous step.
 
         Args:
             images: trained on since the last call, over all trajectories.

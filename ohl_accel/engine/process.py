@@ -13,10 +13,10 @@ from ohl_accel.recipe import RunSection
 
 
 def start_accelerator(section: RunSection | None) -> Accelerator:
-    """Join the launch: device, precision, process group. Without a run section, by defaults.
+    """Join the launch: device, precision, process group. Without a run section, with defaults.
 
     Raises:
-        UserError: for processes that do not see each other, or a precision that is not available.
+        UserError: for processes that cannot see each other, or an unsupported precision.
     """
     timeout = timedelta(seconds=section.timeout if section else 1800)
     choose_interface()
@@ -26,7 +26,7 @@ def start_accelerator(section: RunSection | None) -> Accelerator:
                 cpu=not torch.cuda.is_available(),
                 mixed_precision=section.mixed_precision if section else None,
                 step_scheduler_with_optimizer=False,
-                # a network uses each weight once: a cache would only keep a copy of all, in bf16, to its end
+                # each weight is used once per forward pass: a cache would only keep a bf16 copy of all of them
                 kwargs_handlers=[
                     InitProcessGroupKwargs(timeout=timeout),
                     AutocastKwargs(cache_enabled=False),
@@ -37,14 +37,14 @@ def start_accelerator(section: RunSection | None) -> Accelerator:
     check_launch(accelerator.num_processes)
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise UserError(
-            f"mixed precision {accelerator.mixed_precision!r} is not supported (its loss scale would be shared by "
-            "all trajectories): use bf16 or no, by run.mixed_precision or in Accelerate's config"
+            f"mixed precision {accelerator.mixed_precision!r} is not supported (all trajectories would share its loss "
+            "scale): use bf16 or no, in run.mixed_precision or in Accelerate's config"
         )
     return accelerator
 
 
 def configure_torch(section: RunSection, device: torch.device) -> None:
-    """Threads on the CPU, kernels on CUDA, as the recipe says."""
+    """Set the number of CPU threads, or the choice of CUDA kernels, as in the recipe."""
     if device.type == "cpu":
         torch.set_num_threads(section.cpu_threads)
     elif section.deterministic:

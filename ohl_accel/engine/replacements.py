@@ -1,4 +1,4 @@
-"""Undecodable images of a run: how many there may be, and the log of what was put in their places."""
+"""Undecodable images of a run: how many are allowed, and the log of their replacements."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +14,7 @@ _JUDGED_FROM = 1000
 
 
 class Replacements:
-    """Counts the images that were replaced, and ends a run that has too many of them.
+    """Counts the images that were replaced, and ends a run with too many of them.
 
     What is judged is their share of all images that the run, or what resumed it, has decoded of a split; until
     these are 1,000, or the whole split if it is smaller, their share of so many.
@@ -22,8 +22,8 @@ class Replacements:
     Args:
         groups: of the run.
         allowed: `data.max_corrupt`, a fraction.
-        log: `replaced.jsonl`, on the main process only; lines that a resumed run will write again are dropped.
-        first_outer_step: 0, or where a resumed run begins.
+        log: `replaced.jsonl`, on the main process only; lines that a resumed run will rewrite are removed.
+        first_outer_step: 0, or the first one of a resumed run.
     """
 
     def __init__(self, *, groups: Groups, allowed: float, log: Path | None, first_outer_step: int) -> None:
@@ -32,14 +32,14 @@ class Replacements:
             keep_lines_before(log, first_outer_step)
 
     def count(self, outer_step: int, images: Images | None, everywhere: bool = False) -> int:
-        """How many different images of a split were replaced since the last call; every process calls it.
+        """How many different images of a split were replaced since the last call; every process must call it.
 
-        Images in memory count each time; those that were not met before are logged.
+        Images in memory are counted each time; new ones are logged.
 
         Args:
-            outer_step: that ends, from 0.
+            outer_step: the one that ends, from 0.
             images: of the split; None counts as empty.
-            everywhere: whether all processes have shared the split; otherwise each group has gone through it.
+            everywhere: whether the split was divided among all processes; otherwise among those of each group.
 
         Raises:
             RunFailedError: if the run has had more than `allowed`.
@@ -55,7 +55,7 @@ class Replacements:
         """End the run as soon as more images were replaced than the run may have at the end of the outer step.
 
         Args:
-            outer_step: that is in progress, from 0.
+            outer_step: the one in progress, from 0.
             images: of the training split.
             planned: images of the whole outer step.
 
@@ -85,7 +85,7 @@ class Replacements:
             of = f"{decoded:.0f}" if whole == decoded else f"the first {decoded:.0f} of {whole:.0f}"
             raise RunFailedError(
                 f"{bad:.0f} of {of} images of {images.description} could not be decoded, more than "
-                f"data.max_corrupt={allowed:g} allows; replaced.jsonl in the run folder names them, the first is "
+                f"data.max_corrupt={allowed:g} allows; replaced.jsonl in the run folder lists them, the first is "
                 f"{replaced[0].image}: {replaced[0].why}"
             )
         return len(different)

@@ -1,6 +1,6 @@
 """One run on one process: what the search and training with a fixed policy have in common.
 
-Shapes: N trajectories, R hosted ones, K operations, I inner steps, n images of a split, M numbers kept of each.
+Shapes: N trajectories, R hosted ones, K operations, I inner steps, n images of a split, M numbers kept per image.
 """
 
 import math
@@ -42,29 +42,29 @@ from ohl_accel.run_folder.files import CHECKPOINTS, POLICY_FILE
 from ohl_accel.run_folder.folder import RunFolder
 
 CHECK_EVERY = 100
-"""Inner steps after which the undecodable images so far are counted: an outer step may be a long epoch."""
+"""Inner steps between two counts of undecodable images: an outer step may be a long epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of an outer step, of all trajectories, on every process. float64 [N] unless said otherwise."""
+    """The result of an outer step for all trajectories, on every process. float64 [N] unless noted otherwise."""
 
     reward_N: Tensor
-    """The objective's score on the held-out images; NaN where it was not measured, or is not finite."""
+    """The objective's score on the held-out images; NaN if it was not measured, or is not finite."""
     heldout_loss_N: Tensor
     train_loss_N: Tensor
     finite_N: Tensor
     """bool: whether loss and state are finite."""
     outcomes_RnM: Tensor | None
-    """What the objective keeps of the held-out images, for the hosted trajectories of this process's group."""
+    """`Objective.outcomes` of the held-out images, for the hosted trajectories of this process's group."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything that takes part in a run, on one process."""
+    """All parts of a run, on one process."""
 
     recipe: Recipe
-    """Resolved: with what was found in the data and the launch."""
+    """Resolved: completed with what was found in the data and the launch."""
     groups: Groups
     folder: RunFolder | None
     """On the main process only."""
@@ -73,25 +73,25 @@ class Run:
     augmentation: Augmentation
     hosted: list[Trajectory]
     fixed_policy: AugmentationPolicy
-    """What all trajectories train with where nothing is learned; else what the estimator began with."""
+    """The policy of all trajectories if nothing is learned; otherwise the one that the estimator started from."""
     estimator: Estimator | None
-    """Learns the policy; None where it is fixed."""
+    """Learns the policy; None if it is fixed."""
     new_network: Callable[[], nn.Module]
-    """A network of the run's architecture on the CPU, whose weights do not matter."""
+    """A network of the run's architecture on the CPU, for loading weights into."""
     inner_steps: int
     """I."""
     first_outer_step: int
-    """0, or where a resumed run begins."""
+    """0, or the first one of a resumed run."""
     rewards_before: list[float] | None
-    """Of the last outer step before `first_outer_step` (main process only)."""
+    """Rewards of the last outer step before `first_outer_step` (main process only)."""
     phases: Phases
     replacements: Replacements
     observers: Observer
     info: RunInfo | None
-    """What observers are told with; on the main process only."""
+    """What is passed to observers; on the main process only."""
 
     def batches(self) -> Iterator[Batch]:
-        """This process's part of every mini-batch that is still to come, on its device."""
+        """This process's part of every remaining mini-batch, on its device."""
         data, train, seed = self.recipe.data, self.data.train, self.recipe.run.seed
         batch_size, section = self.recipe.inner.batch_size, self.recipe.augment.random_resized_crop
         order = TrainingOrder(
@@ -110,7 +110,7 @@ class Run:
         return ahead_on_device(batches, device)
 
     def policy_of(self, trajectory: int) -> AugmentationPolicy:
-        """What a trajectory trains with in this outer step.
+        """The policy of a trajectory in this outer step.
 
         Raises:
             UserError: if an estimator gives a policy over another space than the one it learns.
@@ -129,7 +129,7 @@ class Run:
         """The inner loop of Algorithm 1: I inner steps of every hosted trajectory, on the same batches.
 
         Raises:
-            RunFailedError: as soon as more images were replaced than the whole outer step may have.
+            RunFailedError: as soon as more images were replaced than are allowed in the whole outer step.
         """
         planned = self.inner_steps * self.recipe.inner.batch_size
         policies = [self.policy_of(trajectory.number) for trajectory in self.hosted]
@@ -153,8 +153,8 @@ class Run:
         """End an outer step and score every trajectory on the held-out images.
 
         Args:
-            outer_step: that ends, from 0.
-            score: False leaves the held-out images out this time.
+            outer_step: the one that ends, from 0.
+            score: whether to score the trajectories on the held-out images this time.
 
         Raises:
             RunFailedError: if no trajectory is finite.
@@ -193,7 +193,7 @@ class Run:
         )
 
     def recorded(self, outcome: Outcome) -> dict[str, Tensor]:
-        """What the estimator asked to be recorded, of all trajectories, on every process."""
+        """What the estimator requested, of all trajectories, on every process."""
         assert self.estimator is not None
         own: dict[str, Tensor] = {}
         for name in sorted(self.estimator.records):
@@ -224,14 +224,14 @@ class Run:
         searched: Mapping[str, Any] | None = None,
         learned: Mapping[str, Any] | None = None,
     ) -> None:
-        """Tell the observers of an outer step, by the line of `metrics.jsonl`.
+        """Pass the line of `metrics.jsonl` of an outer step to the observers.
 
         Args:
-            outer_step: that has ended, from 0.
-            outcome: of it.
+            outer_step: the one that has ended, from 0.
+            outcome: of this outer step.
             replaced: training images that could not be decoded.
-            searched: what only the search knows; it replaces what is known without it.
-            learned: what the estimator said of its step.
+            searched: values of the search; they replace those known without it.
+            learned: what the estimator's step returned.
 
         Raises:
             UserError: if the estimator uses a name that the run uses.
@@ -260,10 +260,10 @@ class Run:
             self.observers.outer_step(self.info, line)
 
     def save(self, outer_steps_done: int) -> None:
-        """Write the checkpoint and the learned policy if they are due; every process calls it.
+        """Write the checkpoint and the learned policy if they are due; every process must call it.
 
         Raises:
-            RunFailedError: if the disk does not take them.
+            RunFailedError: if they cannot be written.
         """
         recipe, folder, estimator = self.recipe, self.folder, self.estimator
         if outer_steps_done % recipe.run.checkpoint_every and outer_steps_done != recipe.outer.steps:
@@ -279,17 +279,17 @@ class Run:
         except (OSError, SafetensorError) as error:
             raise RunFailedError(
                 f"the checkpoint after outer step {outer_steps_done} cannot be written to {recipe.run.dir}: "
-                f"{error}; the one before it is kept, and run.resume=auto resumes from it"
+                f"{error}; the previous one is kept, and run.resume=auto resumes from it"
             ) from error
 
     def finish(self, rewards: list[float] | None) -> dict[str, Any]:
         """Save the network; then open the test split, for the first time, and score it.
 
         Args:
-            rewards: of the last outer step; None: no step was left to do.
+            rewards: of the last outer step; None if no step was left.
 
         Returns:
-            What `result.json` holds, the same on every process.
+            The contents of `result.json`, the same on every process.
 
         Raises:
             UserError: if the test split cannot be used; everything else is on disk by then.
@@ -322,7 +322,7 @@ class Run:
         except UserError as error:
             raise UserError(
                 f"the run is finished and saved in {recipe.run.dir}, but the test split cannot be used: {error}. "
-                "Once fixed, rerun the same command with run.resume=auto: it tests the network"
+                "Once fixed, rerun the same command with run.resume=auto to test the network"
             ) from error
         if test is not None:
             own = self._outcomes([self.hosted[0].network], test, groups.rank, groups.processes)

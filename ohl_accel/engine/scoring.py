@@ -1,6 +1,6 @@
 """Scoring networks on a split: the same number on any layout of processes.
 
-Shapes: R networks, n images of the split, M numbers kept of each image (`Objective.outcomes`).
+Shapes: R networks, n images of the split, M numbers kept per image (`Objective.outcomes`).
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def outcomes_of(
     num_replicas: int = 1,
     in_step: bool = False,
 ) -> Tensor:
-    """What the networks make of each image: float64 [R, n, M] on the CPU, zero where other processes score.
+    """`Objective.outcomes` for each network and image: float64 [R, n, M] on the CPU, zero for other processes' images.
 
     Each chunk of the split is decoded once for all networks.
 
@@ -35,10 +35,10 @@ def outcomes_of(
         images: of the split.
         objective: of the run.
         augmentation: for the normalization.
-        batch_size: of a chunk.
-        workers: processes that decode.
-        rank, num_replicas: which of how many processes this one is.
-        in_step: run the networks as often as every other process does, as sharded ones need.
+        batch_size: images of a chunk.
+        workers: decoding processes.
+        rank, num_replicas: of this process, among those that share the split.
+        in_step: run the networks equally often on every process, as sharded ones require.
     """
     for network in networks:
         network.eval()
@@ -55,7 +55,7 @@ def outcomes_of(
             rows[number, first : first + len(found)] = found
     if rows is None or in_step:
         chunks = -(-len(images) // batch_size)
-        if rows is None or 0 < chunks % num_replicas <= rank:  # others have a chunk more
+        if rows is None or 0 < chunks % num_replicas <= rank:  # others have one more chunk
             for network in networks:
                 logits = network(augmentation.normalize(blank))
             if rows is None:

@@ -52,10 +52,10 @@ def outer_loop(run: Run) -> list[float] | None:
 
 
 def finite_rewards(reward_N: Tensor, finite_N: Tensor) -> Tensor:
-    """Rewards in which a trajectory that diverged has the lowest of the others'. float64 [N].
+    """Rewards in which a trajectory that diverged gets the lowest of the others'. float64 [N].
 
-    A reward of 0 instead would dwarf the differences between sound trajectories, and Adam's second
-    moment would remember it for a thousand steps.
+    A reward of 0 would dwarf the differences between the other trajectories, and stay in Adam's second
+    moment for a thousand steps.
 
     Args:
         reward_N: float64.
@@ -65,7 +65,7 @@ def finite_rewards(reward_N: Tensor, finite_N: Tensor) -> Tensor:
 
 
 def winner_of(reward_N: Tensor, finite_N: Tensor) -> int:
-    """The trajectory with the best reward among the finite ones; of equals, the first."""
+    """The trajectory with the best reward among the finite ones; the first one in case of a tie."""
     return int(((reward_N == reward_N[finite_N].max()) & finite_N).nonzero()[0])
 
 
@@ -79,21 +79,22 @@ def search(
 ) -> Result:
     """Learn a policy while training a network, in the launch that this process belongs to; or resume it.
 
-    Every process of a launch (`accelerate launch script.py`, `accelerate.notebook_launcher`) must call it alike.
+    Every process of a launch (`accelerate launch script.py`, `accelerate.notebook_launcher`) must call it with the same
+    arguments.
 
     Args:
         recipe: a file, the name of a recipe that comes with the package, a mapping of its sections, or a `Recipe`.
         overrides: `section.key=value`, as on the command line.
-        dataset: instead of `data.path`: a `datasets.Dataset` of training images, a mapping from split to one (such as a
-            `DatasetDict`), or map-style torch data sets of (image, label).
+        dataset: instead of `data.path`: a `datasets.Dataset` of training images, a mapping from split names to such
+            datasets (for instance a `DatasetDict`), or map-style torch datasets of (image, label).
         model: instead of `model.name`: a network; it is copied, not changed.
-        observers: told how the run goes, on the main process.
+        observers: notified of the run's progress, on the main process.
 
     Returns:
         The learned policy, the network, the metrics and the test scores.
 
     Raises:
-        UserError: if it cannot work; before training begins wherever that can be known.
+        UserError: if it cannot work; before training begins whenever possible.
         RunFailedError: if no trajectory can continue.
     """
     return execute(

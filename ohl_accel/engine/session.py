@@ -1,4 +1,4 @@
-"""From a call to its result: joining the launch, going through a run, and leaving what it made."""
+"""From a call to its result: join the launch, execute a run, and return what it produced."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,23 +30,23 @@ RecipeSource = str | Path | Mapping[str, Any] | Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a finished run leaves, on every process of the launch."""
+    """The result of a finished run, on every process of the launch."""
 
     policy: Policy | None
-    """The learned policy, or the one trained with; None for those that are not ours, such as `none`."""
+    """The policy, learned or fixed; None for a fixed one without a `Policy`, such as `none`."""
     network: nn.Module
-    """The trained network, on its device, ready for evaluation. With `model.shard`, what this process holds. It stays
-    in its process: in a pickled result it is None."""
+    """The trained network, on its device, in evaluation mode. With `model.shard`, this process's shard. It stays in its
+    process: in a pickled result it is None."""
     metrics: list[dict[str, Any]]
-    """The lines of `metrics.jsonl`, on the main process; empty on the others, which do not wait for its last words."""
+    """The lines of `metrics.jsonl`, on the main process; empty on the others, which do not wait for it to publish."""
     test: dict[str, float] | None
-    """The scores on the test split, such as `accuracy` and `loss`; None where the recipe has none."""
+    """The scores on the test split, such as `accuracy` and `loss`; None if the recipe has no test split."""
     folder: Path
-    """The run folder; it is on the machine of the main process."""
+    """The run folder, on the main process's machine."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the network: `notebook_launcher` pickles what its processes return, and the network may be on a GPU
-        that the notebook must not touch, or hold what cannot be pickled."""
+        that the notebook must not use, or contain what cannot be pickled."""
         return {**vars(self), "network": None}
 
 
@@ -59,7 +59,7 @@ def read_recipe(recipe: RecipeSource, overrides: Sequence[str]) -> tuple[Recipe,
     try:
         read = Recipe.of(recipe, overrides)
     except UserError:
-        start_accelerator(None)  # so that the processes know of each other, and one says it
+        start_accelerator(None)  # so that one process reports the error for all
         run_on_all_ranks(lambda: Recipe.of(recipe, overrides))
         raise
     accelerator = start_accelerator(read.run)
@@ -78,16 +78,16 @@ def execute(
     model: nn.Module | None = None,
     observers: Sequence[Observer] = (),
 ) -> Result:
-    """Set a run up, go through its loop from where it stands, and finish it.
+    """Set up a run, execute its remaining outer steps, and finish it.
 
     Args:
         recipe, overrides, dataset, model, observers: as in `search`.
-        loop: does every outer step that is still to come; returns the last rewards.
+        loop: executes every remaining outer step; returns the last rewards.
         learn: whether the policy is learned (the search) or fixed (training).
-        adapt: what becomes of the recipe for this loop.
+        adapt: changes the recipe for this loop.
 
     Raises:
-        UserError: if it cannot work; before training begins wherever that can be known.
+        UserError: if it cannot work; before training begins whenever possible.
         RunFailedError: if it cannot continue.
     """
     if dataset is not None:  # a recipe for data that the caller holds need not name any

@@ -1,4 +1,4 @@
-"""Set a run up: from a recipe and a launch to everything that takes part, checked before training."""
+"""Set up a run: from a recipe and a launch to all parts of a run, checked before training."""
 
 import copy
 import json
@@ -57,13 +57,13 @@ def set_up(
     dataset: Any = None,
     model: nn.Module | None = None,
 ) -> Run:
-    """Check and build everything; nothing of an earlier run is touched before all of it works.
+    """Check and build everything; files of an earlier run are not touched before all of it works.
 
     Args:
         recipe: of the run.
         accelerator: from `start_accelerator`.
-        display: for what is said at the start.
-        observers: of the run; they do nothing but on the main process.
+        display: for the messages at the start.
+        observers: of the run; none on any process but the main one.
         learn: whether the policy is learned (the search) or fixed (training).
         dataset: instead of `data.path`, as in `search`.
         model: instead of `model.name`, as in `search`.
@@ -106,7 +106,7 @@ def _build(
     dataset: Any,
     model: nn.Module | None,
 ) -> Run:
-    """Everything that takes part in a run; its folder is claimed, and not touched before all is checked."""
+    """All parts of a run; its folder is locked, and its files are not touched before everything is checked."""
     data = run_on_all_ranks(lambda: open_data(recipe, dataset), one_first=True, long=True)
     objective = run_on_all_ranks(lambda: _open_objective(recipe, data))
     side = min(data.schema.size)
@@ -221,11 +221,11 @@ def _open_objective(recipe: Recipe, data: Data) -> Objective:
         )
         raise UserError(
             f"objective={recipe.objective}: the images of {data.train.description} have {have} each; "
-            f"use objective={fit}, or one of your own"
+            f"use objective={fit}, or your own"
         )
     if objective.multi_label and recipe.augment.policy == "mixup":
         raise UserError(
-            "augment.policy=mixup: mixes single labels; it does not work with several labels for an image"
+            "augment.policy=mixup: mixup needs exactly one label per image, but this data has several"
         )
     return objective
 
@@ -237,7 +237,7 @@ def _open_policy(recipe: Recipe, data: Data, side: int, learn: bool) -> Augmenta
     if not isinstance(policy, Policy):
         raise UserError(
             f"augment.policy={recipe.augment.policy}: the search starts from the uniform policy or a learned one; "
-            "`ohl_accel.train` trains with this one"
+            "use `ohl_accel.train` to train with this one"
         )
     if data.heldout is None:
         raise UserError(
@@ -273,16 +273,16 @@ def _augmented_images(
 def _first_network(
     recipe: Recipe, data: Data, groups: Groups, new_network: Callable[[], nn.Module], from_timm: bool
 ) -> tuple[nn.Module | None, nn.Module]:
-    """(the whole network with its first weights, what each trajectory copies).
+    """(the whole network with its initial weights, what each trajectory copies).
 
-    Where trajectories are sharded, the main process alone makes the whole network, in main memory; what is copied
-    is its outline on the meta device.
+    If trajectories are sharded, only the main process creates the whole network, in main memory; what is copied is
+    its outline on the meta device.
     """
     if not groups.sharded:
         network = new_network()
         return network, network
     if not from_timm:
-        raise UserError("model.shard: needs a network of timm's by name, not one given as model")
+        raise UserError("model.shard: needs a timm network given by name, not one given as model")
     outline = outline_network(recipe.model, data.schema)
     return new_network() if groups.rank == 0 else None, outline
 
@@ -304,7 +304,7 @@ def _check_batch_size(recipe: Recipe, groups: Groups) -> None:
     if batch_size % groups.group_size:
         nearest = batch_size - batch_size % groups.group_size
         raise UserError(
-            f"inner.batch_size={batch_size} cannot be cut into equal parts for the {groups.group_size} processes of "
+            f"inner.batch_size={batch_size} cannot be divided equally among the {groups.group_size} processes of "
             f"a group: use {nearest or groups.group_size} or {nearest + groups.group_size}"
         )
 
@@ -324,7 +324,7 @@ def _resume_or_begin(
     policy: AugmentationPolicy,
     groups: Groups,
 ) -> int:
-    """Resume from the last checkpoint, if that is asked for and there is one; else write the first files.
+    """Resume from the last checkpoint, if requested and there is one; otherwise write the first files.
 
     Returns:
         Outer steps done.
@@ -374,7 +374,7 @@ def _check_same_images(file: Path, data: Data) -> None:
     for key, images in (("fingerprint", data.train), ("heldout_fingerprint", data.heldout)):
         if images is not None and then.get(key) != data.record.get(key):
             raise UserError(
-                f"run.dir={file.parent} holds a run on other images: those of {images.description} have changed "
+                f"run.dir={file.parent} has a run on different images: those of {images.description} have changed "
                 "since it began; give the same files to resume it, or choose another run.dir"
             )
 

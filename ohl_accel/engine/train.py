@@ -1,7 +1,7 @@
-"""Training with a fixed policy, for comparison with the search and with what it learned.
+"""Training with a fixed policy, for comparison with the search and with the policy it learned.
 
-The same recipe, the same images in the same order and the same first weights as the search with the same
-seed; all processes train one network.
+With the same recipe and seed, images, their order and the initial weights are the same as in the search; all
+processes train one network.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from ohl_accel.recipe import Recipe
 
 
 def for_one_network(recipe: Recipe) -> Recipe:
-    """The recipe of one network that trains with a fixed policy, as many steps as `train.match` says.
+    """The recipe for training one network with a fixed policy, for as many steps as `train.match` says.
 
     Raises:
-        UserError: if no policy is named.
+        UserError: if no policy is given.
     """
     if recipe.augment.policy is None:
         raise UserError(
-            f"augment.policy: name what to train with: {', '.join(FIXED_POLICIES)}, a policy.json, a run folder or "
-            "a Hub id"
+            f"augment.policy: give a policy to train with: {', '.join(FIXED_POLICIES)}, a policy.json, a run folder "
+            "or a Hub id"
         )
     factor = recipe.outer.trajectories if recipe.train.match == "compute" else 1
     schedule = recipe.inner.schedule
@@ -40,7 +40,7 @@ def for_one_network(recipe: Recipe) -> Recipe:
 
 
 def training_loop(run: Run) -> list[float] | None:
-    """All inner steps, in the outer steps of the search: after each, held-out scores and a checkpoint."""
+    """All inner steps, divided into outer steps as in the search; after each of these, validation and a checkpoint."""
     batches, phases, steps = run.batches(), run.phases, run.recipe.outer.steps
     rewards: list[float] | None = None
     for outer_step in range(run.first_outer_step, steps):
@@ -65,16 +65,16 @@ def train(
     model: nn.Module | None = None,
     observers: Sequence[Observer] = (),
 ) -> Result:
-    """Train one network with the fixed policy that `augment.policy` names, or resume it.
+    """Train one network with the fixed policy `augment.policy`, or resume it.
 
     Args:
         recipe, overrides, dataset, model, observers: as in `search`.
 
     Returns:
-        The network, the metrics and the test scores; the policy is that of the recipe if it is one of ours.
+        The network, the metrics and the test scores; `policy` is the recipe's if that is a `Policy`.
 
     Raises:
-        UserError: if it cannot work; before training begins wherever that can be known.
+        UserError: if it cannot work; before training begins whenever possible.
         RunFailedError: if the weights become infinite or NaN.
     """
     return execute(

@@ -1,4 +1,4 @@
-"""One trajectory: a network in training with operations drawn from the policy (the inner loop, Eq 2)."""
+"""One trajectory: a network trained with operations sampled from the policy (the inner loop, Eq 2)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,7 +21,7 @@ from ohl_accel.rng import keyed_seed, seed_device
 
 
 class Trajectory:
-    """A network, its optimizer and schedule, and what it drew and lost since the last outer step.
+    """A network, its optimizer and schedule, and the operations and losses since the last outer step.
 
     Every process of a group must construct its trajectories in the same order.
 
@@ -29,7 +29,7 @@ class Trajectory:
         number: n in 0..N-1.
         network: on its device, with Accelerate's precision, not yet wrapped for its group.
         recipe: of the run.
-        groups: the position of this process.
+        groups: of the run.
         objective: what the network learns.
         augmentation: of this process.
         accelerator: for the backward pass.
@@ -63,14 +63,14 @@ class Trajectory:
         self._memory_format = torch.channels_last if recipe.model.channels_last else torch.contiguous_format
         self._keep_operations = keep_operations
         self.counts_K = torch.zeros(num_operations, dtype=torch.int64)
-        """How often the group drew each operation in this outer step."""
+        """How often each operation was sampled for the group's batches in this outer step."""
         self.operations: list[Tensor] = []
-        """int64 [B] of each inner step of this outer step, if they are kept."""
+        """int64 [B] for each inner step of this outer step, if they are kept."""
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=augmentation.device)
         self._steps = 0
 
     def begin_outer_step(self) -> None:
-        """Forget what the last outer step counted."""
+        """Reset the counts of the last outer step."""
         self.counts_K.zero_()
         self.operations.clear()
         self._loss_sum.zero_()
@@ -80,7 +80,7 @@ class Trajectory:
     def augment(
         self, images_bCHW: Tensor, labels_b: Tensor, step: int, policy: AugmentationPolicy
     ) -> tuple[Tensor, Tensor]:
-        """This trajectory's operations on this process's part of a mini-batch, which are counted.
+        """Apply and count this trajectory's operations on this process's part of a mini-batch.
 
         Args:
             images_bCHW: uint8 on the device, after the basic transforms.
@@ -89,7 +89,7 @@ class Trajectory:
             policy: what transforms the images.
 
         Returns:
-            What the network learns from: float32 [b, C, H, W], and the targets.
+            The network's inputs, float32 [b, C, H, W], and targets.
         """
         images_bCHW, operation_B = self._augmentation.apply(policy, images_bCHW, step, self.number)
         if operation_B is not None:
@@ -99,9 +99,9 @@ class Trajectory:
         return self._augmentation.finish(images_bCHW, labels_b, step)
 
     def inner_step(self, inputs: Tensor, targets: Tensor, step: int) -> None:
-        """One SGD step (Eq 2) on what `augment` gave; `step` counts those done so far in the whole run."""
+        """One SGD step (Eq 2) on the results of `augment`; `step` counts those done so far in the whole run."""
         inputs = inputs.contiguous(memory_format=self._memory_format)
-        # dropout and the like must not depend on what a process did before
+        # dropout etc. must not depend on what a process did before
         network_seed = keyed_seed(self._seed, "network", step, self._groups.data_rank)
         seed_device(self._augmentation.device, network_seed)
         self.schedule.step_update(step)
@@ -113,9 +113,9 @@ class Trajectory:
         self._steps += 1
 
     def end_outer_step(self) -> tuple[float, bool]:
-        """(mean training loss of the outer step, whether the loss and all of the state are finite).
+        """(mean training loss of the outer step, whether the loss and the whole state are finite).
 
-        BatchNorm's statistics become those of the group's leader.
+        BatchNorm's statistics are set to those of the group's leader.
         """
         self._groups.broadcast_buffers(list(self.network.buffers()))
         finite = [self._loss_sum.isfinite()]
@@ -126,16 +126,15 @@ class Trajectory:
 
     @property
     def learning_rate(self) -> float:
-        """Of the last inner step, of the first parameter group."""
+        """The learning rate of the last inner step, of the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     @torch.no_grad()
     def state_tensors(self) -> list[Tensor]:
-        """Weights, buffers and optimizer state on the device, in an order common to all trajectories.
+        """Weights, buffers and optimizer state on the device, in the same order for all trajectories.
 
-        Of a sharded network, what this process holds.
-
-        Step counters that an optimizer keeps on the CPU are omitted: they are equal everywhere.
+        For a sharded network, the shards of this process. Step counters that an optimizer keeps on the CPU are
+        omitted: they are equal everywhere.
         """
         tensors = list(self.network.state_dict().values())
         for parameter in self.network.parameters():
@@ -148,7 +147,7 @@ def create_optimizer(section: OptimizerSection, network: nn.Module) -> torch.opt
     """The inner optimizer, by timm's name.
 
     Raises:
-        UserError: for an unknown name, or arguments that it does not take.
+        UserError: for an unknown name, or invalid arguments.
     """
     known = [str(name) for name in list_optimizers()]
     if section.name not in known:
@@ -179,10 +178,10 @@ def create_optimizer(section: OptimizerSection, network: nn.Module) -> torch.opt
 
 
 def _try_out(create: Callable[[nn.Module], torch.optim.Optimizer], device: torch.device) -> None:
-    """One step with a layer of its own; an optimizer must keep nothing that could not be adopted and saved.
+    """One step on a small layer, to see whether the optimizer's state can be adopted and saved.
 
     Raises:
-        ValueError: if it keeps more than tensors and numbers.
+        ValueError: if it contains anything but tensors and numbers.
     """
     layer = nn.Linear(2, 2, device="cpu" if device.type == "meta" else device)
     optimizer = create(layer)
@@ -193,17 +192,17 @@ def _try_out(create: Callable[[nn.Module], torch.optim.Optimizer], device: torch
         for key, value in entries.items():
             if not isinstance(value, Tensor | int | float | None):
                 raise ValueError(
-                    f"it keeps a {type(value).__name__} ({key}), which cannot be adopted by others"
+                    f"its state has a {type(value).__name__} ({key}), which other trajectories cannot adopt"
                 )
 
 
 def create_schedule(
     section: ScheduleSection, optimizer: torch.optim.Optimizer, steps_per_epoch: int, total_steps: int
 ) -> Scheduler:
-    """The learning rate as a function of the inner step, so that a run can be entered anywhere.
+    """The learning rate as a function of the inner step, so that a run can be resumed anywhere.
 
     Raises:
-        UserError: if the warm-up takes the whole run.
+        UserError: if the warm-up is as long as the run, or longer.
     """
     warmup_steps = round(section.warmup_epochs * steps_per_epoch)
     if warmup_steps >= total_steps:
@@ -219,7 +218,7 @@ def create_schedule(
     }
     schedule: Scheduler
     if section.name == "cosine":
-        # of a single step timm warns, for each trajectory; its rate is that of the first of two
+        # timm warns about a single step, for each trajectory; its rate is that of the first of two
         cosine_steps = max(2, total_steps - warmup_steps)
         schedule = CosineLRScheduler(optimizer, t_initial=cosine_steps, lr_min=section.min_lr, **common)
         return schedule

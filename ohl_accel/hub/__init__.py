@@ -1,6 +1,6 @@
-"""Publishing runs on the Hugging Face Hub, and fetching what was published.
+"""Publishing runs on the Hugging Face Hub, and downloading published ones.
 
-`python -m ohl_accel.hub push RUN user/name` and `pull user/name FOLDER` do by hand what `hub.repo=user/name`
-does at the end of a run. Only safetensors, JSON, text and pictures go up or come down, no pickle. Tokens are
-the client library's business: none is read from a recipe or written anywhere.
+`hub.repo=user/name` publishes a run at its end; `python -m ohl_accel.hub push RUN user/name` does so by hand, and
+`pull user/name FOLDER` downloads it. Only safetensors, JSON, text and images are transferred, never pickles. Tokens
+are left to the client library: none is read from a recipe or written anywhere.
 """

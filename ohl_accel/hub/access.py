@@ -1,4 +1,4 @@
-"""What can be known before a run begins about whether it will be published."""
+"""Checks before a run begins whether it can be published."""
 
 from collections.abc import Callable
 
@@ -14,10 +14,10 @@ _RETRY_SECONDS_AT_THE_START = 10.0
 
 
 def check_name(repo: str) -> None:
-    """Refuse names that the Hub would refuse.
+    """Reject names that the Hub would reject.
 
     Raises:
-        UserError: with what is wrong with it.
+        UserError: saying what is wrong with the name.
     """
     try:
         validate_repo_id(repo)
@@ -28,13 +28,13 @@ def check_name(repo: str) -> None:
 
 
 def check_access(section: HubSection, say: Callable[[str], None]) -> None:
-    """Create the repository if there is none, and make sure that it may be written to.
+    """Create the repository if there is none, and check write access to it.
 
-    A Hub that does not answer does not stop a run: the upload comes later, perhaps from another machine.
+    A run starts even if the Hub does not answer: the upload comes later, perhaps from another machine.
 
     Args:
         section: the recipe's hub section, with a `repo`.
-        say: takes a line if it cannot be known.
+        say: takes a line if access could not be checked.
 
     Raises:
         UserError: for a name, a token or a version that the Hub does not accept.
@@ -43,7 +43,9 @@ def check_access(section: HubSection, say: Callable[[str], None]) -> None:
     assert repo is not None
     check_name(repo)
     if huggingface_hub.get_token() is None:
-        raise UserError(f"hub.repo={repo}: no token for the Hub: log in by `hf auth login`, or set HF_TOKEN")
+        raise UserError(
+            f"hub.repo={repo}: no token for the Hub: log in with `hf auth login`, or set HF_TOKEN"
+        )
     try:
         with_retries(lambda: _ask(repo, section), min(section.patience, _RETRY_SECONDS_AT_THE_START), say)
     except AccessError as error:
@@ -52,7 +54,7 @@ def check_access(section: HubSection, say: Callable[[str], None]) -> None:
             return
         raise UserError(f"hub.repo={repo}: {error}") from error
     except Exception as error:
-        say(f"the Hub cannot be reached ({reason(error)}): whether {repo} can be written is not known")
+        say(f"the Hub cannot be reached ({reason(error)}): write access to {repo} was not checked")
 
 
 def _ask(repo: str, section: HubSection) -> None:
@@ -63,5 +65,6 @@ def _ask(repo: str, section: HubSection) -> None:
         taken = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo).tags}
         if section.version in taken:
             raise AccessError(
-                f"hub.version={section.version} names commit {taken[section.version][:10]} already; choose another"
+                f"hub.version={section.version} is already the tag of commit {taken[section.version][:10]}; choose "
+                "another"
             )

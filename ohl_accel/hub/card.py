@@ -1,4 +1,4 @@
-"""The model card: what the Hub shows of a published run, and what search engines read of it."""
+"""The model card: what the Hub shows about a published run, with metadata for its search."""
 
 import re
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ def model_card(run: Finished, section: HubSection) -> str:
 
 
 def policy_card(policy: Policy, section: HubSection) -> str:
-    """The README.md of a repository that holds a policy and nothing of the run that learned it."""
+    """The README.md of a repository with a policy alone, without the run that learned it."""
     metadata = ModelCardData(
         library_name="ohl_accel",
         license=section.license,
@@ -65,7 +65,7 @@ def policy_card(policy: Policy, section: HubSection) -> str:
 
 
 def hub_dataset(data: DataSection) -> str | None:
-    """The data set's id on the Hub, if that is where it came from."""
+    """The dataset's id on the Hub, if it came from there."""
     on_hub = (
         re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data.path)
         and data.path != IN_MEMORY
@@ -149,7 +149,7 @@ import timm
 network = timm.create_model("hf-hub:{section.repo}", pretrained=True).eval()
 ```
 
-`network.pretrained_cfg` has the size of its images, their mean and deviation, and `label_names`.
+`network.pretrained_cfg` has the image size, mean and standard deviation, and `label_names`.
 """
 
 
@@ -169,7 +169,7 @@ transform = v2.Compose([
 ])
 ```
 
-In a training of your own: `python -m ohl_accel.train RECIPE augment.policy={section.repo}`.
+To train a network with it: `python -m ohl_accel.train RECIPE augment.policy={section.repo}`.
 """
 
 
@@ -195,7 +195,7 @@ One probability for each of {policy.space.num_operations:,} operations ({_combin
 
 
 def _combination(space: Space) -> str:
-    """In words, such as `ordered pairs of the 36 elements of the space paper`."""
+    """A space in words, such as `ordered pairs of the 36 elements of the space paper`."""
     what = {1: "each", 2: "ordered pairs", 3: "ordered triples"}[space.arity]
     different = ", of different transforms" if space.combine == "distinct" and space.arity > 1 else ""
     return f"{what} of the {space.num_elements} elements of the space {space.name}{different}"
@@ -214,7 +214,7 @@ def _training(run: Finished) -> str:
     }
     metric, score = metric_of(run.result), main_score(run.result, "heldout")
     if score is not None:
-        rows[f"held-out {metric} of the winner (chose it: optimistic)"] = in_words(metric, score)
+        rows[f"held-out {metric} of the winner (selected by it, so optimistic)"] = in_words(metric, score)
     return f"""## Training
 
 ![held-out accuracy over the outer steps]({REWARDS})
@@ -237,7 +237,7 @@ def _name(section: HubSection) -> str:
 
 
 def _data_name(data: DataSection) -> str:
-    """As the card names it; of a local path only the last part, which says nothing about the machine."""
+    """The dataset in the card; of a local path only the last part, which reveals nothing about the machine."""
     dataset = hub_dataset(data)
     if dataset is not None:
         return f"[{dataset}](https://huggingface.co/datasets/{dataset})"

@@ -1,4 +1,4 @@
-"""What of a run is published: a dictionary from the path in the repository to bytes or a file."""
+"""The published files of a run: a dictionary from the path in the repository to bytes or a file."""
 
 import json
 from collections.abc import Mapping
@@ -28,14 +28,14 @@ CARD_FILE = "README.md"
 HEATMAP, MARGINALS, REWARDS = "figures/policy.png", "figures/marginals.png", "figures/rewards.png"
 RECORDS = (RESULT_FILE, METRICS_FILE, HELDOUT_FILE)
 PUBLISHED = (CARD_FILE, POLICY_FILE, *NETWORK_FILES, RECIPE_FILE, *RECORDS, HEATMAP, MARGINALS, REWARDS)
-"""All that is ever published or fetched."""
+"""All files that are ever published or downloaded."""
 
 Files = dict[str, bytes | Path]
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run, as its folder has it."""
+    """The contents of a finished run's folder."""
 
     path: Path
     recipe: Recipe
@@ -49,16 +49,11 @@ class Finished:
         """Read a run folder.
 
         Raises:
-            UserError: if it holds no finished run.
+            UserError: if it is not the folder of a finished run.
         """
         missing = [name for name in (RECIPE_FILE, RESULT_FILE, METRICS_FILE) if not (path / name).is_file()]
         if missing:
-            raise UserError(f"{path} is not the folder of a finished run: it lacks {', '.join(missing)}")
-        recipe = Recipe.load(str(path / RECIPE_FILE))
-        if (
-            recipe.augment.space is not None
-        ):  # it registers transforms of the user's own, which the policy may name
-            open_space(recipe.augment.space)
+            raise UserError(f"{path} is not the folder of a finished run: {', '.join(missing)} missing")
         try:
             recipe = Recipe.load(str(path / RECIPE_FILE))
             if recipe.augment.space is not None:
@@ -72,17 +67,17 @@ class Finished:
 
 
 def files_of(run: Finished, section: HubSection) -> Files:
-    """The files of a run that are published, without the card.
+    """The files of a run to publish, without the card.
 
     Raises:
-        UserError: if something is missing, or a file holds a secret.
+        UserError: if something is missing, or a file contains a secret.
     """
     files: Files = {name: run.path / name for name in RECORDS if (run.path / name).is_file()}
-    # whoever runs it again must not publish over this repository
+    # whoever runs the published recipe must not overwrite this repository
     again = Recipe.check({**run.recipe.model_dump(), "hub": {}})
     files[RECIPE_FILE] = again.to_yaml().encode()
     if section.policy_only and run.policy is None:
-        raise UserError(f"hub.policy_only: {run.path} holds no {POLICY_FILE}")
+        raise UserError(f"hub.policy_only: {run.path} has no {POLICY_FILE}")
     if run.policy is not None:
         files[POLICY_FILE] = run.path / POLICY_FILE
         files[HEATMAP] = figures.policy_heatmap(run.policy)
@@ -100,10 +95,10 @@ def files_of(run: Finished, section: HubSection) -> Files:
 
 
 def check_for_secrets(files: Files) -> None:
-    """Raise UserError if a text file holds a secret of this machine's user."""
+    """Raise UserError if a text file contains a secret of the local user."""
     for path, source in files.items():
         if not path.endswith((".safetensors", ".png")):
             content = source.read_bytes() if isinstance(source, Path) else source
             for name, value in secrets().items():
                 if value.encode() in content:
-                    raise UserError(f"{path} holds the value of {name}: it is not published")
+                    raise UserError(f"{path} contains the value of {name}: it is not published")

@@ -11,16 +11,16 @@ from ohl_accel.errors import UserError, first_line, missing_extra
 def fetch_file(repo_id: str, filename: str, revision: str | None, max_bytes: int) -> Path:
     """One file of a model repository, from the local cache or downloaded into it.
 
-    A file that was fetched once is found without a network as well (`HF_HUB_OFFLINE=1` makes no request at all).
+    A cached file is found without a network connection as well (`HF_HUB_OFFLINE=1` makes no request at all).
 
     Args:
         repo_id: `user/name`.
         filename: path of the file in the repository.
         revision: branch, tag or commit; None for `main`.
-        max_bytes: a file that claims to be larger is not downloaded.
+        max_bytes: a file reported to be larger is not downloaded.
 
     Raises:
-        UserError: for whatever the client raises; it names the repository, the revision and the way out.
+        UserError: for whatever the client raises; names the repository, the revision and what to do.
     """
     try:
         import huggingface_hub
@@ -31,22 +31,22 @@ def fetch_file(repo_id: str, filename: str, revision: str | None, max_bytes: int
         size = 0 if isinstance(cached, str) else _size_on_hub(repo_id, filename, revision)
         if size <= max_bytes:
             return Path(huggingface_hub.hf_hub_download(repo_id, filename, revision=revision))
-    except Exception as error:  # of its HTTP library's, of the disk's, of its own
+    except Exception as error:  # the client's own, its HTTP library's, or the disk's
         at = f" at revision {revision}" if revision else ""
         raise UserError(
             f"{filename} of {repo_id}{at} is not available from the Hub: {reason(error)}"
         ) from error
-    raise UserError(f"{filename} of {repo_id} has {size} bytes, more than the {max_bytes} it may have")
+    raise UserError(f"{filename} of {repo_id} has {size} bytes, more than the allowed {max_bytes}")
 
 
 def _size_on_hub(repo_id: str, filename: str, revision: str | None) -> int:
-    """Bytes of a file as reported by the Hub; 0 where it does not say."""
+    """Bytes of a file as reported by the Hub; 0 if unknown."""
     import huggingface_hub
 
     try:
         url = huggingface_hub.hf_hub_url(repo_id, filename, revision=revision)
         return huggingface_hub.get_hf_file_metadata(url).size or 0
-    except Exception:  # the download meets it again, looks into the cache, and knows more about it
+    except Exception:  # the download gets the same error, tries the cache, and explains it better
         return 0
 
 
@@ -58,17 +58,15 @@ def reason(error: Exception) -> str:
         case errors.HFValidationError():
             return "not a Hub id, which has the form user/name"
         case errors.GatedRepoError():
-            return "access to it is granted on its page: ask for it there, then log in by `hf auth login`"
+            return "it is gated: request access on its page, then log in with `hf auth login`"
         case errors.RepositoryNotFoundError():
-            return (
-                "there is no such repository, or it is private: check the name, or log in by `hf auth login`"
-            )
+            return "there is no such repository, or it is private: check the name, or log in with `hf auth login`"
         case errors.RevisionNotFoundError():
             return "there is no such revision: give a branch, a tag or a whole commit hash"
         case errors.LocalEntryNotFoundError():
             cause = f" ({first_line(error.__cause__)})" if error.__cause__ else ""
-            return f"the Hub cannot be reached{cause}, and the local cache does not hold it"
+            return f"the Hub cannot be reached{cause}, and it is not in the local cache"
         case errors.EntryNotFoundError():
-            return "the repository holds no such file"
+            return "the repository has no such file"
         case _:
             return first_line(error)

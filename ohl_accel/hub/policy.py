@@ -1,4 +1,4 @@
-"""A policy alone, up to the Hub: for policies that come from a program, not from a run folder."""
+"""Publishing a policy alone: for policies that come from a program, not from a run folder."""
 
 import sys
 
@@ -22,7 +22,7 @@ def push_policy(
     tags: tuple[str, ...],
     version: str | None,
 ) -> str:
-    """Publish a policy, its card and its figures in one commit; returns the address of the commit.
+    """Publish a policy, its card and its figures in one commit; returns the URL of the commit.
 
     Args:
         policy: to publish.
@@ -30,8 +30,8 @@ def push_policy(
         repo, private, license, tags, version: as in the recipe's hub section.
 
     Raises:
-        UserError: for a name that the Hub does not take, or a policy file that holds a secret.
-        RunFailedError: if the Hub refuses it, or cannot be reached.
+        UserError: for a name that the Hub does not accept, or a policy file that contains a secret.
+        RunFailedError: if the Hub rejects it, or cannot be reached.
     """
     check_name(repo)
     section = HubSection(

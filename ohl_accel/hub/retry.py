@@ -1,4 +1,4 @@
-"""When to ask the Hub again, and what its errors mean in words."""
+"""Retries of requests to the Hub, and its errors in words."""
 
 import os
 from collections.abc import Callable
@@ -17,19 +17,19 @@ _REFUSALS = frozenset({400, 401, 402, 403, 404, 405, 410, 413, 422})
 
 
 class AccessError(Exception):
-    """The Hub answered, and the answer is no: asking again does not help."""
+    """The Hub rejected a request, so that retrying does not help."""
 
 
 def with_retries(action: Callable[[], T], retry_seconds: float, say: Callable[[str], None]) -> T:
-    """The result of an action on the Hub, which is retried until it succeeds, is refused, or has failed for too long.
+    """The result of an action on the Hub, which is retried until it succeeds, is rejected, or has failed for too long.
 
     Args:
-        action: may be done several times.
-        retry_seconds: that the six waits, each twice the one before, add up to; 0: try once.
-        say: takes a line for each failure that is followed by another attempt.
+        action: may be called several times.
+        retry_seconds: the sum of the six waits, each twice as long as the one before; 0: try once.
+        say: takes a line for each failure that is retried.
 
     Raises:
-        AccessError: if the Hub refuses it.
+        AccessError: if the Hub rejects it.
         Exception: the client library's, after the last attempt.
     """
     doubling = wait_exponential(multiplier=retry_seconds / (2**_RETRIES - 1))
@@ -38,7 +38,7 @@ def with_retries(action: Callable[[], T], retry_seconds: float, say: Callable[[s
         return max(doubling(attempt), min(_retry_after(_error_of(attempt)), retry_seconds))
 
     def announce(attempt: RetryCallState) -> None:
-        say(f"Hub: {reason(_error_of(attempt))}; again in {attempt.upcoming_sleep:.2g} s")
+        say(f"Hub: {reason(_error_of(attempt))}; retrying in {attempt.upcoming_sleep:.2g} s")
 
     retrying = Retrying(
         stop=stop_after_attempt(_RETRIES + 1 if retry_seconds else 1),
@@ -64,21 +64,21 @@ def _error_of(attempt: RetryCallState) -> BaseException:
 def reason(error: BaseException) -> str:
     """What happened and what to do about it, in one line, without any secret."""
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, errors.HfHubHTTPError):
-        error = error.__cause__  # the client says no more than that an upload failed
+        error = error.__cause__  # the client only says that an upload failed
     status = _status(error)
     match error:
         case AccessError() | UserError() | RunFailedError():
             text = str(error)
         case errors.LocalTokenNotFoundError():
-            text = "no token: log in by `hf auth login`, or set HF_TOKEN"
+            text = "no token: log in with `hf auth login`, or set HF_TOKEN"
         case errors.OfflineModeIsEnabled():
             text = "HF_HUB_OFFLINE is set"
         case errors.GatedRepoError() | errors.RevisionNotFoundError() | errors.RepositoryNotFoundError():
             text = download.reason(error)
         case _ if status == 401:
-            text = "the token is not valid (401): log in by `hf auth login`, or set HF_TOKEN"
+            text = "the token is not valid (401): log in with `hf auth login`, or set HF_TOKEN"
         case _ if status == 403:
-            text = "the token may not write there (403): check the name, or use a token with write access"
+            text = "the token has no write access (403): check the name, or use a token with write access"
         case _ if status == 412:
             text = "someone else has committed in the meantime (412)"
         case _ if status is not None:
@@ -90,7 +90,7 @@ def reason(error: BaseException) -> str:
 
 
 def secrets() -> dict[str, str]:
-    """Where a secret of this machine's user comes from -> its value."""
+    """Where a secret of the local user comes from -> its value."""
     named = {name: os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")}
     found = {**named, "the token of `hf auth login`": huggingface_hub.get_token()}
     return {name: value.strip() for name, value in found.items() if value and value.strip()}
@@ -113,7 +113,7 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _retry_after(error: BaseException) -> float:
-    """Seconds that the Hub asks to wait; 0 if it says nothing."""
+    """Seconds to wait as requested by the Hub; 0 if there is no such request."""
     if not isinstance(error, errors.HfHubHTTPError):
         return 0.0
     try:

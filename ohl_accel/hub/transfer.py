@@ -20,22 +20,22 @@ from ohl_accel.run_folder.files import POLICY_FILE
 
 Say = Callable[[str], None]
 PULL_RETRY_SECONDS = 5.0
-"""Seconds that the waits between attempts to fetch add up to."""
+"""Total time in seconds to wait between attempts to download."""
 
 
 def push(path: Path, section: HubSection, say: Say) -> str:
-    """Publish a finished run in one commit; returns the address of the commit.
+    """Publish a finished run in one commit; returns the URL of the commit.
 
-    Files that are there already, byte for byte, are not uploaded again, so it may be repeated.
+    Unchanged files are not uploaded again, so it can be repeated.
 
     Args:
         path: the run folder.
         section: what to publish where; its `repo` is set.
-        say: takes a line for each failure that is followed by another attempt.
+        say: takes a line for each failure that is retried.
 
     Raises:
         UserError: for a folder or a name that cannot be published.
-        RunFailedError: if the Hub refuses it or has failed for `section.patience` seconds.
+        RunFailedError: if the Hub rejects it or has failed for `section.patience` seconds.
     """
     assert section.repo is not None
     check_name(section.repo)
@@ -46,51 +46,51 @@ def push(path: Path, section: HubSection, say: Say) -> str:
 
 
 def upload(files: Files, section: HubSection, say: Say) -> str:
-    """Put files into a repository in one commit; returns the address of the commit.
+    """Upload files to a repository in one commit; returns the URL of the commit.
 
     Args:
         files: path in the repository -> content.
-        section: where to, and what the repository is like.
-        say: takes a line for each failure that is followed by another attempt.
+        section: the repository and its settings.
+        say: takes a line for each failure that is retried.
 
     Raises:
-        RunFailedError: if the Hub refuses it or has failed for `section.patience` seconds.
+        RunFailedError: if the Hub rejects it or has failed for `section.patience` seconds.
     """
     if not sys.stderr.isatty():
         huggingface_hub.utils.disable_progress_bars()
     try:
         return with_retries(lambda: _commit(files, section), section.patience, say).commit_url
     except Exception as error:
-        raise RunFailedError(f"{section.repo} does not have the run: {reason(error)}") from error
+        raise RunFailedError(f"not published to {section.repo}: {reason(error)}") from error
 
 
 def publish(path: Path, section: HubSection, say: Say, warn: Say) -> None:
     """`push` at the end of a run: reports the outcome, and never fails.
 
     Args:
-        path, section: as of `push`.
-        say: takes the address of what was published.
-        warn: takes what failed, and the command that publishes the run later.
+        path, section: as in `push`.
+        say: takes the URL of the commit.
+        warn: takes the error, and the command that publishes the run later.
     """
     try:
         say(f"published: {push(path, section, warn)}")
     except Exception as error:
         command = shlex.join(["python", "-m", "ohl_accel.hub", "push", str(path), str(section.repo)])
-        warn(f"{reason(error)}\nnothing is lost; this publishes it: {command}")
+        warn(f"{reason(error)}\nnothing is lost; to publish it: {command}")
 
 
 def pull(repo: str, revision: str | None, folder: Path, say: Say) -> list[str]:
-    """Fetch what `push` published, from the local cache where it is there; returns the files' names.
+    """Download what `push` published, from the local cache if it is there; returns the files' names.
 
     Args:
         repo: `user/name`.
         revision: branch, tag or commit; None for the newest.
-        folder: is made, or is empty.
-        say: takes a line for each failure that is followed by another attempt.
+        folder: created if missing; must be empty.
+        say: takes a line for each failure that is retried.
 
     Raises:
-        UserError: for a malformed name, a folder in use, or a repository without a run.
-        RunFailedError: if it cannot be fetched.
+        UserError: for a malformed name, a folder that is not empty, or a repository without a run.
+        RunFailedError: if it cannot be downloaded.
     """
     check_name(repo)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -99,7 +99,7 @@ def pull(repo: str, revision: str | None, folder: Path, say: Say) -> list[str]:
     snapshot = _snapshot(repo, revision, at, say)
     found = [name for name in PUBLISHED if (snapshot / name).is_file()]
     if POLICY_FILE not in found and "config.json" not in found:
-        raise UserError(f"{at} holds neither {POLICY_FILE} nor a network")
+        raise UserError(f"{at} has neither {POLICY_FILE} nor a network")
     try:
         if POLICY_FILE in found:
             Policy.load(snapshot)
@@ -114,10 +114,10 @@ def pull(repo: str, revision: str | None, folder: Path, say: Say) -> list[str]:
 
 
 def _snapshot(repo: str, revision: str | None, at: str, say: Say) -> Path:
-    """The folder in the local cache with what is published; if the Hub is not available, as it was fetched before.
+    """The folder in the local cache with the published files, updated if the Hub is available.
 
     Raises:
-        RunFailedError: if it is neither there nor can be fetched.
+        RunFailedError: if they are not in the cache and cannot be downloaded.
     """
     if not sys.stderr.isatty():
         huggingface_hub.utils.disable_progress_bars()
@@ -131,18 +131,18 @@ def _snapshot(repo: str, revision: str | None, at: str, say: Say) -> Path:
     try:
         return with_retries(lambda: fetch(local=False), PULL_RETRY_SECONDS, say)
     except AccessError as error:
-        raise RunFailedError(f"{at} cannot be fetched: {error}") from error
+        raise RunFailedError(f"{at} cannot be downloaded: {error}") from error
     except Exception as error:
         try:
             found = fetch(local=True)
         except Exception:
-            raise RunFailedError(f"{at} cannot be fetched: {reason(error)}") from error
+            raise RunFailedError(f"{at} cannot be downloaded: {reason(error)}") from error
         say(f"{at} is taken from the local cache: {reason(error)}")
         return found
 
 
 def _commit(files: Files, section: HubSection) -> CommitInfo:
-    """One attempt; every step of it may be repeated."""
+    """One attempt to commit; all of its steps can be repeated."""
     api, repo = HfApi(), section.repo
     assert repo is not None
     api.create_repo(repo, private=section.private or None, exist_ok=True)
@@ -173,6 +173,6 @@ def _tag(api: HfApi, repo: str, version: str, commit: str) -> None:
         api.create_tag(repo, tag=version, revision=commit)
     elif named[version] != commit:
         raise AccessError(
-            f"commit {commit[:10]} is there, but hub.version={version} already names {named[version][:10]}: choose "
-            "another"
+            f"commit {commit[:10]} is published, but hub.version={version} is already the tag of "
+            f"{named[version][:10]}: choose another"
         )

@@ -15,7 +15,7 @@ class ResNetCifar(nn.Module):
     """A residual network with timm's interface.
 
     Args:
-        layers: number of `BasicBlock`s of each stage; from the second on, a stage halves the resolution.
+        layers: number of `BasicBlock`s in each stage; each stage but the first halves the resolution.
         channels: width of each stage.
         num_classes: outputs; 0 for features only.
         in_chans: channels of the images.
@@ -106,7 +106,7 @@ def _default_cfg() -> dict[str, Any]:
     }
 
 
-# timm reads this name when it registers the functions below
+# timm reads this variable when it registers the functions below
 default_cfgs = generate_default_cfgs(
     {"resnet18_cifar.untrained": _default_cfg(), "resnet8_cifar.untrained": _default_cfg()}
 )

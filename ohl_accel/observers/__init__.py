@@ -1,1 +1,1 @@
-"""What a run tells: progress on the terminal, dashboards."""
+"""Observers of a run: progress on the terminal, metrics, dashboards, report, Hub."""

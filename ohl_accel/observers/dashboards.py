@@ -1,6 +1,6 @@
-"""Dashboards: what is in metrics.jsonl, and pictures of the policy, in W&B, TensorBoard and trackio.
+"""Dashboards: the contents of metrics.jsonl, and images of the policy, in W&B, TensorBoard and trackio.
 
-They are Accelerate's trackers: one run of each for one search, also when it is resumed. A dashboard that fails is
+They are Accelerate's trackers: one run in each for one search, even if it is resumed. A dashboard that fails is
 disabled; the run continues.
 """
 
@@ -28,9 +28,9 @@ from ohl_accel.report import figures
 from ohl_accel.run_folder.files import TENSORBOARD, TRACKERS_FILE
 
 PICTURES = 20
-"""So often in a run, at most, pictures and tables are made."""
+"""Maximum number of times that images are logged in a run."""
 SAMPLES = 32
-"""Training images on a dashboard's picture."""
+"""Training images in the logged image grid."""
 ORDINALS = ("first", "second", "third")
 """Positions of an operation's elements."""
 _PER_TRAJECTORY = ("reward", "advantage", "train_loss", "heldout_loss")
@@ -38,7 +38,7 @@ _PER_TRAJECTORY = ("reward", "advantage", "train_loss", "heldout_loss")
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text and numbers under the names of their columns."""
+    """Rows of text and numbers, with column names."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str | float]]
@@ -50,33 +50,33 @@ class Dashboard(Protocol):
     name: str
 
     def begin(self) -> str:
-        """Start or resume; returns where to look."""
+        """Start or resume; returns where to find the dashboard."""
 
     def log(self, values: Mapping[str, float | str], step: int | None = None) -> None:
-        """Numbers and words of an outer step."""
+        """Log numbers and text of an outer step."""
 
     def show(self, images: Mapping[str, np.ndarray], step: int) -> None:
-        """Pictures of an outer step."""
+        """Log images of an outer step."""
 
     def keep(self, tables: Mapping[str, Table], files: Sequence[Path], step: int) -> None:
-        """What the run ends with."""
+        """Log the final tables and files of the run."""
 
     def end(self, failed: bool) -> str:
-        """Send what is not sent yet, for a bounded time; returns the command that sends the rest, or nothing."""
+        """Send what has not been sent, within a time limit; returns the command that sends the rest, or ""."""
 
 
 class Dashboards(Observer):
-    """All dashboards of one run: lines of metrics, pictures from time to time, tables and files at the end."""
+    """All dashboards of one run: metrics of each outer step, images at intervals, tables and files at the end."""
 
     def __init__(self) -> None:
         self._begun: list[Dashboard] = []
         self._failed: set[tuple[str, str]] = set()
 
     def check(self, recipe: Recipe) -> None:
-        """Make sure that the packages of trackers are installed.
+        """Check that the trackers' packages are installed.
 
         Raises:
-            UserError: with the command that installs what is missing.
+            UserError: with the command that installs the missing ones.
         """
         missing = [name for name in recipe.track if importlib.util.find_spec(name) is None]
         if missing:
@@ -98,17 +98,17 @@ class Dashboards(Observer):
             self._try(run, dashboard, "all", begin)
 
     def outer_step(self, run: RunInfo, line: Mapping[str, Any]) -> None:
-        """Log a line of `metrics.jsonl`; from time to time, and at the end, pictures as well."""
+        """Log a line of `metrics.jsonl`; at intervals, and at the end, also images."""
         step, steps = line["outer_step"], run.recipe.outer.steps
         values = flatten(line)
         self._each(run, "numbers", lambda dashboard: dashboard.log(values, step=step))
         every = max(1, steps // PICTURES)
         if self._begun and ((step + 1) % every == 0 or step + 1 == steps):
             images = pictures_of(run, step)
-            self._each(run, "pictures", lambda dashboard: dashboard.show(images, step))
+            self._each(run, "images", lambda dashboard: dashboard.show(images, step))
 
     def finish(self, run: RunInfo, result: Mapping[str, Any]) -> None:
-        """Log the result, and keep tables and files."""
+        """Log the result, tables and files."""
         step = run.recipe.outer.steps - 1
         values = {f"result/{key}": value for key, value in flatten(result).items()}
         tables, files = tables_of(run.policy) if run.policy else {}, run.folder.results()
@@ -116,7 +116,7 @@ class Dashboards(Observer):
         self._each(run, "files", lambda dashboard: dashboard.keep(tables, files, step))
 
     def end(self, run: RunInfo, failed: bool) -> None:
-        """End all; what could not be sent stays on the disk, and the command that sends it is said."""
+        """End all; what could not be sent stays on disk, and the command that sends it is shown."""
 
         def end(dashboard: Dashboard) -> None:
             if command := dashboard.end(failed):
@@ -135,13 +135,13 @@ class Dashboards(Observer):
     ) -> None:
         try:
             action(dashboard)
-        except Exception as error:  # a dashboard is no reason to lose a run
+        except Exception as error:  # a failing dashboard must not end the run
             self._failed.add((dashboard.name, what))
             run.warn(f"{dashboard.name} failed ({first_line(error)}): {what} disabled for this run")
 
 
 def pictures_of(run: RunInfo, outer_step: int) -> dict[str, np.ndarray]:
-    """The policy, and training images as the network sees them but for Cutout: uint8 [height, width, 3]."""
+    """The policy, and training images as the network sees them but without Cutout: uint8 [height, width, 3]."""
     pictures = {"images/augmented": figures.image_grid(run.augmented_images(outer_step)[:SAMPLES], columns=8)}
     if run.policy is not None:
         pictures["policy/heatmap"] = figures.pixels_of(figures.policy_heatmap(run.policy))
@@ -150,7 +150,7 @@ def pictures_of(run: RunInfo, outer_step: int) -> dict[str, np.ndarray]:
 
 
 def tables_of(policy: Policy) -> dict[str, Table]:
-    """A policy as numbers: each element's probability at every position, and each operation's."""
+    """A policy's probabilities: of each element at every position, and of each operation."""
     space = policy.space
     names = [element.name for element in space.elements]
     positions = ORDINALS[: space.arity]
@@ -168,9 +168,9 @@ def tables_of(policy: Policy) -> dict[str, Table]:
 def flatten(line: Mapping[str, Any]) -> dict[str, float | str]:
     """Stable names for everything in a line of `metrics.jsonl`.
 
-    `trajectory/0/reward` and so on for what each trajectory has, with `reward/best` and means over the
-    trajectories; `seconds/train`, `top_operations/0/probability` for what is nested; `diverged` is a count.
-    What was not measured is omitted.
+    `trajectory/0/reward` and so on for values of each trajectory, with `reward/best` and means over the
+    trajectories; `seconds/train`, `top_operations/0/probability` for nested values; `diverged` is a count.
+    Values that were not measured are omitted.
     """
     flat: dict[str, Any] = {}
     for key, value in line.items():
@@ -197,7 +197,7 @@ def _leaves(name: str, value: Any) -> dict[str, Any]:
 
 
 class _WandB(WandBTracker):
-    """Online where there is a key and a server, else offline; `wandb sync` sends it later."""
+    """Online if there is a key and a server, else offline; `wandb sync` sends it later."""
 
     def __init__(self, recipe: Recipe, folder: Path, identity: str, first_outer_step: int) -> None:
         super().__init__(
@@ -216,7 +216,7 @@ class _WandB(WandBTracker):
         def seconds(variable: str, default: float) -> float:
             return float(os.environ.get(variable, default))
 
-        wandb.setup(wandb.Settings(silent=True))  # it would ask for a key on a terminal, and wait
+        wandb.setup(wandb.Settings(silent=True))  # otherwise it would ask for a key on a terminal, and wait
         self.init_kwargs["settings"] = wandb.Settings(
             silent=True,
             console="off",
@@ -243,7 +243,7 @@ class _WandB(WandBTracker):
         self.log({name: wandb.Image(image) for name, image in images.items()}, step=step)
 
     def keep(self, tables: Mapping[str, Table], files: Sequence[Path], step: int) -> None:
-        """As in `Dashboard`; tables only here, because W&B asks its server, and waits, before it takes one."""
+        """As in `Dashboard`; within a time limit, because W&B waits for its server before it accepts a table."""
         import wandb
 
         def send() -> None:
@@ -262,7 +262,7 @@ class _WandB(WandBTracker):
         offline = self.run.offline
         try:
             self.run.finish(exit_code=int(failed))
-        except Exception:  # it timed out, or its process is gone: everything logged is on the disk
+        except Exception:  # it timed out, or its process is gone: everything logged is on disk
             return self._sync
         return self._sync if offline and not failed else ""
 
@@ -275,7 +275,7 @@ class _TensorBoard(TensorBoardTracker):
     """Event files in the run folder."""
 
     def __init__(self, recipe: Recipe, folder: Path, identity: str, first_outer_step: int) -> None:
-        # what a resumed run logs again replaces what is there
+        # steps logged again by a resumed run replace the old ones
         super().__init__(TENSORBOARD, folder, purge_step=first_outer_step or None)
         self._recipe = recipe
 
@@ -291,7 +291,7 @@ class _TensorBoard(TensorBoardTracker):
             self.writer.add_image(name, image, step, dataformats="HWC")
 
     def keep(self, tables: Mapping[str, Table], files: Sequence[Path], step: int) -> None:
-        """As in `Dashboard`; of the files, where they are."""
+        """As in `Dashboard`; only the paths of files."""
         for name, table in tables.items():
             rows = [table.columns, ["---"] * len(table.columns), *table.rows]
             self.writer.add_text(name, "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows), step)
@@ -304,7 +304,7 @@ class _TensorBoard(TensorBoardTracker):
 
 
 class _Trackio(TrackioTracker):
-    """On this machine, or where TRACKIO_SPACE_ID or TRACKIO_SERVER_URL says."""
+    """On this machine, or at TRACKIO_SPACE_ID or TRACKIO_SERVER_URL."""
 
     def __init__(self, recipe: Recipe, folder: Path, identity: str, first_outer_step: int) -> None:
         super().__init__(
@@ -346,7 +346,7 @@ class _Trackio(TrackioTracker):
         import trackio
 
         with _silence():
-            trackio.finish()  # the tracker's own would leave the run to be finished once more at exit
+            trackio.finish()  # the tracker's own `finish` would cause a second one at exit
         return ""
 
 
@@ -362,7 +362,7 @@ def _name(recipe: Recipe) -> str:
 
 
 def _bounded(action: Callable[[], None], seconds: float) -> None:
-    """Do something that may wait for a server, and continue without it after some time."""
+    """Run an action that may wait for a server, and raise TimeoutError if it takes too long."""
     errors: list[Exception] = []
 
     def attempt() -> None:
@@ -381,5 +381,5 @@ def _bounded(action: Callable[[], None], seconds: float) -> None:
 
 
 def _silence() -> contextlib.redirect_stdout[io.StringIO]:
-    """trackio prints what `begin` says in one line."""
+    """Suppress trackio's output; `begin` returns the essence in one line."""
     return contextlib.redirect_stdout(io.StringIO())

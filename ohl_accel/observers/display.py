@@ -1,6 +1,6 @@
-"""What the user sees during a run: bars on a terminal, lines elsewhere, JSON for other programs.
+"""The output of a run: progress bars on a terminal, lines elsewhere, JSON for other programs.
 
-Only the main process shows anything.
+Only the main process prints.
 """
 
 import math
@@ -19,7 +19,7 @@ from ohl_accel.run_folder.metrics import json_line
 from ohl_accel.run_folder.result import in_words, main_score, metric_of
 
 _SPEED_SECONDS = 1800.0
-"""Of the past, from which the remaining time is estimated: a long outer step must fit in."""
+"""Period for estimating the remaining time; it must be longer than a long outer step."""
 
 
 class Display(Observer):
@@ -28,7 +28,7 @@ class Display(Observer):
     Args:
         shown: False on all processes but the main one.
         mode: auto: bars on a terminal, else as plain; plain: a line for each outer step; quiet: warnings
-            and the end; json: objects with an `event`, one in a line.
+            and the summary; json: objects with an `event`, one per line.
     """
 
     def __init__(self, shown: bool, mode: Literal["auto", "plain", "quiet", "json"] = "auto") -> None:
@@ -49,14 +49,14 @@ class Display(Observer):
         self._steps_done = 0
 
     def say(self, text: str) -> None:
-        """Something worth knowing."""
+        """Show information."""
         if self.mode == "json":
             self._event("message", text=text)
         elif self.mode != "quiet":
             self.console.print(text, markup=False)
 
     def warn(self, text: str) -> None:
-        """Something that the user may want to act on: shown in every mode."""
+        """Show what the user may want to act on, in every mode."""
         if self.mode == "json":
             self._event("warning", text=text)
         else:
@@ -67,7 +67,7 @@ class Display(Observer):
         first, outer_steps, inner_steps = run.first_outer_step, run.recipe.outer.steps, run.inner_steps
         if self.mode == "json":
             self._event("start", first_outer_step=first, outer_steps=outer_steps, inner_steps=inner_steps)
-        # the outer bar also moves with each inner step, or it would stand still for hours
+        # the outer bar advances with each inner step, otherwise it might not move for hours
         self._progress.reset(
             self._outer,
             total=outer_steps * inner_steps,
@@ -86,7 +86,7 @@ class Display(Observer):
         self._progress.update(self._inner, advance=1, done=self._steps_done)
 
     def outer_step(self, run: RunInfo, line: Mapping[str, Any]) -> None:
-        """Show what came of an outer step, in one line."""
+        """Show the results of an outer step in one line."""
         done, steps = line["outer_step"] + 1, run.recipe.outer.steps
         self._steps_done = 0
         self._progress.update(self._outer, done=done)
@@ -101,7 +101,7 @@ class Display(Observer):
             self.say(f"outer step {done}/{steps}: {_line_in_words(line, run.objective)}")
 
     def finish(self, run: RunInfo, result: Mapping[str, Any]) -> None:
-        """The end of a run: test score, operations gained and lost, files written, what to do next."""
+        """Show the summary: test score, operations gained and lost, files written, next commands."""
         if not self._progress.disable:
             self._progress.stop()
         files, commands = run.folder.contents(), _next_commands(run)
@@ -134,7 +134,7 @@ class Display(Observer):
             self.console.print(f"\n{what}:\n  {command}", markup=False)
 
     def end(self, run: RunInfo, failed: bool) -> None:
-        """Take the bars off the terminal."""
+        """Remove the bars from the terminal."""
         if not self._progress.disable:
             self._progress.stop()
 
@@ -158,7 +158,7 @@ def _next_commands(run: RunInfo) -> dict[str, str]:
 
 
 def _line_in_words(metrics: Mapping[str, Any], objective: Objective) -> str:
-    """`best reward 0.9125, entropy 7.1650, winner 2, loss 0.3312, 4.25 s`, as far as it is known."""
+    """Such as `best reward 0.9125, entropy 7.1650, winner 2, loss 0.3312, 4.25 s`; without a search, what applies."""
     parts = []
     best = max(metrics["reward"])
     if "winner" in metrics:

@@ -14,14 +14,14 @@ class MetricsFile(Observer):
     """`metrics.jsonl`, a line for each outer step, and `result.json`."""
 
     def start(self, run: RunInfo) -> None:
-        """Drop the lines that a resumed run will write again."""
+        """Remove the lines that a resumed run will rewrite."""
         keep_lines_before(run.folder / METRICS_FILE, run.first_outer_step)
 
     def outer_step(self, run: RunInfo, line: Mapping[str, Any]) -> None:
         """Append the line.
 
         Raises:
-            RunFailedError: if the disk does not take it.
+            RunFailedError: if it cannot be written.
         """
         try:
             append_line(run.folder / METRICS_FILE, line)
@@ -41,5 +41,5 @@ class Report(Observer):
     """`report.html` at the end of a run; `python -m ohl_accel.report` draws it at any time."""
 
     def finish(self, run: RunInfo, result: Mapping[str, Any]) -> None:
-        """Draw it; what goes wrong is only said."""
+        """Draw the report; a failure is only reported."""
         write_at_end(run.folder.path, run.say)

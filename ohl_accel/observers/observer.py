@@ -1,6 +1,6 @@
-"""Observers are told how a run goes: progress, metrics, dashboards, report, Hub, and those of a user's own.
+"""Observers are notified of a run's progress: display, metrics, dashboards, report, Hub, and the user's own.
 
-They live on the main process only, and what they do never changes the result of a run.
+They exist on the main process only, and never change the result of a run.
 
 Shapes: n images, C channels, H rows, W columns.
 """
@@ -22,24 +22,24 @@ from ohl_accel.run_folder.folder import RunFolder
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """What an observer may know of a run."""
+    """A run, as observers see it."""
 
     recipe: Recipe
-    """Resolved: with what was found in the data and the launch."""
+    """Resolved: completed with what was found in the data and the launch."""
     recipe_is_whole: bool
     """Whether the recipe alone describes the run: dataset and model were not given in Python."""
     objective: Objective
     """What the network learns; `objective.metric` is the score behind the rewards."""
     folder: RunFolder
     first_outer_step: int
-    """0, or where a resumed run begins."""
+    """0, or the first one of a resumed run."""
     inner_steps: int
     """I."""
     policy: Policy | None
-    """The policy that is learned, as it is at each moment; None where nothing is learned."""
+    """The policy being learned, in its current state; None if nothing is learned."""
     augmented_images: Callable[[int], Tensor]
     """Outer step -> uint8 [n, C, H, W]: the first training images, with the flips and crops of its last inner step and
-    operations drawn from the policy as it is now (in a group of several processes, those of the first one)."""
+    operations sampled from the current policy (in a group of several processes, those of the first one)."""
     say: Callable[[str], None]
     """Shows a line to the user."""
     warn: Callable[[str], None]
@@ -47,14 +47,14 @@ class RunInfo:
 
 
 class Observer:
-    """Override what you want to be told; everything else does nothing.
+    """Override the events you are interested in; by default they do nothing.
 
     An exception disables the observer for the rest of the run, with a warning; a `UserError` or `RunFailedError`
     ends the run.
     """
 
     def check(self, recipe: Recipe) -> None:
-        """Before anything is built: raise UserError for what cannot work."""
+        """Called before anything is built: raise UserError for what cannot work."""
 
     def start(self, run: RunInfo) -> None:
         """Training is about to begin, or to resume."""
@@ -76,7 +76,7 @@ class Observers(Observer):
     """Several observers as one; one that fails is disabled for the rest of the run.
 
     Args:
-        observers: told in this order.
+        observers: notified in this order.
         warn: shows which one was disabled.
     """
 
@@ -115,7 +115,7 @@ class Observers(Observer):
                 what(observer)
             except (UserError, RunFailedError):
                 raise
-            except Exception as error:  # what only watches is no reason to lose a run
+            except Exception as error:  # a failing observer must not end the run
                 self._observers.remove(observer)
                 frame = traceback.extract_tb(error.__traceback__)[-1]
                 self._warn(

@@ -10,17 +10,17 @@ from ohl_accel.recipe import Recipe
 
 
 class HubPublisher(Observer):
-    """Publishes the run at its end, if the recipe names a repository.
+    """Publishes the run at its end, if the recipe has `hub.repo`.
 
     Args:
-        warn: shows what is wrong with the access to it.
+        warn: shows problems with access to the repository.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
 
     def check(self, recipe: Recipe) -> None:
-        """Name, token and write access.
+        """Check name, token and write access.
 
         Raises:
             UserError: if publishing cannot work.
@@ -29,6 +29,6 @@ class HubPublisher(Observer):
             check_access(recipe.hub, self._warn)
 
     def finish(self, run: RunInfo, result: Mapping[str, Any]) -> None:
-        """Upload it; what fails leaves the finished run as it is, and the command that repeats it is said."""
+        """Upload the run; on failure, the run remains finished, and the command that repeats the upload is shown."""
         if run.recipe.hub.repo is not None:
             publish(run.folder.path, run.recipe.hub, run.say, run.warn)

@@ -1,1 +1,1 @@
-"""Search spaces, the transforms they are made of, batched kernels, and the same on PIL images by Pillow."""
+"""Search spaces, the transforms they consist of, batched kernels, and Pillow's reference for PIL images."""

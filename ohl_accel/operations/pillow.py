@@ -1,6 +1,6 @@
-"""The transforms on one PIL image: Pillow's own functions, which the batched kernels equal bit for bit.
+"""The transforms of a single PIL image: Pillow's own functions, which the batched kernels match bit for bit.
 
-They are applied as AutoAugment, timm and torchvision do on PIL images. For a single image they are several times
+They are used as AutoAugment, timm and torchvision do for PIL images. For a single image they are several times
 as fast as the kernels, and a PIL image needs no conversion.
 """
 
@@ -14,7 +14,7 @@ from ohl_accel.operations.transforms import PillowFunction
 
 
 def affine(matrix: Callable[[float, int, int], Matrix]) -> PillowFunction:
-    """`Image.transform(size, AFFINE)` by nearest neighbour, filled with grey.
+    """`Image.transform(size, AFFINE)` with nearest neighbour, filled with grey.
 
     Args:
         matrix: (magnitude with its sign, height, width) -> the matrix.
@@ -43,12 +43,12 @@ def rotate(image: Image.Image, degrees: float) -> Image.Image:
 
 
 def posterize(image: Image.Image, bits: float) -> Image.Image:
-    """`ImageOps.posterize` with the whole part of the number of bits."""
+    """`ImageOps.posterize` with the integer part of the number of bits."""
     return ImageOps.posterize(image, int(bits))
 
 
 def solarize(image: Image.Image, threshold: float) -> Image.Image:
-    """`ImageOps.solarize` with the whole part of the threshold."""
+    """`ImageOps.solarize` with the integer part of the threshold."""
     return ImageOps.solarize(image, int(threshold))
 
 

@@ -23,7 +23,7 @@ from ohl_accel.operations.transforms import Element, transform_named
 
 MAX_ARITY = 3
 MAX_OPERATIONS = 100_000
-"""A policy keeps a number for each, and draws from all of them for every batch."""
+"""A policy has a parameter for each, and samples from all of them for every batch."""
 COMBINATIONS = ("ordered", "distinct")
 """`ordered`: every sequence of A elements, E^A of them, as in the paper (section 3.3). `distinct`: only those whose
 transforms all differ."""
@@ -35,18 +35,18 @@ class Space:
     """A set of operations, each a sequence of elements that are applied one after the other. Immutable.
 
     Operations are numbered in lexicographic order of their elements' indices; with `ordered` and two elements this
-    is the paper's `E * first + second`. Spaces are equal if they hold the same operations; the name is a label.
+    is the paper's `E * first + second`. Spaces are equal if they have the same operations; the name is a label.
 
     Args:
-        name: of letters, digits, `_`, `.`, `-`.
-        elements: in order; no two of the same name.
+        name: letters, digits, `_`, `.` and `-`.
+        elements: in order; names must be unique.
         arity: A, how many elements an operation has: 1, 2 or 3.
         combine: one of `COMBINATIONS`.
-        imported: the Python file that registered the elements' transforms, if one did; processes that get a
+        imported: the Python file that registered the elements' transforms, if any; processes that receive a
             pickled copy import it as well.
 
     Raises:
-        ValueError: for what is not a space, or one with more than `MAX_OPERATIONS` operations.
+        ValueError: for invalid arguments, or more than `MAX_OPERATIONS` operations.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Space:
         try:
             return self._number_of[elements]
         except KeyError:
-            raise ValueError(f"space {self.name} has no operation of the elements {elements}") from None
+            raise ValueError(f"space {self.name} has no operation with the elements {elements}") from None
 
     @overload
     def elements_of(self, operation: int) -> tuple[int, ...]: ...
@@ -130,7 +130,7 @@ class Space:
 
     @property
     def uniform_marginals(self) -> Tensor:
-        """What `marginals` gives for the uniform policy: float64 [A, E], 1 / E wherever all sequences are allowed."""
+        """`marginals` of the uniform policy: float64 [A, E]; 1 / E if all sequences are allowed."""
         if self.combine == "ordered":
             return torch.full((self.arity, self.num_elements), 1 / self.num_elements, dtype=torch.float64)
         return self.marginals(
@@ -150,7 +150,7 @@ class Space:
             uint8 [B, C, H, W] on the device of the images, a new tensor.
 
         Raises:
-            ValueError: for images of another dtype or shape, or an operation that the space does not have.
+            ValueError: for images of a wrong dtype or shape, or an operation that is not in the space.
         """
         _check_images(images_BCHW)
         _check_range("operations", operation_B, self.num_operations)
@@ -159,13 +159,13 @@ class Space:
         return images_BCHW
 
     def apply_elements(self, images_BCHW: Tensor, element_B: Tensor, negative_B: Tensor) -> Tensor:
-        """Apply to each image one element: as `apply`, with int64 elements in [0, E) and bool signs [B]."""
+        """Apply one element to each image: like `apply`, with int64 elements in [0, E) and bool signs [B]."""
         _check_images(images_BCHW)
         _check_range("elements", element_B, self.num_elements)
         return self._batched(images_BCHW, element_B, negative_B)
 
     def apply_to_pil(self, image: Image.Image, operation: int, negative: Sequence[bool]) -> Image.Image:
-        """`apply` on one PIL image, by Pillow: the same result, bit for bit.
+        """`apply` for a single PIL image, with Pillow: the same result, bit for bit.
 
         Args:
             image: of mode L or RGB; left unchanged.
@@ -180,7 +180,7 @@ class Space:
         return image
 
     def apply_element_to_pil(self, image: Image.Image, element: int, negative: bool) -> Image.Image:
-        """One element on one PIL image."""
+        """Apply one element to one PIL image."""
         row = self.elements[element]
         if row.transform.pillow is not None:
             return row.transform.pillow(image, row.value(negative))
@@ -202,14 +202,14 @@ class Space:
 
     @classmethod
     def from_document(cls, document: object, imported: str | None = None) -> Self:
-        """The space that plain data describes; the data may come from anywhere.
+        """The space described by plain data, which may come from an untrusted source.
 
         Args:
-            document: as `document` gives it.
+            document: as returned by `document`.
             imported: see `Space`.
 
         Raises:
-            ValueError: if it is not the description of a space, or names a transform that is not registered.
+            ValueError: if it does not describe a space, or has a transform that is not registered.
         """
         if not isinstance(document, Mapping):
             raise ValueError(f"a space must be an object, got {_short(document)}")
@@ -228,7 +228,7 @@ class Space:
         space = cls(document["name"], elements, **combination, imported=imported)
         known = BUILT_IN.get(space.name)
         if known is not None and space != known:
-            raise ValueError(f"the name {space.name} is that of a built-in space, which has other operations")
+            raise ValueError(f"the name {space.name} is taken by a built-in space with different operations")
         return space
 
     def __eq__(self, other: object) -> bool:
@@ -270,7 +270,7 @@ def _operations(elements: Sequence[Element], arity: int, combine: str) -> tuple[
     """All operations as indices of elements, in order.
 
     Raises:
-        ValueError: for no elements, equal ones, or too many or no operations.
+        ValueError: for no elements, duplicate elements, or too many or no operations.
     """
     if not elements:
         raise ValueError("elements: a space needs at least one")
@@ -347,7 +347,7 @@ def _short(value: object) -> str:
 
 
 PAPER = Space("paper", TABLE_1)
-"""The paper's: ordered pairs of the 36 elements of Table 1, 1296 operations."""
+"""The paper's space: ordered pairs of the 36 elements of Table 1, 1296 operations."""
 PAPER_IDENTITY = Space("paper-identity", [*TABLE_1, Element(IDENTITY)])
 """The paper's elements and Identity, so that a policy can learn to leave images alone: 37^2 = 1369 operations."""
 

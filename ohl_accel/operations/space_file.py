@@ -1,14 +1,14 @@
-"""Spaces by name, or from a YAML file of the user's own:
+"""Spaces by name, or from the user's own YAML file:
 
-    name: rotations                # optional: the file's name without its ending
-    arity: 2                       # optional: elements of an operation, 1 to 3; 2 unless given
-    combine: distinct              # optional: ordered (unless given) or distinct
-    import: my_transforms.py       # optional, beside this file: registers transforms of your own
+    name: rotations                # optional; default: the file's name without its ending
+    arity: 2                       # optional: elements of an operation, 1 to 3; default: 2
+    combine: distinct              # optional: ordered (default) or distinct
+    import: my_transforms.py       # optional, relative to this file: registers your own transforms
     elements:
       - {transform: Rotate, magnitudes: [10, 20, 30]}
       - {transform: Identity}      # has no magnitude
 
-`import` runs that file. A `policy.json` describes its space as well, but is data: nothing in it is executed.
+`import` executes that file. A `policy.json` also describes its space, but is data: nothing in it is executed.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ def open_space(source: str | Mapping[str, Any]) -> "Space":
     """The space that a recipe names.
 
     Args:
-        source: `paper`, `paper-identity`, a YAML file, or what `read_space_file` gives.
+        source: `paper`, `paper-identity`, a YAML file, or the result of `read_space_file`.
 
     Raises:
         UserError: if there is no such space, or the description is wrong; the message says where.
@@ -41,7 +41,7 @@ def open_space(source: str | Mapping[str, Any]) -> "Space":
         return BUILT_IN[source]
     if isinstance(source, str) and not source.endswith(_YAML_ENDINGS):
         hint = did_you_mean(source, BUILT_IN, 1)
-        known = f"{', '.join(BUILT_IN)}, or a YAML file of your own"
+        known = f"{', '.join(BUILT_IN)}, or your own YAML file"
         raise UserError(f"no space {source!r}; {f'{hint} Known' if hint else 'known'}: {known}")
     document = dict(read_space_file(source) if isinstance(source, str) else expanded(source, "space"))
     where = source if isinstance(source, str) else f"space {document.get('name')}"
@@ -57,10 +57,10 @@ def open_space(source: str | Mapping[str, Any]) -> "Space":
 def read_space_file(path: str) -> dict[str, Any]:
     """A space's YAML file as plain data, with every field and one magnitude for each element.
 
-    What its values mean is checked by `open_space`.
+    The values are checked by `open_space`.
 
     Raises:
-        UserError: if it cannot be read, or is not the description of a space.
+        UserError: if it cannot be read, or does not describe a space.
     """
     import yaml
 
@@ -82,7 +82,7 @@ def read_space_file(path: str) -> dict[str, Any]:
 
 
 def expanded(content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """With the defaults, and an element for each of the magnitudes of a row.
+    """A space's description with defaults filled in, and one element for each magnitude of a row.
 
     Raises:
         UserError: for unknown fields, or elements that are not a list of mappings.

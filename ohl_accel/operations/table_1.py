@@ -71,7 +71,7 @@ _ROWS: tuple[tuple[Transform, tuple[float | None, ...]], ...] = (
             "Posterize",
             kernel=Curve(tone.posterize),
             pillow=pillow.posterize,
-            magnitude=Magnitude("bits kept, of which the whole part counts", 1, 8),
+            magnitude=Magnitude("bits kept, integer part", 1, 8),
         ),
         (4.4, 5.6, 6.8),
     ),
@@ -80,7 +80,7 @@ _ROWS: tuple[tuple[Transform, tuple[float | None, ...]], ...] = (
             "Solarize",
             kernel=Curve(tone.solarize),
             pillow=pillow.solarize,
-            magnitude=Magnitude("grey level from which levels are inverted, whole part", 0, 256),
+            magnitude=Magnitude("grey level from which levels are inverted, integer part", 0, 256),
         ),
         (26.0, 102.0, 179.0),
     ),
@@ -106,7 +106,7 @@ _ROWS: tuple[tuple[Transform, tuple[float | None, ...]], ...] = (
 """In the paper's order, each with the magnitudes of Table 1 (None: the transform has none)."""
 
 IDENTITY = Transform("Identity", kernel=EachImage(blend.unchanged), pillow=pillow.identity)
-"""Leaves the image as it is."""
+"""Leaves the image unchanged."""
 
 TABLE_1: tuple[Element, ...] = tuple(
     Element(transform, magnitude) for transform, magnitudes in _ROWS for magnitude in magnitudes

@@ -1,6 +1,6 @@
-"""Transforms, one row each: everything that a search space needs to know about one is in its `Transform`.
+"""Transforms, one row each: a `Transform` has everything that a search space needs to know about it.
 
-The registry holds the built-in rows (`ohl_accel.operations.table_1`) and those a user registers. An element of
+The registry has the built-in rows (`ohl_accel.operations.table_1`) and those that users register. An element of
 a space is a transform with one magnitude.
 """
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ohl_accel.operations.kernels.family import Kernel
 
 PillowFunction = Callable[[Image.Image, float], Image.Image]
-"""(image of mode L or RGB, magnitude with its sign; 0 where the transform has none) -> an image of the same mode
-and size."""
+"""(image of mode L or RGB, magnitude with its sign, or 0 if the transform has none) -> an image of the same mode and
+size."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 
@@ -29,24 +29,24 @@ class Magnitude:
     """What a transform's magnitude means, and which values are legal."""
 
     unit: str
-    """In words, such as `degrees`."""
+    """Unit in words, such as `degrees`."""
     least: float
     greatest: float
 
     def __post_init__(self) -> None:
         if not -math.inf < self.least <= self.greatest < math.inf:
-            raise ValueError(f"a magnitude cannot lie in {self.least:g}..{self.greatest:g}")
+            raise ValueError(f"{self.least:g}..{self.greatest:g} is not a valid range of magnitudes")
 
 
 @dataclass(frozen=True)
 class Transform:
-    """One row: all that is known about a transform."""
+    """One row: everything about a transform."""
 
     name: str
     kernel: "Kernel"
-    """What it does to a uint8 batch, on any device."""
+    """The transform of a uint8 batch, on any device."""
     pillow: PillowFunction | None = None
-    """What it does to one PIL image: the reference of the kernel, bit for bit. None: the kernel on a batch of one."""
+    """The transform of one PIL image: the kernel's reference, bit for bit. None: the kernel on a batch of one."""
     magnitude: Magnitude | None = None
     """None: the transform has no magnitude."""
     signed: bool = False
@@ -58,7 +58,7 @@ class Transform:
                 f"transform name {self.name!r} must be a letter followed by letters, digits or _ (at most 40)"
             )
         if self.signed and (self.magnitude is None or self.magnitude.least < 0):
-            raise ValueError(f"{self.name} is signed: it needs a magnitude whose least value is not below 0")
+            raise ValueError(f"{self.name} is signed: it needs a magnitude whose minimum is at least 0")
 
     def check(self, magnitude: float | None) -> None:
         """Raise ValueError if this is not a legal magnitude of the transform."""
@@ -79,7 +79,7 @@ class Element:
     """An element of a search space: a transform with one magnitude.
 
     Raises:
-        ValueError: for a magnitude that the transform does not take.
+        ValueError: for a magnitude that is not valid for the transform.
     """
 
     transform: Transform
@@ -96,11 +96,11 @@ class Element:
 
     @property
     def signed(self) -> bool:
-        """Whether the magnitude is negated at random, image by image."""
+        """Whether the magnitude is negated at random for each image."""
         return self.transform.signed
 
     def value(self, negative: bool) -> float:
-        """The magnitude with its sign; 0 where the transform has none."""
+        """The magnitude with its sign; 0 if the transform has none."""
         if self.magnitude is None:
             return 0.0
         return -self.magnitude if negative and self.signed else self.magnitude
@@ -111,9 +111,9 @@ _built_in: set[str] = set()
 
 
 def register_transform(transform: Transform) -> Transform:
-    """Make a transform known by its name, so that spaces and policy files can name it.
+    """Register a transform by its name, for use in spaces and policy files.
 
-    A name that was registered before gets the new row (a notebook cell may run twice).
+    A name that was registered before is replaced (a notebook cell may run twice).
 
     Raises:
         ValueError: for the name of a built-in transform.
@@ -125,22 +125,22 @@ def register_transform(transform: Transform) -> Transform:
 
 
 def register_built_in(*transforms: Transform) -> None:
-    """Register rows whose names cannot be taken by others."""
+    """Register transforms that cannot be replaced."""
     for transform in transforms:
         register_transform(transform)
         _built_in.add(transform.name)
 
 
 def transform_named(name: str) -> Transform:
-    """The registered transform of this name.
+    """The registered transform with this name.
 
     Raises:
-        ValueError: if there is none; the message names close ones, or all.
+        ValueError: if there is none; the message lists close names, or all.
     """
     if name not in _registered:
         hint = did_you_mean(name, _registered, 1, f"registered: {', '.join(_registered)}")
         raise ValueError(
-            f"unknown transform {name[:60]!r}; {hint} (a transform of your own must be registered first: "
+            f"unknown transform {name[:60]!r}; {hint} (your own transforms must be registered first: "
             "`import` in the space's YAML file, or ohl_accel.operations.transforms.register_transform)"
         )
     return _registered[name]

@@ -1,4 +1,4 @@
-"""The augmentation policy: what it is, how it learns, fixed ones to compare with, and its use in a pipeline."""
+"""The augmentation policy: its distribution, its estimators, fixed baselines, and its use in a pipeline."""
 
 from ohl_accel.policy.policy import Policy
 

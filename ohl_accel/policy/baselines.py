@@ -1,15 +1,15 @@
-"""What `augment.policy` may name: no policy, the paper's baselines, torchvision's policies, and our own.
+"""The values of `augment.policy`: no policy, the paper's baselines, torchvision's policies, and learned ones.
 
 | name | what is applied after the basic transforms |
 |---|---|
 | none | nothing |
 | cutout | Cutout (DeVries & Taylor, 2017): `augment.cutout`, or half the shorter side if that is 0 |
 | mixup | torchvision's MixUp (Zhang et al., 2018) |
-| uniform | an operation drawn from all of `augment.space` with equal probability, then Cutout if the recipe has it |
+| uniform | an operation sampled uniformly from `augment.space`, then Cutout if the recipe has it |
 | autoaugment | torchvision's AutoAugment: CIFAR-10's policy up to 64 pixels, ImageNet's above; then Cutout |
 | randaugment | torchvision's RandAugment, then Cutout |
 | trivialaugment | torchvision's TrivialAugmentWide, then Cutout |
-| a policy.json, a run folder or a Hub id | an operation drawn from a learned policy, then Cutout |
+| a policy.json, a run folder or a Hub id | an operation sampled from a learned policy, then Cutout |
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ _TORCHVISION = {
     "trivialaugment": v2.TrivialAugmentWide,
 }
 FIXED_POLICIES = ("none", "cutout", "mixup", "uniform", *_TORCHVISION)
-"""The names; everything else is a learned policy."""
+"""Names of fixed policies; everything else is a learned policy."""
 
 
 class TorchvisionPolicy:
@@ -48,7 +48,7 @@ class TorchvisionPolicy:
         side: the shorter side of the images, in pixels.
 
     Raises:
-        UserError: for arguments that it does not take.
+        UserError: for invalid arguments.
     """
 
     def __init__(self, name: str, args: Mapping[str, Any], side: int) -> None:
@@ -60,12 +60,12 @@ class TorchvisionPolicy:
         try:
             self.apply(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), BatchDraw(0, 0, 0, 1, slice(0, 1)))
         except Exception as error:
-            raise UserError(f"augment.policy_args={args}: {name} cannot work with them: {error}") from error
+            raise UserError(f"augment.policy_args={args}: not valid for {name}: {error}") from error
 
     def apply(self, images_bCHW: Tensor, draw: BatchDraw) -> tuple[Tensor, Tensor | None]:
-        """Apply the policy: uint8 [b, C, H, W] to the same, on the device that it comes from; and no operations.
+        """Apply the policy: uint8 [b, C, H, W] to the same, on the same device; and no operations.
 
-        torchvision draws from torch's global generator, which is seeded for each image by its index in
+        torchvision uses torch's global generator, which is seeded for each image by its index in
         the group's batch, the same for all trajectories.
 
         Args:
@@ -82,14 +82,14 @@ class TorchvisionPolicy:
 
 
 class MixUp:
-    """torchvision's MixUp: pairs of images, and of labels, in one proportion for the whole batch.
+    """torchvision's MixUp: mixes pairs of images and their labels, in one ratio for the whole batch.
 
     Args:
-        args: of its constructor; alpha is 1 unless given.
+        args: of its constructor; alpha is 1 by default.
         num_classes: of the data.
 
     Raises:
-        UserError: for arguments that it does not take.
+        UserError: for invalid arguments.
     """
 
     def __init__(self, args: Mapping[str, Any], num_classes: int) -> None:
@@ -103,9 +103,9 @@ class MixUp:
 
 
 def resolve_augment(section: AugmentSection, side: int) -> AugmentSection:
-    """The section as the run uses it: with the Cutout of its policy, and the contents of its space's file.
+    """The section as used by the run: with the Cutout of its policy, and the contents of the space's file.
 
-    Cutout is off, the recipe's, or half the shorter side. A space is kept only where the policy is one over a space.
+    Cutout is off, the recipe's, or half the shorter side. The space is kept only if the policy uses one.
     """
     if isinstance(section.space, str) and section.space.endswith((".yaml", ".yml")):
         section = section.model_copy(update={"space": read_space_file(section.space)})
@@ -119,16 +119,15 @@ def resolve_augment(section: AugmentSection, side: int) -> AugmentSection:
 
 
 def open_policy(section: AugmentSection, side: int) -> AugmentationPolicy:
-    """What transforms each image after the basic transforms.
+    """The policy that transforms each image after the basic transforms.
 
     Args:
         section: the recipe's augment section; no policy means the uniform one.
         side: the shorter side of the images, in pixels.
 
     Raises:
-        UserError: for a name that is not a known one, a file, a folder or a Hub id, for a
-            policy or a space that cannot be read, for a learned policy over another space than the recipe's, and
-            for arguments that the policy does not take.
+        UserError: for an unknown name, for a policy or a space that cannot be read, for a learned policy whose space
+            is not the recipe's, and for invalid arguments of the policy.
     """
     name, args = section.policy or "uniform", section.policy_args
     if name in _TORCHVISION:
@@ -146,17 +145,17 @@ def open_policy(section: AugmentSection, side: int) -> AugmentationPolicy:
     policy = open_learned_policy(name)
     if space is not None and space != policy.space:
         raise UserError(
-            f"augment.space: {space!r} is not the one that augment.policy={name} was learned over, "
-            f"{policy.space!r}; augment.space=null takes the policy's own"
+            f"augment.space: {space!r} is not the space of augment.policy={name}, "
+            f"{policy.space!r}; augment.space=null uses the policy's own"
         )
     return policy
 
 
 def open_learned_policy(name: str) -> Policy:
-    """The policy of a policy.json, a run folder or a Hub id, with `@revision` or without.
+    """The policy of a policy.json, a run folder or a Hub id, with or without `@revision`.
 
     Raises:
-        UserError: if there is none, with the names that are known.
+        UserError: if there is none; the message lists the known names.
     """
     if "/" not in name and not Path(name).exists():
         hint = did_you_mean(name.lower(), FIXED_POLICIES, 1)
@@ -177,7 +176,7 @@ def _construct(name: str, kind: type[v2.Transform], args: Mapping[str, Any]) -> 
     try:
         return kind(**args)
     except (TypeError, ValueError) as error:
-        raise UserError(f"augment.policy_args={dict(args)}: {name} does not take them: {error}") from error
+        raise UserError(f"augment.policy_args={dict(args)}: not valid for {name}: {error}") from error
 
 
 def _member(policies: type[v2.AutoAugmentPolicy], value: str) -> v2.AutoAugmentPolicy:

@@ -1,9 +1,9 @@
 """How the policy learns: an estimator turns a finished outer step into a step on the policy.
 
-`Reinforce` is the paper's (Eq 3 and 6); `outer.estimator` names another one, built in or of the user's own.
+`Reinforce` is the paper's (Eq 3 and 6); `outer.estimator` chooses another one, built-in or the user's own.
 
 Shapes: K operations (1296 in the paper), N trajectories, I inner steps, B images of a mini-batch, n held-out images,
-M numbers kept of each (`Objective.outcomes`).
+M numbers kept per image (`Objective.outcomes`).
 """
 
 from abc import ABC, abstractmethod
@@ -20,42 +20,42 @@ from ohl_accel.policy.policy import Policy, probabilities_of
 from ohl_accel.policy.protocol import AugmentationPolicy
 
 RECORDS = {
-    "counts": "int64 [N, K]: how often each trajectory drew each operation",
+    "counts": "int64 [N, K]: how often each trajectory sampled each operation",
     "operations": "int64 [N, I, B]: the operation of every training image",
-    "heldout_outcomes": "float64 [N, n, M]: what the objective keeps of every held-out image",
+    "heldout_outcomes": "float64 [N, n, M]: `Objective.outcomes` of every held-out image",
 }
-"""What an estimator may ask to be recorded during an outer step, and what it then gets."""
+"""What an estimator can request to be recorded during an outer step, and what it then gets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedStep:
-    """What came of an outer step, the same on every process."""
+    """The results of an outer step, the same on every process."""
 
     outer_step: int
-    """From 0."""
+    """Index of the outer step, from 0."""
     reward_N: Tensor
     """float64: the scores on the held-out images; higher is better, all finite."""
     finite_N: Tensor
     """bool: False for trajectories that diverged; their reward is the lowest of the others'."""
     recorded: Mapping[str, Tensor] = field(default_factory=dict)
-    """What `Estimator.records` asked for."""
+    """The tensors requested in `Estimator.records`."""
 
 
 class Estimator(ABC):
     """Learns a policy. Derive from it and name the class in the recipe: `outer.estimator: my_module.py:MyEstimator`.
 
-    It runs on every process and must do the same on each: draw only with keys of `ohl_accel.rng`.
+    It runs on every process and must do the same on each: use only random numbers keyed by `ohl_accel.rng`.
 
     Args:
-        policy: learned in place.
-        lr: eta_theta; 0 keeps the policy as it is.
+        policy: updated in place.
+        lr: eta_theta; 0 leaves the policy unchanged.
         betas: of Adam.
         trajectories: N.
         seed: of the run.
     """
 
     records: ClassVar[frozenset[str]] = frozenset({"counts"})
-    """Which of `RECORDS` it needs."""
+    """The keys of `RECORDS` that it needs."""
 
     def __init__(
         self, policy: Policy, *, lr: float, betas: tuple[float, float], trajectories: int, seed: int
@@ -68,20 +68,20 @@ class Estimator(ABC):
         """One step on the policy; returns plain numbers for the line of `metrics.jsonl`."""
 
     def policy_of(self, trajectory: int) -> AugmentationPolicy:
-        """What a trajectory trains with in the next outer step: the policy itself, unless the estimator explores."""
+        """The policy of a trajectory in the next outer step: the learned one itself, unless the estimator explores."""
         return self.policy
 
     def state(self) -> dict[str, Tensor]:
-        """All that a checkpoint must hold, theta included."""
+        """Everything to save in a checkpoint, including theta."""
         return {"theta": self.policy.theta}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` gave."""
+        """Restore the result of `state`."""
         self.policy.theta.copy_(state["theta"])
 
 
 def advantage_of(reward_N: Tensor) -> Tensor:
-    """The baseline trick of Eq 6: rewards shifted to zero mean over the trajectories. float64 [N]."""
+    """The baseline of Eq 6: rewards shifted to zero mean over the trajectories. float64 [N]."""
     return reward_N - reward_N.mean()
 
 
@@ -89,18 +89,18 @@ def outer_gradient(theta_K: Tensor, counts_NK: Tensor, advantage_N: Tensor) -> T
     """Eq 6: the REINFORCE gradient of the expected validation accuracy with respect to theta.
 
     Eq 6 sums `grad log p(O_j,n) * advantage_n` over every image j of every trajectory n. All images
-    with the same operation give the same term, so the counts are enough. With s = sigmoid(theta),
+    with the same operation give the same term, so the counts are sufficient. With s = sigmoid(theta),
     `log p_k = log s_k - log sum_i s_i`, and `d s / d theta = s (1 - s)`, hence
 
         grad_i = 1/N sum_n advantage_n [ counts_ni (1 - s_i) - (sum_k counts_nk) p_i (1 - s_i) ]
 
     Args:
         theta_K: float64 parameters.
-        counts_NK: how often each trajectory drew each operation since the last update.
+        counts_NK: how often each trajectory sampled each operation since the last update.
         advantage_N: zero-mean rewards, as accuracy in 0..1.
 
     Returns:
-        float64 [K], the direction of ascent.
+        float64 [K], the ascent direction.
     """
     counts_NK = counts_NK.double()
     surplus_NK = counts_NK - counts_NK.sum(1, keepdim=True) * probabilities_of(theta_K)
@@ -108,7 +108,7 @@ def outer_gradient(theta_K: Tensor, counts_NK: Tensor, advantage_N: Tensor) -> T
 
 
 class Reinforce(Estimator):
-    """The paper's: Adam ascent on theta (Eq 3, section 4.1: lr 0.05, betas 0.5 and 0.999) along Eq 6."""
+    """The paper's estimator: Adam ascent on theta (Eq 3, section 4.1: lr 0.05, betas 0.5 and 0.999) along Eq 6."""
 
     def __init__(self, policy: Policy, **settings: Any) -> None:
         super().__init__(policy, **settings)
@@ -135,7 +135,7 @@ class Reinforce(Estimator):
 
 
 ESTIMATORS: dict[str, type[Estimator]] = {"reinforce": Reinforce}
-"""What `outer.estimator` may name, besides a class of the user's own."""
+"""The built-in estimators by name."""
 
 
 def open_estimator(name: str, policy: Policy, options: Mapping[str, Any], **settings: Any) -> Estimator:
@@ -144,17 +144,17 @@ def open_estimator(name: str, policy: Policy, options: Mapping[str, Any], **sett
     Args:
         name: a key of `ESTIMATORS`, `package.module:Name` or `path/to/file.py:Name`.
         policy: to learn.
-        options: `outer.estimator_args`, further arguments of its constructor.
-        settings: what every estimator takes: `lr`, `betas`, `trajectories`, `seed`.
+        options: `outer.estimator_args`, additional arguments of its constructor.
+        settings: common to all estimators: `lr`, `betas`, `trajectories`, `seed`.
 
     Raises:
-        UserError: if there is none, it does not take the options, or it asks for what is not recorded.
+        UserError: if there is none, the options are invalid, or it requests what cannot be recorded.
     """
     kind = find_class("outer.estimator", name, ESTIMATORS, Estimator)  # type: ignore[type-abstract]
     unknown = sorted(kind.records - RECORDS.keys())
     if unknown:
         raise UserError(
-            f"outer.estimator={name}: {', '.join(unknown)} is not recorded; known: {', '.join(RECORDS)}"
+            f"outer.estimator={name}: {', '.join(unknown)} cannot be recorded; known: {', '.join(RECORDS)}"
         )
     try:
         return kind(policy, **settings, **options)

@@ -1,10 +1,10 @@
-"""`policy.json`: written from, and checked into, the contents of a policy.
+"""`policy.json`: writing, reading and validation.
 
-A policy file may come from anywhere. It is data: nothing in it is executed, its size is bounded, and whatever is
-wrong with it is said in a ValueError.
+A policy file may come from an untrusted source. It is data: nothing in it is executed, its size is bounded, and
+anything wrong with it raises a ValueError.
 
 Schema 2 is an object of `format`, `schema_version`, `space` (`Space.document`), `theta` (a number for each operation)
-and `provenance` (any object). Schema 1, of version 0.1.0, has no `space` but `elements`, those of the paper.
+and `provenance` (any object). Schema 1, of version 0.1.0, has `elements`, those of the paper, instead of `space`.
 
 Shapes: K operations of the space.
 """
@@ -26,7 +26,7 @@ MAX_FILE_BYTES = 4 * 1024 * 1024
 
 
 class Contents(NamedTuple):
-    """What a policy file holds."""
+    """The contents of a policy file."""
 
     space: Space
     theta_K: Tensor
@@ -38,8 +38,8 @@ def to_text(contents: Contents) -> str:
     """The text of a `policy.json`.
 
     Raises:
-        ValueError: if the provenance holds NaN or infinity.
-        TypeError: if it holds anything that JSON does not know.
+        ValueError: if the provenance contains NaN or infinity.
+        TypeError: if it contains anything that is not valid in JSON.
     """
     document = {
         "format": FORMAT,
@@ -55,7 +55,7 @@ def read(path: Path) -> Contents:
     """Read a `policy.json` of this or an older schema.
 
     Raises:
-        ValueError: if it is missing, malformed, of another version, or inconsistent.
+        ValueError: if it is missing, malformed, of an unknown version, or inconsistent.
     """
     try:
         return _contents_of(_read_json(path))
@@ -67,14 +67,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     """Parse a JSON object.
 
     Raises:
-        ValueError: if it is missing, too large, not JSON, holds NaN or a key twice, or is not an object.
+        ValueError: if it is missing, too large, not JSON, contains NaN or a duplicate key, or is not an object.
         RecursionError: if it is nested too deeply.
     """
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
-            raise ValueError(f"more than {MAX_FILE_BYTES} bytes is too large; the paper's have some 30,000")
+            raise ValueError(
+                f"it is too large: more than {MAX_FILE_BYTES} bytes; the paper's have about 30,000"
+            )
         document = json.loads(
             content.decode(),
             parse_constant=_finite_number,
@@ -158,6 +160,6 @@ def _is_finite(value: float) -> bool:
 
 
 def short(value: object) -> str:
-    """A foreign value as an error shows it."""
+    """A value of unknown origin, shortened for an error message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,7 +1,7 @@
 """The augmentation policy: one categorical distribution over the operations of a space.
 
 Shapes: K operations (1296 in the paper), A elements of an operation, E elements of the space, B images of a group's
-batch, b of this process, C channels, H rows, W columns, n draws. theta is float64 on the CPU, so that
+batch, b of this process, C channels, H rows, W columns, n samples. theta is float64 on the CPU, so that
 every process computes the same policy to the last bit.
 """
 
@@ -23,8 +23,7 @@ from ohl_accel.run_folder.atomic import write_text
 from ohl_accel.run_folder.files import POLICY_FILE, RECIPE_FILE
 
 _SIGNS = ("first sign", "second sign", "third sign")
-"""Purposes of draws, for each element of an operation."""
-file.MAX_FILE_BYTES = 4 * 1024 * 1024
+"""Purposes that key the random signs, for each element of an operation."""
 # user/name, unless it looks like a path
 _HUB_ID = re.compile(r"(?![.~])[^/\\\s]+/(?!.*\.json$)[^/\\\s]+")
 
@@ -41,10 +40,10 @@ class Policy:
     Args:
         theta: K finite numbers; None for theta_0 = 0, the uniform policy.
         provenance: where it was learned (data, network, seed, ...); kept in `policy.json`.
-        space: the operations; the paper's unless given.
+        space: the operations; the paper's by default.
 
     Raises:
-        ValueError: if theta has another length, is not finite, or leaves no operation a probability.
+        ValueError: if theta has a wrong length, is not finite, or is so low that all probabilities vanish.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class Policy:
             theta = torch.zeros(space.num_operations, dtype=torch.float64)
         if theta.shape != (space.num_operations,):
             raise ValueError(
-                f"theta must hold {space.num_operations} numbers for space {space.name}, got shape {list(theta.shape)}"
+                f"theta must have {space.num_operations} numbers for space {space.name}, got shape {list(theta.shape)}"
             )
         if not bool(theta.isfinite().all()):
             bad = int((~theta.isfinite()).nonzero()[0])
@@ -87,11 +86,11 @@ class Policy:
         return float(torch.special.entr(self.probabilities).sum())
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw n operations: int64 [n] on the CPU."""
+        """Sample n operations: int64 [n] on the CPU."""
         return torch.multinomial(self.probabilities, n, replacement=True, generator=generator)
 
     def apply(self, images_bCHW: Tensor, draw: BatchDraw) -> tuple[Tensor, Tensor]:
-        """Transform each image by an operation of its own (`policy.protocol.AugmentationPolicy`).
+        """Apply a separately sampled operation to each image (`policy.protocol.AugmentationPolicy`).
 
         Operations differ between trajectories, the signs of their elements do not (footnote 1 of the paper).
 
@@ -118,7 +117,7 @@ class Policy:
         return [(self.space.operation_name(operation), p) for operation, p in ranked[:n]]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `policy.json`, whole or not at all (written aside, then renamed)."""
+        """Write `policy.json`, whole or not at all (to a temporary file, then renamed)."""
         write_text(Path(path), self._text())
 
     def _text(self) -> str:
@@ -126,32 +125,32 @@ class Policy:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a policy from `policy.json` or from the run folder that holds it.
+        """Read a policy from `policy.json` or from the run folder with it.
 
         Raises:
-            ValueError: for a missing, malformed or foreign file; the message says what is wrong.
+            ValueError: for a missing or malformed file; the message says what is wrong.
         """
         path = Path(path)
         if os.path.isdir(path):
             if not (path / POLICY_FILE).is_file():
-                raise ValueError(f"{path} holds no {POLICY_FILE}: {_why_no_policy(path)}")
+                raise ValueError(f"{path} has no {POLICY_FILE}: {_why_no_policy(path)}")
             path = path / POLICY_FILE
         try:
             space, theta_K, provenance = file.read(path)
             return cls(theta_K, provenance, space=space)
         except ValueError as error:
-            raise ValueError(f"{path} is not a policy that can be used: {error}") from None
+            raise ValueError(f"{path} is not a valid policy: {error}") from None
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], revision: str | None = None) -> Self:
-        """A finished policy: of a run folder, of a `policy.json`, or of a repository on the Hub.
+        """A finished policy: from a run folder, a `policy.json`, or a repository on the Hub.
 
         Args:
-            name: a path, or else a Hub id `user/name`. What exists on the disk is taken from there.
+            name: a path, or else a Hub id `user/name`. Existing paths take precedence.
             revision: branch, tag or commit on the Hub.
 
         Raises:
-            ValueError: if there is none, it cannot be used, or the search in the run folder is not finished.
+            ValueError: if there is none, it is not valid, or the search in the run folder is not finished.
         """
         path = Path(os.path.expanduser(name))
         if os.path.exists(path):
@@ -169,7 +168,7 @@ class Policy:
             raise ValueError(f"there is no file or folder {name}, and as a Hub id: {error}") from error
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the policy into a folder, which is made if missing; `from_pretrained` takes the folder."""
+        """Write the policy to a folder, which is created if missing, for `from_pretrained`."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.save(Path(folder) / POLICY_FILE)
 
@@ -184,24 +183,24 @@ class Policy:
     ) -> str:
         """Publish the policy on the Hugging Face Hub, with a card and its figures; needs `huggingface_hub`.
 
-        Log in first, by `hf auth login` or HF_TOKEN.
+        Log in first, with `hf auth login` or HF_TOKEN.
 
         Args:
-            repo: `user/name`; it is made if missing. `from_pretrained` takes it.
+            repo: `user/name`, for `from_pretrained`; created if missing.
             private: make the repository private.
             license: in the Hub's spelling, such as `apache-2.0`.
-            tags: further tags of the card.
-            version: a git tag for the commit, such as `v1`: what `revision` may then name.
+            tags: additional tags of the card.
+            version: a git tag for the commit, such as `v1`, which can then be used as a `revision`.
 
         Returns:
-            The address of the commit.
+            The URL of the commit.
 
         Raises:
-            UserError: for a name that the Hub does not take.
-            RunFailedError: if the Hub refuses it, or cannot be reached.
+            UserError: for a name that the Hub does not accept.
+            RunFailedError: if the Hub rejects it, or cannot be reached.
         """
         try:
-            from ohl_accel.hub.policy import push_policy  # the one import upward: publishing draws figures
+            from ohl_accel.hub.policy import push_policy  # the only upward import: publishing draws figures
         except ModuleNotFoundError as error:
             raise UserError(f"push_to_hub: {missing_extra(error) or error}") from error
         return push_policy(
@@ -226,16 +225,16 @@ class Policy:
         return f"Policy({self.space.name}: {number} operations, {entropy}; {most})"
 
     def _check_finished(self, folder: Path) -> None:
-        """Raise ValueError if the policy says that it is one of an unfinished search."""
+        """Raise ValueError if the policy's provenance says that the search is unfinished."""
         done, steps = (self.provenance.get(key) for key in ("outer_steps_done", "outer_steps"))
         if done is not None and steps is not None and done != steps:
             raise ValueError(
                 f"{folder}: its search is at outer step {file.short(done)} of {file.short(steps)}; "
-                f"give {folder / POLICY_FILE} to use the policy as it is"
+                f"give {folder / POLICY_FILE} to use the current policy"
             )
 
 
 def _why_no_policy(folder: Path) -> str:
-    if (folder / RECIPE_FILE).exists():  # every run folder has it, the policy comes with the checkpoints
+    if (folder / RECIPE_FILE).exists():  # in every run folder; the policy is written with the checkpoints
         return "its search has not reached its first checkpoint, or the run did not learn a policy"
     return "it is not a run folder, or its search has not begun"

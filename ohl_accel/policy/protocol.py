@@ -1,4 +1,4 @@
-"""What every augmentation policy can do, whatever it draws from: transform one mini-batch of one trajectory.
+"""The interface of augmentation policies: transforming one mini-batch of one trajectory.
 
 Shapes: B images of the group's whole batch, b of this process, C channels, H rows, W columns.
 """
@@ -14,14 +14,14 @@ from ohl_accel.rng import keyed_generator
 
 @dataclass(frozen=True)
 class BatchDraw:
-    """Keys every random number that one mini-batch of one trajectory needs.
+    """Keys the random numbers of one mini-batch of one trajectory.
 
-    Numbers are drawn for the group's whole batch, of which a process uses its own part, so that the result does not
-    depend on how many processes a group has.
+    They are generated for the group's whole batch, of which a process uses its own part, so that the result does not
+    depend on the number of processes in a group.
     """
 
     seed: int
-    """Of the run."""
+    """The seed of the run."""
     step: int
     """Inner steps done so far in the whole run."""
     trajectory: int
@@ -29,7 +29,7 @@ class BatchDraw:
     batch_size: int
     """B."""
     own: slice
-    """Of the group's batch: the images of this process."""
+    """The slice of the group's batch for this process."""
 
     def generator(self, purpose: str) -> torch.Generator:
         """A CPU generator that differs between trajectories."""
@@ -40,14 +40,14 @@ class BatchDraw:
         return keyed_generator(self.seed, purpose, self.step)
 
     def shared_integers(self, purpose: str, below: int) -> Tensor:
-        """This process's part of B whole numbers in 0..below-1, the same for all trajectories: int64 [b]."""
+        """This process's part of B integers in 0..below-1, the same for all trajectories: int64 [b]."""
         numbers_B = torch.randint(below, (self.batch_size,), generator=self.shared_generator(purpose))
         return numbers_B[self.own]
 
 
 @runtime_checkable
 class AugmentationPolicy(Protocol):
-    """What transforms each image after the basic transforms."""
+    """Transforms each image after the basic transforms."""
 
     def apply(self, images_bCHW: Tensor, draw: BatchDraw) -> tuple[Tensor, Tensor | None]:
         """Transform this process's part of a batch.
@@ -57,13 +57,13 @@ class AugmentationPolicy(Protocol):
             draw: keys the random numbers.
 
         Returns:
-            uint8 [b, C, H, W] on the same device; and the operations drawn for the group's whole batch, int64 [B] on
-            the CPU, or None where the policy draws none of a space.
+            uint8 [b, C, H, W] on the same device; and the operations sampled for the group's whole batch, int64 [B] on
+            the CPU, or None for a policy without a space.
         """
 
 
 class NoPolicy:
-    """Leaves images as they are."""
+    """Leaves images unchanged."""
 
     def apply(self, images_bCHW: Tensor, draw: BatchDraw) -> tuple[Tensor, Tensor | None]:
         """The images themselves, and no operations."""

@@ -1,4 +1,4 @@
-"""A policy as a torchvision transform: one line in a pipeline of your own.
+"""A policy as a torchvision transform: one line in your own pipeline.
 
 Shapes: K operations, B images of one tensor, n images of one call, C channels, H rows, W columns.
 """
@@ -19,35 +19,35 @@ from ohl_accel.policy import Policy
 from ohl_accel.rng import keyed_generator
 
 _MAX_WORKERS = 4096
-"""Of one data loader. More than a machine can run, and 32 KB of shared memory."""
+"""Maximum per data loader: more than a machine can run, and 32 KB of shared memory."""
 
 
 class PolicyTransform(v2.Transform):
-    """Applies to every image an operation of its own, drawn from a learned policy.
+    """Applies to every image a separate operation, sampled from a learned policy.
 
-    Takes PIL images (mode L or RGB), `tv_tensors.Image` and plain uint8 tensors [C, H, W] or [B, C, H, W]
-    with C = 1 or 3, on any device, alone or in nested lists, tuples and dicts with whatever else. Each image
-    of a batch and each image of a nested structure gets its own operation; type, mode and device stay,
-    and no input is changed. As in all of `torchvision.transforms.v2`, of plain tensors only the first is
-    an image, and none if there is a PIL image or a `tv_tensors.Image`.
+    Accepts PIL images (mode L or RGB), `tv_tensors.Image` and plain uint8 tensors [C, H, W] or [B, C, H, W]
+    with C = 1 or 3, on any device, alone or in nested lists, tuples and dicts with other values. Each image
+    of a batch and each image of a nested structure gets its own operation; type, mode and device are kept,
+    and inputs are not changed. As in all of `torchvision.transforms.v2`, only the first plain tensor is
+    treated as an image, and none if there is a PIL image or a `tv_tensors.Image`.
 
     Use it after flips and crops, before `ToTensor`, `ToDtype` and `Normalize`.
 
-    Randomness: by default torch's global CPU generator, as in torchvision. With `seed` or `generator` the
-    draws do not depend on it: they are keyed by the seed, in a data loader's worker also by the worker's
-    number and by how often a worker of this number has begun, so that workers and epochs differ and two
-    runs of a program agree. Give each rank of a distributed training, and each data loader, a seed of its own.
+    Randomness: by default torch's global CPU generator, as in torchvision. With `seed` or `generator`, random
+    numbers are keyed by the seed instead, in a data loader's worker also by the worker's id and by how often
+    a worker with this id has been started, so that workers and epochs differ and two runs of a program agree.
+    Use a different seed for each rank of a distributed training, and for each data loader.
 
     Args:
-        policy: a `Policy`, as it is now, or what `Policy.from_pretrained` takes: a run folder, a `policy.json`,
-            a Hub id.
+        policy: a `Policy`, which is copied, or an argument of `Policy.from_pretrained`: a run folder, a
+            `policy.json`, a Hub id.
         revision: branch, tag or commit on the Hub.
-        seed: any whole number.
-        generator: a CPU generator to draw from; workers take only its initial seed.
+        seed: any integer.
+        generator: a CPU generator; workers use only its initial seed.
 
     Raises:
-        ValueError: for a policy that is not available, for seed and generator together, and, when called, for
-            anything that is not an image of the above kinds.
+        ValueError: for a policy that is not available, for both seed and generator, and, when called, for
+            anything that is not an image as above.
     """
 
     def __init__(
@@ -66,7 +66,9 @@ class PolicyTransform(v2.Transform):
         if seed is not None and generator is not None:
             raise ValueError("give either seed or generator, not both")
         if generator is not None and generator.device.type != "cpu":
-            raise ValueError(f"operations are drawn on the CPU: give a CPU generator, not {generator.device}")
+            raise ValueError(
+                f"operations are sampled on the CPU: give a CPU generator, not {generator.device}"
+            )
         self.policy = Policy(policy.theta, policy.provenance, space=policy.space)
         cumulative_K = self.policy.probabilities.cumsum(0)
         self._cumulative_K = cumulative_K / cumulative_K[-1]
@@ -79,7 +81,7 @@ class PolicyTransform(v2.Transform):
             self._workers_begun = torch.zeros(_MAX_WORKERS, dtype=torch.int64, device="cpu").share_memory_()
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw for all images of a call: what `transform` takes one by one, in the order of the inputs."""
+        """Sample for all images of a call: the parameters of `transform`, in the order of the inputs."""
         if not flat_inputs:
             raise ValueError("no image found: give a PIL image, a uint8 tensor or a tv_tensors.Image")
         counts = [_number_of_images(inpt) for inpt in flat_inputs]
@@ -92,7 +94,7 @@ class PolicyTransform(v2.Transform):
         return {"draws": zip(operation_n.split(counts), negative_nA.split(counts), strict=True)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Apply the next of the drawn operations to one input, a batch of images or a single one."""
+        """Apply the next sampled operations to one input, a batch of images or a single one."""
         operation_B, negative_BA = next(params["draws"])
         space = self.policy.space
         if isinstance(inpt, Image.Image):
@@ -102,13 +104,13 @@ class PolicyTransform(v2.Transform):
             result = space.apply(images, operation_B, negative_BA)
         elif images.device.type != "cpu":
             result = space.apply(images[None], operation_B, negative_BA)[0]
-        else:  # the kernels are made for batches: Pillow gives the same in a third of the time
+        else:  # the kernels are made for batches: Pillow gives the same result in a third of the time
             image = space.apply_to_pil(to_pil_image(images), int(operation_B), negative_BA[0].tolist())
             result = pil_to_tensor(image).contiguous()
         return tv_tensors.wrap(result, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else result
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
-        """Refuse several plain tensors that look like images, since v2 would transform the first alone."""
+        """Reject several plain tensors that look like images, since v2 would only transform the first."""
         plain = [inpt for inpt in flat_inputs if type(inpt) is Tensor and _looks_like_images(inpt)]
         if len(plain) > 1 and not _holds_explicit_images(flat_inputs):
             raise ValueError(
@@ -134,7 +136,7 @@ class PolicyTransform(v2.Transform):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        if self._generator is not None:  # as bytes: torch's own pickle of it does not arrive under spawn
+        if self._generator is not None:  # as bytes: torch's own pickle of it does not work with spawn
             state["_generator"] = self._generator.get_state().numpy().tobytes()
         return state
 
@@ -148,10 +150,10 @@ class PolicyTransform(v2.Transform):
 
 
 def _number_of_images(inpt: Any) -> int:
-    """How many images an input holds.
+    """How many images an input contains.
 
     Raises:
-        ValueError: if it is none that the kernels can take; the message names the way out.
+        ValueError: if the kernels cannot process it; the message says what to do.
     """
     if isinstance(inpt, Image.Image):
         if inpt.mode not in ("L", "RGB"):
@@ -159,7 +161,7 @@ def _number_of_images(inpt: Any) -> int:
         height, width = inpt.height, inpt.width
     elif isinstance(inpt, tv_tensors.TVTensor) and not isinstance(inpt, tv_tensors.Image):
         raise ValueError(
-            f"got tv_tensors.{type(inpt).__name__}: operations move pixels and cannot move it along; "
+            f"got tv_tensors.{type(inpt).__name__}: operations move pixels but cannot transform it accordingly; "
             "a policy is for image classification"
         )
     elif inpt.dtype != torch.uint8:

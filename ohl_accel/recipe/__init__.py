@@ -1,4 +1,4 @@
-"""The recipe: everything that decides a run, typed, checked at once and frozen.
+"""The recipe: everything that determines a run, typed, fully checked and frozen.
 
 A recipe is a YAML file plus dotted overrides (`outer.steps=3 run.dir=out`).
 """

@@ -1,4 +1,4 @@
-"""Plain values of a recipe: from YAML, in which a key may stand only once, and from dotted overrides."""
+"""Plain values of a recipe: from YAML, in which no key may be repeated, and from dotted overrides."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from ohl_accel.recipe.packaged import RECIPES, locate, packaged
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, but a key that is given twice is noted instead of silently replaced."""
+    """YAML's safe loader, but a key that is given twice is recorded instead of silently replaced."""
 
     duplicates: list[str]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As PyYAML does it, after noting the keys."""
+        """As PyYAML does, after recording the keys."""
         seen: dict[str, int] = {}
         for key_node, _ in node.value:
             key, line = str(key_node.value), key_node.start_mark.line + 1
@@ -29,7 +29,7 @@ def read_yaml(path: str) -> tuple[dict[str, Any], list[str]]:
     """Read a recipe file: (values, messages about keys that are given twice).
 
     Args:
-        path: of the file, or the name of a recipe that comes with the package.
+        path: the file, or the name of a recipe that comes with the package.
 
     Raises:
         UserError: if the file cannot be read or is not a YAML mapping.
@@ -40,7 +40,7 @@ def read_yaml(path: str) -> tuple[dict[str, Any], list[str]]:
         file, known = Path(path), packaged(RECIPES)
         if file.suffix or file.parent != Path():
             others = [str(other) for other in sorted(file.parent.glob("[!.]*.y*ml"))]
-            hint = f"; in that folder there are: {', '.join(others)}" if others else ""
+            hint = f"; that folder has: {', '.join(others)}" if others else ""
         else:
             near = did_you_mean(path, known)
             hint = f"; {f'{near} ' if near else ''}recipes that need no path: {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""A recipe as a whole: read from a file and overrides, checked at once, frozen."""
+"""A whole recipe: read from a file and overrides, fully checked, frozen."""
 
 import copy
 import os
@@ -28,11 +28,11 @@ from ohl_accel.recipe.sections import (
 )
 
 Path: TypeAlias = tuple[str, ...]
-"""Of a field inside the recipe, such as `("outer", "steps")`."""
+"""The path of a field inside the recipe, such as `("outer", "steps")`."""
 
 
 class Recipe(Section):
-    """One run, whole."""
+    """The whole description of one run."""
 
     run: RunSection
     data: DataSection
@@ -44,7 +44,7 @@ class Recipe(Section):
     cross-entropy, mean average precision), or a class of your own, `package.module:Name` or `path/to/file.py:Name`,
     derived from `ohl_accel.engine.objective.Objective`."""
     objective_args: dict[str, Any] = Field(default={})
-    """Further arguments of the objective."""
+    """Additional arguments of the objective."""
     augment: AugmentSection = AugmentSection()
     train: TrainSection = TrainSection()
     hub: HubSection = HubSection()
@@ -66,7 +66,7 @@ class Recipe(Section):
     def of(
         cls, recipe: "str | PathLike[str] | Mapping[str, Any] | Recipe", overrides: Sequence[str] = ()
     ) -> Self:
-        """The recipe that is meant by a path, by plain values, or by a recipe itself, with dotted overrides.
+        """A recipe from a path, plain values, or another recipe, with dotted overrides.
 
         Raises:
             UserError: one message with every problem.
@@ -109,10 +109,10 @@ RecipeType = TypeVar("RecipeType", bound=Recipe)
 
 
 def _value_of(right: Mapping[Noted, Any], model: type[BaseModel], field: str) -> Any:
-    """The value of a dotted field as validated, also where other fields are wrong; None inside a section that is None.
+    """The validated value of a dotted field, even if other fields are wrong; None inside a section that is None.
 
     Args:
-        right: the fields that are right by themselves.
+        right: the fields that are valid on their own.
         model: of the recipe.
         field: such as `outer.steps`.
 
@@ -120,10 +120,10 @@ def _value_of(right: Mapping[Noted, Any], model: type[BaseModel], field: str) ->
         LookupError: if the field is wrong or missing.
     """
     names = field.split(".")
-    for place, name in enumerate(names):
+    for depth, name in enumerate(names):
         if (model, name) in right:
             value = right[model, name]
-            for inner in names[place + 1 :]:
+            for inner in names[depth + 1 :]:
                 value = getattr(value, inner, None)
             return value
         section = _section_of(model, name)
@@ -136,7 +136,7 @@ def _value_of(right: Mapping[Noted, Any], model: type[BaseModel], field: str) ->
 def _validate(
     model: type[RecipeType], values: Any, right: dict[Noted, Any]
 ) -> tuple[RecipeType | None, list[str]]:
-    """(the recipe, no problems) or (None, what is wrong); notes in `right` the fields that are right."""
+    """(the recipe, no problems) or (None, what is wrong); valid fields are recorded in `right`."""
     try:
         return model.model_validate(values, context=right), []
     except ValidationError as error:
@@ -156,7 +156,7 @@ def _validate(
 
 
 def _field_of(model: type[BaseModel], location: Sequence[str | int]) -> tuple[Path, list[str]]:
-    """Cut pydantic's location to the field itself: (path, the keys known beside it)."""
+    """Cut pydantic's location to the field itself: (path, the keys of its section)."""
     path: list[str] = []
     known: list[str] = []
     for part in location:
@@ -187,7 +187,7 @@ def _all_fields(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def _section_of(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The section that a field holds, maybe optionally; None for a plain field, and for no field."""
+    """The section that a field holds, possibly optional; None for a plain or an unknown field."""
     if name not in model.model_fields:
         return None
     annotation = model.model_fields[name].annotation

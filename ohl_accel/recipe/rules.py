@@ -1,6 +1,6 @@
-"""What several fields of a recipe must fulfil together.
+"""Rules between several fields of a recipe.
 
-A rule names the fields that it looks at. It is asked only where all of them are right by themselves, so that one
+A rule names the fields that it depends on. It is applied only if all of them are valid on their own, so that one
 mistake does not hide another, and is not reported twice.
 """
 
@@ -23,7 +23,7 @@ SHARDED_OPTIMIZERS = (
     "lion",
     "rmsproptf",
 )
-"""They treat each number by itself, so that each process can do so with its part."""
+"""Optimizers that update each number on its own, so that each process can update its shard."""
 
 _RULES: list[tuple[tuple[str, ...], Check]] = []
 
@@ -32,7 +32,7 @@ def broken_rules(value_of: Callable[[str], Any]) -> Iterator[str]:
     """What is wrong between fields.
 
     Args:
-        value_of: the value of a dotted field; raises LookupError for one that is not right by itself.
+        value_of: the value of a dotted field; raises LookupError for one that is not valid on its own.
     """
     for fields, check in _RULES:
         try:
@@ -78,7 +78,7 @@ def _heldout_split_is_another(heldout: str | None, train: str, test: str | None)
 def _test_split_is_another(test: str | None, train: str, test_path: str | None) -> str | None:
     if test is None or test != train or test_path is not None:
         return None
-    return f"data.test_split={test!r} is also the training split; null means that there is none"
+    return f"data.test_split={test!r} is also the training split; use null if there is no test split"
 
 
 @_rule("data.test_path", "data.test_split")
@@ -92,7 +92,7 @@ def _test_path_has_a_split(test_path: str | None, test_split: str | None) -> str
 def _mean_and_std_go_together(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> str | None:
     if (mean is None) == (std is None) and len(mean or ()) == len(std or ()):
         return None
-    return "data.mean, data.std: give both, of one length, or neither"
+    return "data.mean, data.std: give both, of equal length, or neither"
 
 
 @_rule("data.std")
@@ -106,7 +106,7 @@ def _std_is_positive(std: tuple[float, ...] | None) -> str | None:
 def _crop_has_a_size(crop: RandomResizedCropSection | None, size: tuple[int, int] | None) -> str | None:
     if crop is None or size is not None:
         return None
-    return "augment.random_resized_crop: needs data.image_size, the size of what is cut out"
+    return "augment.random_resized_crop: needs data.image_size, the size that crops are resized to"
 
 
 @_rule("augment.random_resized_crop", "data.in_memory")
@@ -136,7 +136,7 @@ def _ratio_is_ordered(ratio: tuple[float, float] | None) -> str | None:
 def _disordered(field: str, bounds: tuple[float, float] | None) -> str | None:
     if bounds is None or bounds[0] <= bounds[1]:
         return None
-    return f"{field}=[{bounds[0]:g}, {bounds[1]:g}]: the first must not be greater"
+    return f"{field}=[{bounds[0]:g}, {bounds[1]:g}]: the first must not exceed the second"
 
 
 @_rule("model.shard", "model.compile")
@@ -151,7 +151,7 @@ def _optimizer_can_be_sharded(shard: bool, name: str) -> str | None:
     if not shard or name in SHARDED_OPTIMIZERS:
         return None
     return (
-        f"inner.optimizer.name={name}: may need whole tensors, but model.shard leaves parts; "
+        f"inner.optimizer.name={name}: may need whole tensors, but model.shard splits them; "
         f"use one of {', '.join(SHARDED_OPTIMIZERS)}"
     )
 
@@ -168,8 +168,8 @@ def _milestones_are_of_multistep(name: str, milestones: tuple[float, ...]) -> st
     if (name == "multistep") == bool(milestones):
         return None
     return (
-        f"inner.schedule.milestones={list(milestones)} does not go with inner.schedule.name={name}: multistep needs "
-        "them, no other takes them"
+        f"inner.schedule.milestones={list(milestones)} does not go with inner.schedule.name={name}: only multistep "
+        "has milestones, and needs them"
     )
 
 

@@ -1,5 +1,5 @@
 """The report page of a run and the gallery of a policy: `python -m ohl_accel.report`.
 
-Both are one HTML file each that needs no network: `read` checks what a run left, `charts` and `heatmaps`
-draw it, `examples` and `gallery` apply operations to images, `page` puts it together, `write` saves it.
+Each is one HTML file that works offline: `read` checks the files of a run, `charts` and `heatmaps` draw them,
+`examples` and `gallery` apply operations to images, `page` assembles the page, `write` saves it.
 """

@@ -1,6 +1,6 @@
-"""Charts of a run, drawn by matplotlib as SVG inside the page.
+"""Charts of a run, drawn by matplotlib as SVG for the page.
 
-Matplotlib gets stand-ins for colours; they become the page's CSS variables, so that a chart follows the
+Matplotlib gets placeholder colours, which are replaced by the page's CSS variables, so that a chart follows the
 theme. Text stays text, in the page's font. Each chart is drawn twice, for wide and for narrow windows.
 
 Shapes: T outer steps, N trajectories.
@@ -23,7 +23,7 @@ from ohl_accel.report.operations import both_ends
 from ohl_accel.report.read import OuterStep
 
 _BARS = 12
-"""Of the most probable operations, and as many of the least probable ones."""
+"""Number of the most probable operations, and of the least probable ones."""
 _STAND_INS = {
     "--ink": "#010101",
     "--muted": "#020202",
@@ -33,7 +33,7 @@ _STAND_INS = {
     **{f"--phase{number}": f"#0606{number:02d}" for number in range(10)},
 }
 PHASES = ("train", "load", "augment", "validate", "gather", "update", "adopt", "check", "save")
-"""As `metrics.jsonl` calls the parts of an outer step; any others come after them."""
+"""The phases of an outer step as in `metrics.jsonl`; any others follow."""
 
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -60,7 +60,7 @@ _STYLE: Any = {
 
 
 def reward_chart(steps: Sequence[OuterStep]) -> Markup:
-    """Rewards of every trajectory and the winner's, and below them by how much they differ from their mean.
+    """Rewards of every trajectory and of the winner, and below their differences from the mean.
 
     Args:
         steps: those with rewards.
@@ -130,7 +130,7 @@ def entropy_chart(steps: Sequence[OuterStep], uniform: float) -> Markup:
 
 
 def operation_chart(policy: Policy) -> Markup:
-    """Bars for the most and the least probable operations, from uniform: what a space without a matrix has."""
+    """Bars for the most and the least probable operations, relative to uniform; for spaces without a matrix."""
     shown = both_ends(policy, _BARS)
 
     def draw(figure: Figure) -> None:
@@ -153,13 +153,13 @@ def operation_chart(policy: Policy) -> Markup:
 
 
 def phases_of(steps: Sequence[OuterStep]) -> list[str]:
-    """The phases that occur: those known, in the order in which they come, then any others."""
+    """The phases that occur: the known ones in their order, then any others."""
     found = {name for step in steps for name in step.seconds}
     return [name for name in PHASES if name in found] + sorted(found.difference(PHASES))
 
 
 def phase_chart(steps: Sequence[OuterStep]) -> Markup:
-    """Seconds of every outer step, by phase; `--phase0` and so on are its colours."""
+    """Seconds of every outer step, by phase; its colours are `--phase0` and so on."""
     steps_T = [step.outer_step + 1 for step in steps]
     names = phases_of(steps)
     seconds_PT = np.array([[step.seconds.get(name, 0.0) for step in steps] for name in names])
@@ -179,17 +179,17 @@ def phase_chart(steps: Sequence[OuterStep]) -> Markup:
         _outer_step_axis(axes, steps_T)
 
     total = seconds_PT.sum()
-    shares = ", ".join(
+    fractions = ", ".join(
         f"{name} {100 * seconds / (total or 1):.0f} %"
         for name, seconds in zip(names, seconds_PT.sum(1), strict=True)
     )
     return _in_both_sizes(
-        draw, f"Seconds of each outer step by phase; in all {shares}", (470, 250), (360, 230)
+        draw, f"Seconds of each outer step by phase; in total {fractions}", (470, 250), (360, 230)
     )
 
 
 def _dots(axes: Axes, x: Sequence[int] | np.ndarray, y: np.ndarray, colour: str) -> None:
-    """Dots as lines without length and with round ends: one path, a quarter of the text of markers."""
+    """Dots as lines of zero length with round caps: one path, a quarter of the text of markers."""
     gap = np.full(len(y), np.nan)
     xs, ys = np.stack([x, x, gap], 1).ravel(), np.stack([y, y, gap], 1).ravel()
     width = 4.2 if len(y) <= 400 else 2.8
@@ -205,7 +205,7 @@ def _outer_step_axis(axes: Axes, steps_T: Sequence[int]) -> None:
 def _in_both_sizes(
     draw: Callable[[Figure], None], summary: str, wide: tuple[int, int], narrow: tuple[int, int]
 ) -> Markup:
-    """The chart for wide and for narrow windows, sizes in CSS pixels; the summary is what it says in words."""
+    """The chart for wide and for narrow windows, sizes in CSS pixels; the summary describes it in words."""
     return Markup("").join(
         Markup('<div class="chart {}" role="img" aria-label="{}">{}</div>').format(
             name, summary, _svg(draw, size, f"{name} {summary}")
@@ -215,7 +215,7 @@ def _in_both_sizes(
 
 
 def _svg(draw: Callable[[Figure], None], size: tuple[int, int], salt: str) -> Markup:
-    """SVG without a size of its own; equal input gives equal text."""
+    """SVG without a fixed size; equal input gives equal text."""
     with mpl.rc_context(_STYLE | {"svg.hashsalt": salt}):
         figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
         draw(figure)

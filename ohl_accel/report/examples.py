@@ -1,4 +1,4 @@
-"""What operations do to images of the run's own training split.
+"""Operations applied to images of the run's training split.
 
 Shapes: n images, A elements of an operation, C channels, H rows, W columns.
 """
@@ -24,7 +24,7 @@ _SIDE = 128  # of a picture on the page, in pixels
 
 @dataclass(frozen=True)
 class TrainingExamples:
-    """A few images of the training split, each of another class as far as there are, and their classes."""
+    """A few images of the training split, of different classes if there are enough, and their classes."""
 
     images_nCHW: Tensor
     class_names: list[str]
@@ -32,14 +32,14 @@ class TrainingExamples:
 
 @dataclass(frozen=True)
 class Row:
-    """An operation and the same images after it, as data URIs."""
+    """An operation and the example images after it, as data URIs."""
 
     operation: Operation
     pictures: list[str]
 
 
 def open_examples(recipe: Recipe) -> TrainingExamples:
-    """Take images out of the training split, always the same ones for a seed; the test split is not opened.
+    """Choose images of the training split, always the same ones for a seed; the test split is not opened.
 
     Args:
         recipe: resolved, as in the run folder.
@@ -63,10 +63,10 @@ def originals(examples: TrainingExamples) -> list[str]:
 
 
 def rows_of(examples: TrainingExamples | None, space: Space, operations: Sequence[Operation]) -> list[Row]:
-    """What each operation makes of the images, alone: no crop, flip or Cutout around it.
+    """The images after each operation, without crop, flip or Cutout.
 
     Signs differ between the images and are the same for every operation. Without examples, rows
-    without pictures.
+    have no images.
     """
     if examples is None:
         return [Row(operation, []) for operation in operations]
@@ -82,7 +82,7 @@ def rows_of(examples: TrainingExamples | None, space: Space, operations: Sequenc
 def examples_or_reason(recipe: Recipe | None) -> tuple[TrainingExamples | None, str]:
     """Examples, or why there are none."""
     if recipe is None:
-        return None, "There is no recipe that says where the training images are."
+        return None, "There is no recipe, so it is not known where the training images are."
     try:
         return open_examples(recipe), ""
     except UserError as error:

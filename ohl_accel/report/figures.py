@@ -22,9 +22,9 @@ _BARS = 20
 
 
 def policy_heatmap(policy: Policy) -> bytes:
-    """The probability of each operation over that of the uniform policy.
+    """The probability of each operation relative to the uniform policy.
 
-    A map of E x E for operations of two elements; otherwise bars for the most and the least probable operations.
+    An E x E heatmap for operations of two elements; otherwise bars for the most and the least probable operations.
     """
     if policy.space.arity != 2:
         return _policy_bars(policy)
@@ -58,7 +58,7 @@ def _policy_bars(policy: Policy) -> bytes:
 
 
 def policy_marginals(policy: Policy) -> bytes:
-    """The probability of each element at each position of an operation over the uniform one (Figure 4 of the paper)."""
+    """The probability of each element at each position, relative to the uniform policy (Figure 4 of the paper)."""
     space = policy.space
     figure = _figure(9, 5)
     axes = figure.subplots()

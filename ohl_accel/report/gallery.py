@@ -1,4 +1,4 @@
-"""A policy applied to an image of your own: its most and least probable operations, and random draws."""
+"""A policy applied to your own image: its most and least probable operations, and randomly sampled ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ class Tile:
 
 @dataclass(frozen=True)
 class Gallery:
-    """What a policy does to an image; all pictures are RGB and of one size."""
+    """What a policy does to an image; all images are RGB and of one size."""
 
     original: Image.Image
     likely: list[Tile]
     unlikely: list[Tile]
     drawn: list[Tile]
-    """As training would draw them."""
+    """Sampled as in training."""
 
 
 def load_policy(name: str) -> Policy:
@@ -57,12 +57,12 @@ def draw_gallery(policy: Policy, image: Image.Image, draws: int = 12, seed: int 
 
     Args:
         policy: any.
-        image: of any of Pillow's modes; longer sides than 320 pixels are shrunk to that.
-        draws: how many random draws, 1 to 100.
-        seed: of the draws and of the signs; 0 or more.
+        image: in any of Pillow's modes; sides longer than 320 pixels are shrunk to that.
+        draws: number of randomly sampled operations, 1 to 100.
+        seed: of the operations and signs; 0 or more.
 
     Raises:
-        UserError: for a number out of range.
+        UserError: if `draws` or `seed` is out of range.
     """
     if not 1 <= draws <= MAX_DRAWS:
         raise UserError(f"draws must be 1 to {MAX_DRAWS}, got {draws}")

@@ -1,9 +1,9 @@
-"""Heatmaps of probabilities over the uniform ones, as SVG paths that take their colours from the page.
+"""Heatmaps of probabilities relative to uniform, as SVG paths coloured by the page's CSS.
 
 A colour stands for log2 of the ratio: the middle level is uniform, equal steps are equal factors. Blue is lost,
 red is gained, which colour-blind readers can tell apart; uniform is bright on the light page and dark on the
-dark one. Neighbours of one level are one rectangle, and all
-rectangles of a level are one path: 300 outer steps stay small.
+dark one. Adjacent cells of one level are one rectangle, and all rectangles of a level are one path: 300 outer steps
+stay small.
 
 Shapes: R rows, C columns.
 """
@@ -24,7 +24,7 @@ _NARROWEST, _WIDEST = 0.05, 3.0
 
 @dataclass(frozen=True)
 class Scale:
-    """What the outermost colours stand for: ratios of `2^-limit` and less, of `2^limit` and more."""
+    """The range of colours: the outermost ones stand for ratios of `2^-limit` or less, and of `2^limit` or more."""
 
     limit: float
 
@@ -52,7 +52,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A map of C x R cells of side 1: an SVG path for every level that occurs."""
+    """A heatmap of C x R cells of side 1: an SVG path for every level that occurs."""
 
     columns: int
     rows: int
@@ -60,7 +60,7 @@ class Heatmap:
 
 
 def heatmap(ratios_RC: Tensor, scale: Scale) -> Heatmap:
-    """Draw ratios to uniform; where one is NaN, nothing."""
+    """Draw ratios to uniform; NaN leaves a cell empty."""
     rows, columns = ratios_RC.shape
     parts: dict[int, list[str]] = {}
     for y, levels in enumerate(scale.levels(ratios_RC).where(~ratios_RC.isnan(), -1)):

@@ -1,4 +1,4 @@
-"""Operations as a report names them: the most and the least probable, with their probabilities."""
+"""Operations for a report: the most and the least probable, with their probabilities."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from ohl_accel.policy import Policy
 
 POSITIONS = ("first", "second", "third")
-"""Of an element in an operation."""
+"""Names for the position of an element in an operation."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Operation:
     """Such as `Rotate 10 > Invert`."""
     probability: float
     ratio: float
-    """Probability over the uniform one: 1 where nothing was learned, above it where gained."""
+    """Probability relative to uniform: 1 if nothing was learned, above 1 if gained."""
 
 
 def operation_in(policy: Policy, number: int) -> Operation:
@@ -30,26 +30,26 @@ def operation_in(policy: Policy, number: int) -> Operation:
 
 
 def most_probable(policy: Policy, count: int) -> list[Operation]:
-    """The most probable operations, the first of equals first."""
+    """The most probable operations, in descending order; ties by number."""
     order = policy.probabilities.argsort(descending=True, stable=True)
     return [operation_in(policy, number) for number in order[:count].tolist()]
 
 
 def least_probable(policy: Policy, count: int) -> list[Operation]:
-    """The least probable operations, the least first, the first of equals first."""
+    """The least probable operations, in ascending order; ties by number."""
     order = policy.probabilities.argsort(stable=True)
     return [operation_in(policy, number) for number in order[:count].tolist()]
 
 
 def both_ends(policy: Policy, count: int) -> list[Operation]:
-    """So many of the most probable operations, and of the least probable ones, the most probable first."""
+    """Up to `count` of the most probable operations, and of the least probable ones, in descending order."""
     number = policy.space.num_operations
     most = most_probable(policy, min(count, number))
     return most + least_probable(policy, min(count, number - len(most)))[::-1]
 
 
 def ratio_grid(policy: Policy) -> Tensor:
-    """Probability over the uniform one for each pair of elements: float64 [E, E], NaN for pairs not in the space.
+    """Probability relative to uniform for each pair of elements: float64 [E, E], NaN for pairs not in the space.
 
     Args:
         policy: over a space of arity 2.

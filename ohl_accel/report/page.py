@@ -1,7 +1,7 @@
-"""The pages: what a run left, or what a policy does to an image, as one HTML text that needs no network.
+"""The pages: the files of a run, or what a policy does to an image, as one HTML text that works offline.
 
-Text that comes from files is foreign: the templates escape all of it, and a content security policy in the
-page lets it load nothing and run no script but its own.
+Text from files is untrusted: the templates escape all of it, and the page's content security policy lets it load
+nothing and run only its own script.
 """
 
 import base64
@@ -35,7 +35,7 @@ _PROVENANCE = {
     "ohl_accel": "ohl_accel",
     "torch": "torch",
 }
-"""Of a policy, what the header shows, and under which name."""
+"""Provenance of a policy shown in the header, with labels."""
 
 _environment = jinja2.Environment(
     loader=jinja2.PackageLoader("ohl_accel.report"),
@@ -54,7 +54,7 @@ def run_page(run: Run, examples: TrainingExamples | None, no_examples: str, refr
         run: finished or not.
         examples: images of its training split; None if they are not available.
         no_examples: why not.
-        refresh: an unfinished run's page reloads itself after so many seconds.
+        refresh: seconds after which the page of an unfinished run reloads.
     """
     ranked = (most_probable, least_probable)
     return _page(
@@ -119,7 +119,7 @@ def _source(name: str) -> str:
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
-    """What was run on what, in pairs of a name and a value."""
+    """Data, network and settings of the run, in pairs of a name and a value."""
     facts: list[tuple[str, str]] = []
     if run.recipe is not None:
         recipe = run.recipe
@@ -138,7 +138,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _cards(run: Run) -> list[tuple[str, str, str]]:
-    """The numbers on top: (name, value, what it is to be compared with)."""
+    """The numbers at the top: (name, value, what to compare it with)."""
     cards: list[tuple[str, str, str]] = []
     metric = run.result.metric if run.result is not None else "accuracy"
     if run.result is not None and run.result.test is not None:
@@ -147,7 +147,7 @@ def _cards(run: Run) -> list[tuple[str, str, str]]:
     looked = [step.reward[step.winner or 0] for step in run.steps]
     rewards = [reward for reward in looked if reward is not None]
     if rewards:
-        hint = "it chose the winner, so it is optimistic" if run.learned else "of the last look"
+        hint = "used to choose the winner, so optimistic" if run.learned else "of the last validation"
         cards.append((f"Held-out {metric}", in_words(metric, rewards[-1]), hint))
     if run.steps and run.steps[-1].entropy is not None:
         uniform = run.space.max_entropy
@@ -163,7 +163,7 @@ def _cards(run: Run) -> list[tuple[str, str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """In words: `42 s`, `3 min 20 s`, `5 h 12 min`."""
+    """A duration as text: `42 s`, `3 min 20 s`, `5 h 12 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
@@ -187,7 +187,7 @@ def _charts(run: Run) -> dict[str, Markup | None]:
 
 
 def _phases(steps: Sequence[OuterStep]) -> list[tuple[str, float, float]]:
-    """(phase, seconds in all, fraction of all) in the order of the chart."""
+    """(phase, total seconds, fraction of the total) in the order of the chart."""
     totals = {name: sum(step.seconds.get(name, 0.0) for step in steps) for name in phases_of(steps)}
     whole = sum(totals.values()) or 1.0
     return [(name, seconds, seconds / whole) for name, seconds in totals.items()]
@@ -229,9 +229,9 @@ def _element_maps(run: Run) -> dict[str, Any] | None:
 
 
 def _matrix(policy: Policy) -> dict[str, Any] | None:
-    """All operations of two elements as an E x E map: rows are the first element, columns the second.
+    """All operations of two elements as an E x E heatmap: rows are the first element, columns the second.
 
-    A space of another arity has none. Pairs that a space leaves out are empty.
+    None for a space of different arity. Pairs that are not in the space are empty.
     """
     space = policy.space
     if space.arity != 2:

@@ -1,4 +1,4 @@
-"""Images on their way between files, tensors and a page.
+"""Conversion of images between files, tensors and data URIs.
 
 Shapes: C channels (1 grey, 3 RGB), H rows, W columns.
 """
@@ -15,14 +15,14 @@ from torch import Tensor
 from ohl_accel.errors import UserError
 
 _PIXELATED_BELOW = 65
-"""Sides in pixels up to which an image is kept exactly and enlarged in squares."""
+"""Images with sides below this many pixels are kept losslessly, and enlarged without smoothing."""
 
 
 def read_image(path: Path) -> Image.Image:
-    """Open an image of the user's.
+    """Open the user's image.
 
     Raises:
-        UserError: if there is none, or Pillow cannot read it.
+        UserError: if it does not exist, or Pillow cannot read it.
     """
     try:
         with Image.open(path) as image:
@@ -36,11 +36,11 @@ def read_image(path: Path) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image, side: int) -> Image.Image:
-    """Any image as viewers show it: turned by its EXIF orientation, RGB, transparency over white, shrunk.
+    """An image as viewers show it: rotated by its EXIF orientation, RGB, transparency on white, shrunk.
 
     Args:
-        image: of any of Pillow's modes, 16 bits included.
-        side: no side is longer than this afterwards, in pixels.
+        image: in any of Pillow's modes, including 16 bits.
+        side: maximum side of the result, in pixels.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow's conversion would clip to white
@@ -67,7 +67,7 @@ def to_image(image_CHW: Tensor) -> Image.Image:
 
 
 def data_uri(image: Image.Image, side: int) -> str:
-    """The image inside the page: small ones exactly, as PNG, larger ones shrunk to `side`, as JPEG."""
+    """The image as a data URI: small ones losslessly, as PNG, larger ones shrunk to `side`, as JPEG."""
     content = io.BytesIO()
     if max(image.size) < _PIXELATED_BELOW:
         image.save(content, "PNG")

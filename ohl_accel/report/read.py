@@ -1,4 +1,4 @@
-"""Read a run folder for its report: finished or not, checked, with a message for whatever is wrong."""
+"""Read and check a run folder, finished or not, for its report."""
 
 import json
 from dataclasses import dataclass
@@ -21,34 +21,34 @@ _Marginal = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_lengt
 
 
 class OuterStep(BaseModel):
-    """A line of `metrics.jsonl`, as far as a report shows it; lists of N have one value for each trajectory."""
+    """The part of a line of `metrics.jsonl` that a report shows; lists of N have one value for each trajectory."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     outer_step: Annotated[int, Field(ge=0)]
     reward: Annotated[list[float | None], Field(min_length=1)]
-    """Held-out accuracies in 0..1; None where a training with a fixed policy has not looked."""
+    """Held-out accuracies in 0..1; None if training with a fixed policy did not validate in this step."""
     winner: Annotated[int, Field(ge=0)] | None = None
-    """None, as the entropy is, in a training with a fixed policy."""
+    """None, like the entropy, for training with a fixed policy."""
     diverged: list[int] = []
     entropy: float | None = None
     """In nats."""
     seconds: dict[str, Annotated[float, Field(ge=0)]]
     images_per_second: float
     element_probabilities: Annotated[list[_Marginal], Field(min_length=1)] | None = None
-    """p(element) at each position of an operation, [A][E]; runs of older versions have not written it."""
+    """p(element) at each position of an operation, [A][E]; missing in runs of older versions."""
 
     @model_validator(mode="after")
     def _outcome_is_whole(self) -> Self:
         if (self.winner is None) != (self.entropy is None):
-            raise ValueError("winner and entropy: there must be both or neither")
+            raise ValueError("winner and entropy: both or neither must be given")
         if self.winner is not None and (self.winner >= len(self.reward) or None in self.reward):
             raise ValueError(f"winner {self.winner} does not fit the rewards {self.reward}")
         return self
 
 
 class Result(BaseModel):
-    """`result.json`; what was not measured is None. Further scores are `test_NAME`."""
+    """`result.json`; None for what was not measured. Other scores are `test_NAME`."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="allow")
     __pydantic_extra__: dict[str, float | int | str | None]
@@ -80,7 +80,7 @@ class Result(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds."""
+    """The contents of a run folder."""
 
     folder: Path
     steps: list[OuterStep]
@@ -89,9 +89,9 @@ class Run:
     result: Result | None
     """None until the search is finished."""
     space: Space
-    """Whose operations the policy draws."""
+    """The space of the policy."""
     recipe: Recipe | None
-    """None if the file is missing or of another version."""
+    """None if the file is missing or of a different version."""
     recipe_text: str
     tables: list[Table]
     notes: list[str]
@@ -99,22 +99,22 @@ class Run:
 
     @property
     def is_run(self) -> bool:
-        """False for a folder that holds nothing but a comparison or a sweep."""
+        """False for a folder with only a comparison or a sweep."""
         return bool(self.steps or self.recipe_text or self.policy)
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing more to come."""
+        """Whether the run has finished, so that nothing will change."""
         return self.result is not None or not self.is_run
 
     @property
     def learned(self) -> bool:
-        """Whether a policy is learned; False for a training with a fixed one."""
+        """Whether a policy is learned; False for training with a fixed one."""
         return not self.steps or self.steps[0].winner is not None
 
     @property
     def outer_steps(self) -> int | None:
-        """How many outer steps the search takes in all, if that is known."""
+        """Total number of outer steps, if known."""
         if self.recipe is not None:
             return self.recipe.outer.steps
         return self.result.outer_steps if self.result else None
@@ -124,7 +124,7 @@ def read_run(folder: Path) -> Run:
     """Read everything that a report shows.
 
     Raises:
-        UserError: if it is not a run folder, or a file in it is damaged; names the file and the way out.
+        UserError: if it is not a run folder, or a file in it is damaged; names the file and what to do.
     """
     if not folder.is_dir():
         problem = "is a file" if folder.exists() else "does not exist"
@@ -133,7 +133,7 @@ def read_run(folder: Path) -> Run:
     names = (RECIPE_FILE, METRICS_FILE, POLICY_FILE)
     if not tables and not any((folder / name).exists() for name in names):
         raise UserError(
-            f"{folder} holds none of {', '.join(names)}: it is not a run folder, or its search has not begun"
+            f"{folder} has none of {', '.join(names)}: it is not a run folder, or its search has not begun"
         )
     notes: list[str] = []
     recipe, recipe_text = _read_recipe(folder / RECIPE_FILE, notes)
@@ -149,7 +149,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _missing(run: Run) -> list[str]:
-    """What a page of a run should have and this one has not, and why."""
+    """What is missing on the page of this run, and why."""
     notes = []
     if not run.recipe_text:
         notes.append(f"There is no {RECIPE_FILE}: copy it into the folder to see the recipe and examples.")
@@ -157,11 +157,11 @@ def _missing(run: Run) -> list[str]:
         when = "it was removed; copy it back" if run.finished else "it is written with the first checkpoint"
         notes.append(f"There is no {POLICY_FILE}: {when}.")
     if not run.steps:
-        notes.append(f"There is no line in {METRICS_FILE}: the first outer step has not ended.")
+        notes.append(f"{METRICS_FILE} has no lines yet: the first outer step is not finished.")
     elif run.learned and any(step.element_probabilities is None for step in run.steps):
         notes.append(
-            f"{METRICS_FILE} does not tell the policy of every outer step (element_probabilities): it was "
-            "written by an older version. A new run of this version has the heatmaps over time."
+            f"{METRICS_FILE} does not have the policy of every outer step (element_probabilities): it was "
+            "written by an older version. A new run with this version has the heatmaps over time."
         )
     return notes
 
@@ -175,9 +175,9 @@ def _read_recipe(path: Path, notes: list[str]) -> tuple[Recipe | None, str]:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
-            raise UserError(f"{error}; copy the file back, or move it away to do without") from None
+            raise UserError(f"{error}; copy the file back, or move it away to continue without it") from None
         notes.append(
-            f"{RECIPE_FILE} is not of this version or damaged, so there are no examples. {error}. "
+            f"{RECIPE_FILE} is of a different version or damaged, so there are no examples. {error}. "
             "Draw the report with the version that made the run, or correct these fields."
         )
         return None, text
@@ -192,7 +192,7 @@ def _space_of(recipe: Recipe | None) -> Space:
 def _read_steps(path: Path, space: Space) -> list[OuterStep]:
     steps: list[OuterStep] = []
     for number, values in enumerate(read_metrics(path), 1):
-        step = _checked(OuterStep, values, f"{path}, line {number}", "delete the line to do without it")
+        step = _checked(OuterStep, values, f"{path}, line {number}", "delete the line to continue without it")
         if steps and step.outer_step <= steps[-1].outer_step:
             raise UserError(
                 f"{path}, line {number}: outer_step {step.outer_step} comes after {steps[-1].outer_step}: two runs "
@@ -203,15 +203,15 @@ def _read_steps(path: Path, space: Space) -> list[OuterStep]:
             steps[0].winner is None,
         ):
             raise UserError(
-                f"{path}, line {number}: another kind of run than in the lines before (trajectories, or whether "
+                f"{path}, line {number}: a different kind of run than in the previous lines (trajectories, or whether "
                 "a policy is learned): two runs are mixed in this file; delete the lines of the other one"
             )
         shape = [len(marginal) for marginal in step.element_probabilities or ()]
         if shape and shape != [space.num_elements] * space.arity:
             raise UserError(
                 f"{path}, line {number}: element_probabilities must be {space.arity} lists of {space.num_elements} "
-                f"(space {space.name}), got lists of {shape}: it is damaged or of another run; delete the line to do "
-                "without it"
+                f"(space {space.name}), got lists of {shape}: it is damaged or of another run; delete the line to "
+                "continue without it"
             )
         steps.append(step)
     return steps
@@ -220,9 +220,7 @@ def _read_steps(path: Path, space: Space) -> list[OuterStep]:
 def _read_result(path: Path) -> Result | None:
     if not path.exists():
         return None
-    way_out = (
-        "delete it and give the search's command again with run.resume=auto, which tests the network again"
-    )
+    way_out = "delete it and rerun the search's command with run.resume=auto, which tests the network again"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -240,8 +238,8 @@ def _read_policy(path: Path) -> Policy | None:
         return Policy.load(path)
     except ValueError as error:
         raise UserError(
-            f"{error}; give the search's command again with run.resume=auto, which writes it again, or draw the "
-            "report with the version that wrote it"
+            f"{error}; rerun the search's command with run.resume=auto, which writes it again, or draw the report "
+            "with the version that wrote it"
         ) from None
 
 
@@ -255,5 +253,5 @@ def _checked(model: type[Model], values: Any, source: str, way_out: str) -> Mode
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise UserError(
-            f"{source}: {field or 'the line'}: {first['msg']}: it is damaged or of another version; {way_out}"
+            f"{source}: {field or 'the line'}: {first['msg']}: it is damaged or of a different version; {way_out}"
         ) from None

@@ -1,4 +1,4 @@
-"""Comparisons and sweeps that lie in a folder: `NAME.json` with rows, and `NAME.png` beside it."""
+"""Comparisons and sweeps in a folder: `NAME.json` with rows, and `NAME.png`."""
 
 import base64
 import json
@@ -15,7 +15,7 @@ Scalar = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of values under named columns, what the file says about them, and perhaps a figure (a data URI)."""
+    """Rows of values with named columns, notes about them, and possibly a figure (a data URI)."""
 
     name: str
     title: str
@@ -26,13 +26,13 @@ class Table:
 
 
 def read_tables(folder: Path) -> list[Table]:
-    """The comparison and the sweep of a folder, as far as there are.
+    """The comparison and the sweep of a folder, if there are any.
 
     A file is `{"rows": [{column: value, ...}, ...], ...}`. A value is a scalar or an interval of two numbers;
-    others are omitted. What is beside the rows, such as the command, is shown below them.
+    others are omitted. Other text in the file, such as the command, is shown below the rows.
 
     Raises:
-        UserError: for a file that is not so.
+        UserError: for a file of a different form.
     """
     return [_read(folder / f"{name}.json") for name in _TITLES if (folder / f"{name}.json").exists()]
 
@@ -43,8 +43,8 @@ def _read(path: Path) -> Table:
         rows = [{key: _cell(value) for key, value in row.items()} for row in document.pop("rows")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f'{path} is damaged or of another version ({type(error).__name__}: {error}): it must be {{"rows": [...]}}; '
-            "make it again, or move it away to do without"
+            f"{path} is damaged or of a different version ({type(error).__name__}: {error}): it must be "
+            '{"rows": [...]}; recreate it, or move it away to continue without it'
         ) from None
     columns = list(dict.fromkeys(key for row in rows for key, value in row.items() if value is not None))
     about = [(key, text) for key, text in document.items() if isinstance(text, str) and key != "format"]
@@ -63,5 +63,5 @@ def _figure(path: Path) -> str | None:
         return None
     content = path.read_bytes()
     if not content.startswith(_PNG):
-        raise UserError(f"{path} is not a PNG image: make it again, or move it away to do without")
+        raise UserError(f"{path} is not a PNG image: recreate it, or move it away to continue without it")
     return "data:image/png;base64," + base64.b64encode(content).decode()

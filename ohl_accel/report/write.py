@@ -19,7 +19,7 @@ Say = Callable[[str], None]
 
 
 def write_report(folder: Path, say: Say, output: Path | None = None, watch: float | None = None) -> Path:
-    """Draw the report of a run; of one in progress again and again until it is finished, if asked to.
+    """Draw the report of a run, once or repeatedly until the run is finished.
 
     Args:
         folder: of the run.
@@ -31,14 +31,14 @@ def write_report(folder: Path, say: Say, output: Path | None = None, watch: floa
         The HTML file.
 
     Raises:
-        UserError: if the folder cannot be read or the file not be written.
+        UserError: if the folder cannot be read or the file cannot be written.
     """
     output = output or folder / REPORT_FILE
     run = read_run(folder)
     examples, no_examples = examples_or_reason(run.recipe)
     while True:
         _save(output, run_page(run, examples, no_examples, watch or _REFRESH))
-        say(f"{output}: {_standing(run)}")
+        say(f"{output}: {_status(run)}")
         for note in run.notes:
             say(f"note: {note}")
         if watch is None or run.finished:
@@ -48,12 +48,12 @@ def write_report(folder: Path, say: Say, output: Path | None = None, watch: floa
 
 
 def write_at_end(folder: Path, say: Say) -> None:
-    """Draw the report of a finished search, which must not fail because of it: what goes wrong is said only."""
+    """Draw the report of a finished run; an error is only reported, since it must not fail the run."""
     try:
         write_report(folder, lambda text: None)
     except Exception as error:
         say(
-            f"warning: the report cannot be drawn: {error}; the search itself is complete. "
+            f"warning: the report cannot be drawn: {error}; the run itself is complete. "
             f"To try again: python -m ohl_accel.report {folder}"
         )
 
@@ -63,13 +63,13 @@ def write_gallery(policy: str, image: Path, output: Path, draws: int, seed: int)
 
     Args:
         policy: a run folder, a `policy.json` or a name on the Hub.
-        image: any file that Pillow reads.
+        image: any file that Pillow can read.
         output: the HTML file.
-        draws: how many random draws.
-        seed: of the draws.
+        draws: number of randomly sampled operations.
+        seed: of the operations and signs.
 
     Raises:
-        UserError: if one of them cannot be used.
+        UserError: if one of them is not valid.
     """
     learned = load_policy(policy)
     gallery = draw_gallery(learned, read_image(image), draws, seed)
@@ -83,7 +83,7 @@ def _save(output: Path, page: str) -> None:
         raise UserError(f"{output} cannot be written: {error.strerror}; choose another --output") from None
 
 
-def _standing(run: Run) -> str:
+def _status(run: Run) -> str:
     if not run.is_run:
         return " and ".join(table.name for table in run.tables)
     if run.finished or not run.steps:

@@ -1,1 +1,1 @@
-"""The run folder: its files, how they are written, and the metrics in it."""
+"""The run folder: its files, atomic writes, and metrics."""

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Atomic writes: files and folders that appear whole or not at all."""
 
 import os
 import shutil
@@ -11,16 +11,16 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file or a folder aside; it replaces `path` once the block has succeeded.
+    """Write a temporary file or folder, which replaces `path` if the block succeeds.
 
-    What was written is flushed to the disk before it is renamed, and the rename itself afterwards. If the block
-    fails, what stood at `path` is unchanged.
+    The content is flushed to disk before the rename, and the rename itself afterwards. If the block fails, `path` is
+    unchanged.
 
     Args:
-        path: of the file or folder. A folder that stands there is replaced.
+        path: of the file or folder. An existing folder is replaced.
 
     Yields:
-        The path to write to, in the same folder; of one process and thread at a time.
+        The path to write to, in the same folder; for one process and thread at a time.
     """
     # unique to this machine: not every shared file system has locks between machines
     aside = path.with_name(f".{path.name}.{socket.gethostname()}.partial")
@@ -28,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield aside
         for written in [*aside.rglob("*"), aside]:
-            if written.is_file():  # safetensors makes files that only their owner may read
+            if written.is_file():  # safetensors creates files that only the owner can read
                 written.chmod(0o666 & ~_umask())
             _flush(written)
         if path.is_dir():
@@ -48,14 +48,14 @@ def write_text(path: Path, text: str) -> None:
 
 @cache
 def _umask() -> int:
-    """What the user denies to others in new files; it can only be read by setting it."""
+    """The process's umask, which can only be read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
 def _flush(path: Path) -> None:
-    """Ask the disk to keep a file, or the entries of a folder."""
+    """Flush a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

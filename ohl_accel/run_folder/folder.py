@@ -1,6 +1,6 @@
-"""The run folder: which files it holds, who may write it, and how they are written whole or not at all.
+"""The run folder: its files, locking, and atomic writes.
 
-Only the main process touches it.
+Only the main process uses it.
 """
 
 import json
@@ -34,12 +34,12 @@ class RunFolder:
     """A folder claimed by one run.
 
     Args:
-        path: the folder, made if missing.
+        path: the folder, created if missing.
         resume: whether an earlier run in it may be resumed.
         overwrite: whether an earlier run in it may be replaced.
 
     Raises:
-        UserError: if it holds anything and neither is allowed, another run writes to it, or it cannot
+        UserError: if it is not empty and neither is allowed, another run writes to it, or it cannot
             be written.
     """
 
@@ -58,16 +58,15 @@ class RunFolder:
         if held and not (resume or overwrite):
             self._lock.release()
             raise UserError(
-                f"run.dir={path} is not empty (it holds {', '.join(held[:4])}{', ...' if held[4:] else ''}): "
-                "resume it with run.resume=auto, replace the run in it with run.overwrite=true, or choose another "
-                "folder"
+                f"run.dir={path} is not empty (it has {', '.join(held[:4])}{', ...' if held[4:] else ''}): "
+                "resume its run with run.resume=auto, replace it with run.overwrite=true, or choose another folder"
             )
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
     def clear(self) -> None:
-        """Remove the files of an earlier run, and no other file, if that was asked for."""
+        """Remove the files of an earlier run, but no others, if `overwrite`."""
         if self._overwrite:
             for name in RUN_FILES:
                 entry = self.path / name
@@ -85,7 +84,7 @@ class RunFolder:
         self.write_text(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def contents(self) -> dict[str, str]:
-        """Path of each file that exists -> what it is."""
+        """Path of each existing file -> what it is."""
         known = {
             REPORT_FILE: "everything about the run, for a browser",
             POLICY_FILE: "the policy",
@@ -95,7 +94,7 @@ class RunFolder:
             RESULT_FILE: "the test result",
             RECIPE_FILE: "reproduces the run",
             REPLACED_FILE: "images that could not be decoded, and what replaced them",
-            HELDOUT_FILE: "which images scored the trajectories, and hashes of those of a stream",
+            HELDOUT_FILE: "which images scored the trajectories (of a stream, also their hashes)",
             CHECKPOINTS: "what run.resume=auto resumes from",
             TENSORBOARD: "for tensorboard --logdir",
             WANDB: "for wandb sync",
@@ -103,7 +102,7 @@ class RunFolder:
         return {str(self.path / name): what for name, what in known.items() if (self.path / name).exists()}
 
     def results(self) -> list[Path]:
-        """The files that a finished run is about: network, policy, recipe, metrics, result."""
+        """The result files of a finished run: policy, network, recipe, metrics, result."""
         names = (POLICY_FILE, *NETWORK_FILES, RECIPE_FILE, METRICS_FILE, RESULT_FILE)
         return [self.path / name for name in names if (self.path / name).exists()]
 

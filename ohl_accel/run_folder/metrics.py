@@ -1,4 +1,4 @@
-"""What a run writes down: `metrics.jsonl`, one line for each outer step."""
+"""`metrics.jsonl`: one line for each outer step."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from ohl_accel.run_folder.atomic import write_text
 
 
 def keep_lines_before(path: Path, outer_step: int) -> None:
-    """Drop lines that a resumed run will write again: those after its checkpoint."""
+    """Remove the lines that a resumed run will rewrite: those after its checkpoint."""
     if not path.exists():
         return
     kept = [line for line in read_metrics(path) if line["outer_step"] < outer_step]
@@ -25,17 +25,17 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def amend_last_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Add to the last line what is known only when the run has ended; what it already says stays."""
+    """Add values known only at the end of the run to the last line; values already there are kept."""
     lines = read_metrics(path)
     lines[-1] = {**values, **lines[-1]}
     write_text(path, "".join(map(json_line, lines)))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file, also while a run writes to it; none if there is no file.
+    """The complete lines of a metrics file, even while a run writes to it; none if there is no file.
 
     Raises:
-        UserError: naming the first line that is damaged.
+        UserError: naming the first damaged line.
     """
     if not path.exists():
         return []
@@ -46,13 +46,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             lines.append(json.loads(line))
         except ValueError as error:
             raise UserError(
-                f"{path}, line {number} is damaged: {error}; delete the line to do without it"
+                f"{path}, line {number} is damaged: {error}; delete the line to continue without it"
             ) from None
     return lines
 
 
 def json_line(values: Mapping[str, Any]) -> str:
-    """One line of JSON; null stands for NaN and infinity, which JSON has not."""
+    """One line of JSON, with null for NaN and infinity, which JSON does not have."""
     return json.dumps({key: _finite(value) for key, value in values.items()}, allow_nan=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""A Gradio Space that shows what an augmentation policy does to an image of yours.
+"""A Gradio Space that shows what an augmentation policy does to your image.
 
 python spaces/policy_viewer/app.py
 """
@@ -14,7 +14,7 @@ from ohl_accel.policy import Policy
 from ohl_accel.report.gallery import MAX_DRAWS, Tile, draw_gallery, load_policy
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-"""`user/policy`; a public Space must not open paths of its own machine."""
+"""`user/policy`; a public Space must not open local paths."""
 
 Pictures = list[tuple[Image.Image, str]]
 
@@ -25,18 +25,18 @@ def view(
     """Apply a policy to an image.
 
     Args:
-        name: of a policy on the Hub; not looked at if there is a file.
+        name: of a policy on the Hub; ignored if there is a file.
         file: path of an uploaded `policy.json`.
-        image: of any kind.
-        draws: how many random draws.
-        seed: of the draws.
+        image: in any of Pillow's modes.
+        draws: number of randomly sampled operations.
+        seed: of the operations and signs.
 
     Returns:
-        Pictures with captions of the most probable operations, of the random draws and of the least
-        probable operations; a table of all of them.
+        Images with captions for the most probable, the randomly sampled and the least probable operations;
+        and a table of all of them.
 
     Raises:
-        gradio.Error: if one of them cannot be used; the page shows it.
+        gradio.Error: if one of them is not valid; shown on the page.
     """
     try:
         if image is None:
@@ -67,23 +67,23 @@ def _row(tile: Tile) -> list[str]:
 
 
 def build() -> Any:
-    """The page."""
+    """Build the page."""
     with gradio.Blocks(title="Policy viewer") as page:
         gradio.Markdown(
             "# Policy viewer\nWhat an augmentation policy learned by ohl_accel does to an image: the operations it "
-            "prefers, random draws as a training would see them, and the operations it avoids."
+            "prefers, randomly sampled ones as in training, and those it avoids."
         )
         with gradio.Row():
             with gradio.Column():
                 name = gradio.Textbox(label="Policy on the Hub", placeholder="user/policy")
                 file = gradio.File(label="or a policy.json", file_types=[".json"])
-                draws = gradio.Slider(1, MAX_DRAWS, value=12, step=1, label="Random draws")
+                draws = gradio.Slider(1, MAX_DRAWS, value=12, step=1, label="Random samples")
                 seed = gradio.Number(value=0, precision=0, minimum=0, label="Seed")
             image = gradio.Image(label="Image", type="pil", image_mode=None)
         button = gradio.Button("Show", variant="primary")
         outputs = [
             gradio.Gallery(label=label, columns=6, object_fit="contain", format="png")
-            for label in ("Most probable", "Drawn at random", "Least probable")
+            for label in ("Most probable", "Sampled at random", "Least probable")
         ]
         table = gradio.Dataframe(
             headers=["shown as", "operation", "probability, %", "x uniform"], label="Table"

@@ -14,7 +14,7 @@ from ohl_accel.operations.transforms import Element
 
 
 class BatchedElements:
-    """The elements of a space, ready to be applied to batches.
+    """The elements of a space, compiled for batches.
 
     Args:
         elements: of the space, at least one.
@@ -52,6 +52,6 @@ class BatchedElements:
             if n:
                 images_nCHW = images_BCHW.index_select(0, chosen_n.to(images_BCHW.device, non_blocking=True))
                 results.append(family(images_nCHW, element_B[chosen_n], negative_B[chosen_n]))
-        # on the CPU gathering is several times as fast as assigning by index
+        # on the CPU, gathering is several times as fast as assigning by index
         index_B = order_B.argsort().to(images_BCHW.device, non_blocking=True)
         return torch.cat(results).index_select(0, index_B)

@@ -56,8 +56,8 @@ def luma(images_nCHW: Tensor) -> Tensor:
 def smooth(images_nCHW: Tensor) -> Tensor:
     """`PIL.ImageFilter.SMOOTH`: 3 x 3 mean with weight 5 in the middle; the border stays as it is.
 
-    The weighted mean is s / 13 with a whole s. Float32 gives it as Pillow does, whatever its last bit,
-    because (s + 6.5) / 13 is never within 1 / 26 of a whole number.
+    The weighted mean is s / 13 with an integer s. Float32 gives the same result as Pillow despite rounding errors,
+    because (s + 6.5) / 13 is never within 1 / 26 of an integer.
     """
     smoothed_nCHW = images_nCHW.clone()
     height, width = images_nCHW.shape[2:]

@@ -1,4 +1,4 @@
-"""What a kernel is: how a transform acts on a uint8 batch whose images have different magnitudes.
+"""The interface of kernels: how a transform acts on a uint8 batch whose images have different magnitudes.
 
 Shapes: n images that share a family of kernels, C channels (1 grey, 3 RGB), H rows, W columns; E elements of a
 space.
@@ -15,7 +15,7 @@ from torch import Tensor
 from ohl_accel.operations.transforms import Element
 
 BatchFunction = Callable[[Tensor, Tensor], Tensor]
-"""(uint8 images [n, C, H, W], float32 magnitudes [n] with their signs on the same device; 0 where the transform has
+"""(uint8 images [n, C, H, W], float32 magnitudes [n] with their signs on the same device, or 0 if the transform has
 none) -> uint8 [n, C, H, W]."""
 
 
@@ -36,7 +36,7 @@ class Family(Protocol):
 
 
 class Kernel(ABC):
-    """What one transform does to a batch. Elements whose kernels are of one family are applied in one call."""
+    """A transform of a batch. Elements whose kernels belong to the same family are applied in one call."""
 
     @property
     @abstractmethod
@@ -48,13 +48,13 @@ class Kernel(ABC):
         """The family's tables.
 
         Args:
-            elements: all of a space; those of other families are passed over.
+            elements: all of a space; those of other families are ignored.
         """
 
 
 @dataclass(frozen=True)
 class EachImage(Kernel):
-    """A function of images and magnitudes: the general kernel, and the one for a user's own transforms."""
+    """A function of images and magnitudes: the general kernel, also for users' own transforms."""
 
     function: BatchFunction
 
@@ -82,5 +82,5 @@ class EachImage(Kernel):
 
 
 def magnitudes_of(elements: Sequence[Element]) -> Tensor:
-    """float32 [E, 2]: each element's magnitude, and the one of the negative sign."""
+    """float32 [E, 2]: each element's magnitude with positive and with negative sign."""
     return torch.tensor([[element.value(negative) for negative in (False, True)] for element in elements])

@@ -98,10 +98,10 @@ class _Moves:
 
 
 def _in_fixed_point(matrix: Matrix) -> list[int]:
-    """A matrix as Pillow's C code takes it.
+    """A matrix as used by Pillow's C code.
 
     Pillow samples at pixel centres: `a2 + a0 / 2 + a1 / 2` and `a5 + a3 / 2 + a4 / 2`, and rounds each
-    number by `floor(65536 v + 0.5)` (affine_fixed). A pure translation it takes through another path,
+    number by `floor(65536 v + 0.5)` (affine_fixed). For a pure translation it uses a different code path,
     in floating point, which truncates (ImagingScaleAffine): the shift is then a whole number of pixels.
     """
     a0, a1, a2, a3, a4, a5 = matrix

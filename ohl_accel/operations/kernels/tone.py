@@ -70,7 +70,7 @@ class _Curves:
         self._of_images = [(function, torch.tensor(chosen)) for function, chosen in of_function.items()]
 
     def __call__(self, images_nCHW: Tensor, element_n: Tensor, negative_n: Tensor) -> Tensor:
-        """Send each image through the curve of its element."""
+        """Apply to each image the curve of its element."""
         device, channels, sign_n = images_nCHW.device, images_nCHW.shape[1], negative_n.long()
         curves_n256 = self._fixed_E2256[element_n, sign_n].to(device, non_blocking=True)
         curves_nC256 = curves_n256[:, None].expand(-1, channels, -1).contiguous()
@@ -86,12 +86,12 @@ class _Curves:
 
 
 def posterize(bits: float) -> Tensor:
-    """`ImageOps.posterize`: keep the highest bits (the whole part of the number). uint8 [256]."""
+    """`ImageOps.posterize`: keep the highest bits (integer part of the number). uint8 [256]."""
     return (torch.arange(256) & -(1 << (8 - int(bits)))).to(torch.uint8)
 
 
 def solarize(threshold: float) -> Tensor:
-    """`ImageOps.solarize`: invert levels from the threshold on (its whole part). uint8 [256]."""
+    """`ImageOps.solarize`: invert levels from the threshold (its integer part) upward. uint8 [256]."""
     levels = torch.arange(256)
     return torch.where(levels < int(threshold), levels, 255 - levels).to(torch.uint8)
 
@@ -130,7 +130,7 @@ def equalize(images_nCHW: Tensor, magnitude_n: Tensor) -> Tensor:
     """`ImageOps.equalize`: flatten the histogram of each channel. uint8 [n, C, 256]."""
     levels_nCP = images_nCHW.flatten(2).long()
     n, channels, pixels = levels_nCP.shape
-    # one flat histogram of all channels: in one dimension the sum is deterministic on CUDA as well
+    # one flat histogram for all channels: in one dimension the sum is deterministic on CUDA as well
     first_bin_nC1 = torch.arange(n * channels, device=levels_nCP.device).view(n, channels, 1) * 256
     histogram = torch.zeros(n * channels * 256, dtype=torch.int64, device=levels_nCP.device)
     histogram.scatter_add_(0, (levels_nCP + first_bin_nC1).flatten(), torch.ones_like(levels_nCP).flatten())
