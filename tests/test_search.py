@@ -407,7 +407,7 @@ def test_a_run_is_resumed_only_on_its_own_images(tmp_path: Path) -> None:
     again = [*overrides, "run.resume=auto"]
     shifted = digits.map(lambda row: {"label": (row["label"] + 1) % 10})
     for other in (shifted, digits.select(range(1197))):
-        with pytest.raises(UserError, match="holds a run on other images: those of split 'train'"):
+        with pytest.raises(UserError, match="has a run on different images: those of split 'train'"):
             search(DIGITS, again, dataset={**splits, "train": other})
     record = json.loads((tmp_path / "heldout.json").read_text())
     (tmp_path / "heldout.json").write_text(json.dumps({key: record[key] for key in ("split", "rows")}))
