@@ -3,6 +3,11 @@
 Random numbers are keyed by (seed, purpose, counters such as the outer step, the inner step and the
 trajectory), never by rank, time or earlier random numbers. So a run gives the same result on any
 number of processes, and a resumed run continues exactly as it would have.
+
+Keys are hashed to 63 bits, of which torch's CPU generator (a Mersenne Twister) uses the lower 32: two keys give the
+same draws with probability 2**-32, and among n keys about n**2 / 2**33 pairs do. In a run that draws 400,000 times
+those are about 20 pairs of unrelated draws, at other places of the run. Streams that are ordered by
+`keyed_seed` itself, and CUDA's generators (Philox), use all 63.
 """
 
 import hashlib

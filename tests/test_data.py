@@ -14,7 +14,15 @@ import torch
 from hub_server import HubServer
 from PIL import Image
 
-from ohl_accel.data import Images, TrainingOrder, evaluation_batches, num_chunks, open_data, training_batches
+from ohl_accel.data import (
+    Data,
+    Images,
+    TrainingOrder,
+    evaluation_batches,
+    num_chunks,
+    open_data,
+    training_batches,
+)
 from ohl_accel.data.stratification import choose_stratified
 from ohl_accel.errors import UserError
 from ohl_accel.recipe import Recipe
@@ -250,7 +258,7 @@ def test_grey_images_and_resizing(tmp_path: Path) -> None:
     rows(images, [0, 1] * 5).to_parquet(tmp_path / "train.parquet")
     refused = recipe(tmp_path, test_split=None)
     with pytest.raises(
-        UserError, match=r"image \d of .* has 8 x (9|10) pixels, others 8 x 8: set data.image_size"
+        UserError, match=r"row \d of .* has 8 x (9|10) pixels, others 8 x 8: set data.image_size"
     ):
         open_data(refused)
     assert open_data(recipe(tmp_path, test_split=None, image_size=12)).schema.channels == 1
@@ -259,6 +267,52 @@ def test_grey_images_and_resizing(tmp_path: Path) -> None:
             recipe(tmp_path, test_split=None, image_size=[6, 7], channels=3, crop_mode=crop_mode)
         )
         assert data.train.__getitems__([0])[0].shape == (1, 3, 6, 7)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder", "rows", "items"])
+def test_copies_of_heldout_images_do_not_train(tmp_path: Path, kind: str) -> None:
+    """Whatever holds them; and what a split is known by changes with its images, labels and length."""
+    images = some_images(40)
+    for copy in range(10):
+        images[2 * copy + 1] = images[2 * copy]
+    made = rows(images, [0, 1] * 20)
+
+    def opened(number: int, images: list[Image.Image], made: datasets.Dataset) -> Data:
+        folder = tmp_path / f"{kind}{number}"
+        folder.mkdir()
+        if kind == "items":
+            return open_data(recipe("memory", heldout=20), [(image, i % 2) for i, image in enumerate(images)])  # type: ignore[arg-type]
+        if kind == "rows":
+            return open_data(recipe("memory", heldout=20), made)
+        if kind == "parquet":
+            made.to_parquet(folder / "train.parquet")
+        else:
+            for i, image in enumerate(images):
+                file = folder / "train" / ["cat", "dog"][i % 2] / f"{i // 2:02}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                image.save(file)
+        return open_data(recipe(folder, heldout=20, test_split=None), None)
+
+    data = opened(0, images, made)
+    assert data.heldout is not None
+    kept = {image.numpy().tobytes() for image in data.heldout.__getitems__(range(20))[0]}
+    trains = {image.numpy().tobytes() for image in data.train.__getitems__(range(len(data.train)))[0]}
+    assert not kept & trains
+    assert data.copies == 20 - len(data.train) == data.record["copies"] > 0
+    assert opened(1, images, made).record == data.record
+    others = [*images[:-1], some_images(1, seed=9)[0]]
+    assert opened(2, others, rows(others, [0, 1] * 20)).fingerprints != data.fingerprints
+    assert opened(3, images[:-1], made.select(range(39))).fingerprints != data.fingerprints
+    if kind in ("parquet", "rows"):
+        assert opened(4, images, rows(images, [1, 0] * 20)).fingerprints != data.fingerprints
+
+
+def test_messages_name_the_file_or_the_row(image_folder: Path, parquet: Path) -> None:
+    train = open_data(recipe(image_folder, in_memory=False)).train
+    named = Path(train.source.name(3))
+    assert named.is_file()
+    assert named.is_relative_to(image_folder)
+    assert open_data(recipe(parquet)).train.source.name(3) == f"row 3 of split 'train' of {parquet}"
 
 
 def test_statistics(parquet: Path) -> None:
@@ -299,7 +353,7 @@ def test_damaged_files(tmp_path: Path) -> None:
         with_indices=True,
     )
     damaged.cast_column("image", datasets.Image()).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(UserError, match=r"image \d+ of .*train.* cannot be decoded"):
+    with pytest.raises(UserError, match=r"row \d+ of split 'train' of .* cannot be decoded"):
         open_data(recipe(tmp_path, test_split=None))
     (tmp_path / "train.parquet").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"split 'train' of .* cannot be read"):

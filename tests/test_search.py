@@ -391,3 +391,20 @@ def test_the_recipe_in_the_run_folder_is_complete(finished: Path) -> None:
     assert written["data"]["image_column"] == "image"
     assert len(written["data"]["mean"]) == 1
     assert written["run"]["mixed_precision"] == "no"
+
+
+def test_a_run_is_resumed_only_on_its_own_images(tmp_path: Path) -> None:
+    """Map-style; and a folder of an earlier version, which has no fingerprint, is accepted."""
+    digits = open_split(Recipe.load(DIGITS).data, "train")
+    splits = {"train": digits, "test": open_split(Recipe.load(DIGITS).data, "test")}
+    overrides = [*SMALL, f"run.dir={tmp_path}", "outer.steps=1", "data.mean=[0.3]", "data.std=[0.4]"]
+    search(DIGITS, overrides, dataset=splits)
+    again = [*overrides, "run.resume=auto"]
+    shifted = digits.map(lambda row: {"label": (row["label"] + 1) % 10})
+    for other in (shifted, digits.select(range(1197))):
+        with pytest.raises(UserError, match="has a run on different images: those of split 'train'"):
+            search(DIGITS, again, dataset={**splits, "train": other})
+    record = json.loads((tmp_path / "heldout.json").read_text())
+    (tmp_path / "heldout.json").write_text(json.dumps({key: record[key] for key in ("split", "rows")}))
+    search(DIGITS, again, dataset=splits)
+    assert json.loads((tmp_path / "heldout.json").read_text()) == record

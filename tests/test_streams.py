@@ -612,7 +612,7 @@ def test_map_style_images_take_the_same_crops_and_replacements(
     folder = write_parquet(tmp_path / "data", with_damage(pictures, (4, 44)))
     stream = open_data(recipe(folder)).train
     with pytest.raises(
-        ProcessFailedError, match=r"image \d+ of split 'train' .* cannot be decoded: .*data.max_corrupt"
+        ProcessFailedError, match=r"row \d+ of split 'train' .* cannot be decoded: .*data.max_corrupt"
     ):
         list(training_batches(*map_style(folder), 0, False))
     rows, order = map_style(folder, max_corrupt=0.1)

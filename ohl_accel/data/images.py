@@ -7,15 +7,18 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import datasets
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ohl_accel.data.crops import centre
+from ohl_accel.data.identity import hashes_of_rows, path_of_row
 from ohl_accel.errors import UserError, first_line
 from ohl_accel.rng import keyed_generator
 
@@ -49,6 +52,9 @@ class Source(Protocol):
     def name(self, number: int) -> str:
         """The name of an image in messages."""
 
+    def hashes(self) -> NDArray[np.uint64] | None:
+        """Of the content of each image, uint64 [images]: those of copies are equal. None: it would take too long."""
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -81,11 +87,21 @@ class Tally:
 
     decoded: int = 0
     replaced: list[Replaced] = field(default_factory=list)
+    decoded_before: int = 0
+    """In the outer steps that are done, as `replaced_before`."""
+    replaced_before: int = 0
 
     def add(self, decoded: int, replaced: Sequence[Replaced]) -> None:
         """Count a batch."""
         self.decoded += decoded
         self.replaced += replaced
+
+    def following(self) -> "Tally":
+        """That of the next outer step."""
+        return Tally(
+            decoded_before=self.decoded_before + self.decoded,
+            replaced_before=self.replaced_before + len(self.replaced),
+        )
 
 
 class Images:
@@ -285,8 +301,15 @@ class Rows:
         return nullcontext(self.open)
 
     def name(self, number: int) -> str:
-        """The name of a row in messages."""
-        return f"image {number} of {self._description}"
+        """What messages call a row: its file, or its number and, where it is known, what its file was called."""
+        path = path_of_row(self._rows, self._column, number)
+        if path is not None and ("://" in path or Path(path).is_file()):
+            return path
+        return f"row {number} of {self._description}" + (f" ({path})" if path else "")
+
+    def hashes(self) -> NDArray[np.uint64]:
+        """Of the undecoded bytes of each row's image."""
+        return hashes_of_rows(self._rows, self._column)
 
 
 def why_not(error: Exception) -> str:

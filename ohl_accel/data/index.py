@@ -8,18 +8,16 @@ their seeds.
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import BinaryIO
 
-import datasets
 import numpy as np
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from ohl_accel.data.cache import cached, write_once
 from ohl_accel.data.shards import (
     Findings,
     joined,
@@ -32,9 +30,7 @@ from ohl_accel.data.shards import (
 )
 from ohl_accel.data.source import SplitFiles
 from ohl_accel.errors import UserError
-from ohl_accel.run_folder.atomic import replacing
 
-_FORMAT = 1
 _THREADS = 8
 _FILES_AT_ONCE = 1000
 _SECONDS_BETWEEN_REPORTS = 30
@@ -114,7 +110,7 @@ class Index:
 
         For images that are read repeatedly and are scattered over blocks.
         """
-        path = _cached(self.fingerprint, numbers.tobytes().hex(), ending="bytes")
+        path = cached(self.fingerprint, numbers.tobytes().hex(), ending="bytes")
         size = self.found.size[numbers]
         offset = size.cumsum(dtype=np.int64) - size.astype(np.int64)
         blocks = np.unique(self.block[numbers])
@@ -130,7 +126,7 @@ class Index:
                     for contents in threads.map(images, blocks[first : first + _THREADS].tolist()):
                         file.writelines(content or b"" for content in contents)
 
-        _write_once(path, write)
+        write_once(path, write)
         hashes, labels = self.found.hash[numbers], self.found.label[numbers]
         lengths = np.array(runs(list(zip(offset.tolist(), size.tolist(), strict=True))), np.int32)
         file, number = np.zeros(len(lengths), np.int32), np.arange(len(lengths), dtype=np.int32)
@@ -151,12 +147,12 @@ def build_index(files: SplitFiles, image_column: str, label_column: str, retries
 
     def find(first: int, wait: bool = True) -> Findings | None:
         urls, stamps = files.urls[first : first + step], files.stamps[first : first + step]
-        path = _cached(*urls, *stamps, image_column, label_column, ending="npz")
+        path = cached(*urls, *stamps, image_column, label_column, ending="npz")
 
         def write(file: BinaryIO) -> None:
             np.savez(file, **vars(scan(urls, image_column, label_column, retries)))
 
-        if not _write_once(path, write, wait):
+        if not write_once(path, write, wait):
             return None
         report.add(len(urls))
         with np.load(path, allow_pickle=False) as arrays:
@@ -187,37 +183,3 @@ class _Report:
         if time.monotonic() - self._said > _SECONDS_BETWEEN_REPORTS:
             self._said = time.monotonic()
             print(f"indexed {self._done} of {self._files} files", file=sys.stderr, flush=True)
-
-
-def _cached(*key: str, ending: str) -> Path:
-    name = hashlib.blake2b(repr((_FORMAT, key)).encode(), digest_size=16).hexdigest()
-    return Path(datasets.config.HF_DATASETS_CACHE) / "ohl_accel" / f"{name}.{ending}"
-
-
-def _write_once(path: Path, write: Callable[[BinaryIO], None], wait: bool = True) -> bool:
-    """Write a file of the cache, whole or not at all, unless it exists; of several processes, only one does so.
-
-    Args:
-        path: of the file.
-        write: writes its content.
-        wait: whether to wait while another process writes it.
-
-    Returns:
-        Whether it exists now.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
-    if path.exists():
-        return True
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")).acquire(blocking=wait):
-            if not path.exists():
-                with replacing(path) as aside, aside.open("wb") as file:
-                    write(file)
-    except Timeout:
-        return False
-    except OSError as error:
-        raise UserError(f"the dataset cache cannot be written (HF_HOME moves it): {error}") from error
-    return True

@@ -2,17 +2,21 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import datasets
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset
 
+from ohl_accel.data.identity import hashes_of_files, unreadable
 from ohl_accel.data.images import Images, Opened, why_not
 from ohl_accel.data.labels import class_index, multi_hot
 from ohl_accel.data.schema import Schema
+from ohl_accel.data.shards import hash_of
 from ohl_accel.data.source import IN_MEMORY
 from ohl_accel.errors import UserError
 from ohl_accel.recipe import DataSection
@@ -61,9 +65,11 @@ def open_given(
 ) -> tuple[Images, Schema]:
     """The images of a split of given data, and the schema: the one given, or as found in the split.
 
-    Rows of Hugging Face datasets are used without their format and transform (`set_format`, `set_transform`), which
-    would turn images into tensors before the policy sees them. Results of `map` are part of the rows. Items of a torch
-    dataset are what its `__getitem__` returns; it must not apply random transforms.
+    Rows of Hugging Face are used without their format and transform (`set_format`, `set_transform`), which
+    would make tensors of images before the policy sees them. What `map` has made is part of the rows. Items of
+    a torch dataset are as its `__getitem__` gives them, the same each time: it must transform nothing at random.
+    Copies of its images are recognized, and its images compared on resuming, where they are files or take up to
+    1 GiB; of larger datasets of torch only the labels and some images are compared.
 
     Args:
         data: the recipe's data section.
@@ -113,6 +119,9 @@ def open_given(
     return Images(items, tensor, schema.decoding(data), description), schema
 
 
+_HASHED_BYTES = 2**30
+
+
 class Items:
     """A source: a map-style torch dataset whose items are (image, label).
 
@@ -149,8 +158,30 @@ class Items:
         return nullcontext(self.open)
 
     def name(self, number: int) -> str:
-        """The name of an item in messages."""
-        return f"image {number} of {self._description}"
+        """What messages call an item: its file, where the dataset knows it, as torchvision's folders do."""
+        return _file_of(self._dataset, number) or f"image {number} of {self._description}"
+
+    def hashes(self) -> NDArray[np.uint64] | None:
+        """Of the file of each item, where the dataset knows it, or of its pixels; None if these take more than 1 GiB.
+
+        Raises:
+            UserError: for an item that is not an image and a label.
+        """
+        files = [_file_of(self._dataset, number) for number in range(len(self))]
+        if all(file is not None for file in files):
+            return hashes_of_files([file for file in files if file is not None])
+        first = next((image for image in self.open(range(len(self))) if not isinstance(image, str)), None)
+        if first is None or first.width * first.height * len(first.getbands()) * len(self) > _HASHED_BYTES:
+            return None
+        return np.fromiter(self.hashes_of(range(len(self))), np.uint64, len(self))
+
+    def hashes_of(self, numbers: Sequence[int]) -> Iterator[int]:
+        """Of the pixels of some items."""
+        for number, image in zip(numbers, self.open(numbers), strict=True):
+            if isinstance(image, str):
+                yield unreadable(number)
+            else:
+                yield hash_of(repr((image.mode, image.size)).encode() + image.tobytes())
 
     def labels(self) -> Iterator[Any]:
         """The label of every item, in their order; each item is read.
@@ -166,6 +197,16 @@ class Items:
                     f"the label of {self.name(number)} cannot be read: {why_not(error)}"
                 ) from error
             yield _pair(item, self.name(number))[1]
+
+
+def _file_of(dataset: Any, number: int) -> str | None:
+    if isinstance(dataset, Subset):
+        return _file_of(dataset.dataset, dataset.indices[number])
+    samples = getattr(dataset, "samples", None)
+    if not isinstance(samples, Sequence) or len(samples) != len(dataset):
+        return None
+    file = samples[number][0] if isinstance(samples[number], tuple) else None
+    return str(file) if isinstance(file, str | Path) else None
 
 
 class _Label(NamedTuple):

@@ -90,19 +90,20 @@ def files_of_split(data: DataSection, split: str, path: str | None = None) -> Sp
     if location == DIGITS or _is_saved_to_disk(location):
         raise UserError(f"data.path={location} cannot be streamed: set data.streaming=false")
     if _is_file(location):
-        return SplitFiles([location], [_stamp(location)], None)
+        return SplitFiles([location], [stamp(location)], None)
     builder = _builder(data, location)
     if not builder.config.data_files or re.search(r"[\[+]", split):
         raise UserError(
             f"split {split!r} of {location} cannot be streamed: a stream is a whole split that consists of files"
         )
     files = builder.config.data_files[split]
-    origins = getattr(files, "origin_metadata", [])  # present once patterns were resolved to files
-    stamps = [_stamp(url, *origin) for url, origin in zip(files, origins, strict=True)]
+    origins = getattr(files, "origin_metadata", [])  # a list of patterns was resolved to files
+    stamps = [stamp(url, *origin) for url, origin in zip(files, origins, strict=True)]
     return SplitFiles([str(url) for url in files], stamps, builder.info.features)
 
 
-def _stamp(url: str, *origin: object) -> str:
+def stamp(url: str, *origin: object) -> str:
+    """What changes when the content of a file does: size and time, or its origin where it is not on this machine."""
     known = Path(url).stat() if Path(url).exists() else None
     return repr((known.st_size, known.st_mtime_ns) if known else (url, *origin))
 

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ohl_accel.data.identity import fingerprint
 from ohl_accel.data.images import Images
-from ohl_accel.data.memory import GivenData, open_given, section_of
+from ohl_accel.data.memory import GivenData, Items, open_given, section_of
 from ohl_accel.data.schema import Schema
 from ohl_accel.data.source import check_split_exists, open_split
 from ohl_accel.data.stratification import choose_stratified
@@ -23,6 +24,7 @@ from ohl_accel.rng import keyed_generator, keyed_seed
 
 _IMAGES_FOR_STATISTICS = 10_000
 _IMAGES_FOR_STATISTICS_OF_A_STREAM = 2_000
+_IMAGES_IN_A_FINGERPRINT = 256
 
 
 @dataclass(frozen=True)
@@ -40,26 +42,29 @@ class Data:
     heldout_rows: list[int] | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    fingerprints: dict[str, str]
+    """Of the training split, and of the split that `data.heldout_split` names: images, labels, order."""
+    copies: int
+    """Images of the training split that do not train because they are copies of held-out ones."""
     dataset: GivenData | None = None
     """The dataset given in Python, if any."""
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the run folder records about the images; empty if the recipe says it all.
+        """What the run folder keeps of the images: the fingerprints, and which images are held out.
 
-        The held-out rows of the training split; for a stream also their hashes, the fingerprint of the split (images,
-        labels, order), and that of the split named by `data.heldout_split`.
+        Those are rows of the training split; of a stream their hashes as well. `copies`, if there are any, is the
+        number of images that do not train because they are copies of held-out ones.
         """
         record: dict[str, Any] = {}
         if self.heldout_rows is not None:
             record |= {"split": self.section.train_split, "rows": self.heldout_rows}
-        if isinstance(self.train.source, Shards):
-            index = self.train.source.index
-            record["fingerprint"] = index.fingerprint
-            if self.heldout_rows is not None:
-                record["hashes"] = [f"{value:016x}" for value in index.found.hash[self.heldout_rows].tolist()]
-            elif self.heldout is not None and isinstance(self.heldout.source, Shards):
-                record["heldout_fingerprint"] = self.heldout.source.index.fingerprint
+        record |= self.fingerprints
+        if self.copies:
+            record["copies"] = self.copies
+        if isinstance(self.train.source, Shards) and self.heldout_rows is not None:
+            hash_n = self.train.source.index.found.hash[self.heldout_rows]
+            record["hashes"] = [f"{value:016x}" for value in hash_n.tolist()]
         return record
 
     def open_test(self) -> Images | None:
@@ -134,12 +139,14 @@ def open_data(recipe: Recipe, dataset: GivenData | None = None) -> Data:
     elif data.test_split is not None:
         check_split_exists(data, data.test_split, data.test_path)
     train, schema = open_images(data, data.train_split, dataset=dataset)
-    hash_n = train.source.index.found.hash if isinstance(train.source, Shards) else None
-    heldout, heldout_rows = None, None
+    hash_n = train.source.hashes()
+    known_by = {"fingerprint": _fingerprint(train, schema, hash_n)}
+    heldout, heldout_rows, copies = None, None, 0
     if data.heldout_split is not None:
         heldout, _ = open_images(data, data.heldout_split, schema=schema, dataset=dataset)
         if len(heldout) == 0:
             raise UserError(f"{heldout.description} is empty: there are no images to score trajectories with")
+        known_by["heldout_fingerprint"] = _fingerprint(heldout, schema, heldout.source.hashes())
     elif data.heldout is not None:
         order = _keyed_order(train, seed, "heldout")
         heldout_rows = choose_stratified(train.labels, data.heldout, "data.heldout", "holds out", seed, order)
@@ -147,6 +154,7 @@ def open_data(recipe: Recipe, dataset: GivenData | None = None) -> Data:
         stays[heldout_rows] = False
         if hash_n is not None:  # a duplicated image must not be on both sides
             stays &= ~torch.from_numpy(np.isin(hash_n, hash_n[heldout_rows]))
+        copies = len(train) - len(heldout_rows) - int(stays.sum())
         heldout = train.subset(heldout_rows)
         train = train.subset(stays.nonzero().squeeze(1))
     if data.train_images is not None:
@@ -170,7 +178,18 @@ def open_data(recipe: Recipe, dataset: GivenData | None = None) -> Data:
         raise UserError(
             f"data.mean={list(mean)} has {len(mean)} numbers, but the images have {schema.channels} channels"
         )
-    return Data(data, schema, train, heldout, heldout_rows, mean, std, dataset)
+    return Data(data, schema, train, heldout, heldout_rows, mean, std, known_by, copies, dataset)
+
+
+def _fingerprint(images: Images, schema: Schema, hash_n: NDArray[np.uint64] | None) -> str:
+    """Of a whole split: images, labels and order. Without hashes of all images those of some stand for them."""
+    if isinstance(images.source, Shards):
+        return images.source.index.fingerprint
+    if hash_n is None:
+        assert isinstance(images.source, Items)
+        some = np.linspace(0, len(images) - 1, min(len(images), _IMAGES_IN_A_FINGERPRINT), dtype=np.int64)
+        hash_n = np.fromiter(images.source.hashes_of(some.tolist()), np.uint64)
+    return fingerprint(hash_n, images.labels, schema.class_names)
 
 
 def _keep_near(heldout: Images, data: DataSection) -> Images:

@@ -77,6 +77,10 @@ class Shards:
         """The name of an image in messages."""
         return self.index.name(number)
 
+    def hashes(self) -> NDArray[np.uint64]:
+        """Of the undecoded bytes of each image, as indexing found them."""
+        return self.index.found.hash
+
 
 class _Ahead:
     """Blocks being read, in the order of their first use, and the images that have been read."""

@@ -112,6 +112,7 @@ def save_network(
     mean: Sequence[float],
     std: Sequence[float],
     crop_pct: float,
+    crop_mode: str,
 ) -> None:
     """Write `model.safetensors` and timm's `config.json`, each whole or not at all.
 
@@ -125,14 +126,20 @@ def save_network(
         schema: of the images and classes.
         mean, std: of each channel in 0..1, for normalizing inputs.
         crop_pct: fraction of a resized image's side that its centre crop keeps.
+        crop_mode: `center` or `squash`.
     """
     classes = len(schema.class_names)
+    input_size = (schema.channels, *schema.size)
+    # timm's networks bring values of their own, also for the larger images that it tests with
     evaluated_with = {
-        "input_size": (schema.channels, *schema.size),
+        "input_size": input_size,
+        "test_input_size": input_size,
         "num_classes": classes,
         "mean": tuple(mean),
         "std": tuple(std),
         "crop_pct": crop_pct,
+        "test_crop_pct": crop_pct,
+        "crop_mode": crop_mode,
         "interpolation": "bicubic",
     }
     network = network.to(memory_format=torch.contiguous_format)

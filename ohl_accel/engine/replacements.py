@@ -5,14 +5,19 @@ from pathlib import Path
 
 import torch
 
-from ohl_accel.data import Images, Tally
+from ohl_accel.data import Images
 from ohl_accel.distributed.groups import Groups
 from ohl_accel.errors import RunFailedError
 from ohl_accel.run_folder.metrics import append_line, keep_lines_before, read_metrics
 
+_JUDGED_FROM = 1000
+
 
 class Replacements:
     """Counts the images that were replaced, and ends a run with too many of them.
+
+    What is judged is their share of all images that the run, or what resumed it, has decoded of a split; until
+    these are 1,000, or the whole split if it is smaller, their share of so many.
 
     Args:
         groups: of the run.
@@ -37,17 +42,17 @@ class Replacements:
             everywhere: whether the split was divided among all processes; otherwise among those of each group.
 
         Raises:
-            RunFailedError: if more than a fraction `allowed` of the decoded images was replaced.
+            RunFailedError: if the run has had more than `allowed`.
         """
         if images is None:
             return 0
         different = self._log_and_judge(outer_step, images, None, everywhere)
         if not images.kept:
-            images.tally = Tally()
+            images.tally = images.tally.following()
         return different
 
     def check(self, outer_step: int, images: Images, planned: int) -> None:
-        """End the run as soon as more images were replaced than are allowed in the whole outer step.
+        """End the run as soon as more images were replaced than the run may have at the end of the outer step.
 
         Args:
             outer_step: the one in progress, from 0.
@@ -62,9 +67,11 @@ class Replacements:
     def _log_and_judge(self, outer_step: int, images: Images, planned: int | None, everywhere: bool) -> int:
         groups, allowed, tally = self._groups, self._allowed, images.tally
         add = groups.sum_in_world if everywhere else groups.sum_in_group
-        decoded, bad = add(torch.tensor([tally.decoded, len(tally.replaced)], dtype=torch.float64)).tolist()
-        whole = decoded if planned is None or images.kept else planned
-        too_many = bad > allowed * whole
+        counts = [tally.decoded, len(tally.replaced), tally.decoded_before, tally.replaced_before]
+        decoded, bad, decoded_before, bad_before = add(torch.tensor(counts, dtype=torch.float64)).tolist()
+        whole = decoded_before + (decoded if planned is None or images.kept else planned)
+        decoded, bad = decoded + decoded_before, bad + bad_before
+        too_many = bad > allowed * max(whole, min(len(images), _JUDGED_FROM))
         if planned is not None and not too_many:
             return 0
         replaced = groups.gather_objects(tally.replaced, everywhere)
@@ -75,7 +82,7 @@ class Replacements:
                 if one.image not in logged:
                     append_line(self._log, {"outer_step": outer_step, **asdict(one)})
         if too_many:
-            of = f"{decoded:.0f}" if whole == decoded else f"the first {decoded:.0f} of {whole}"
+            of = f"{decoded:.0f}" if whole == decoded else f"the first {decoded:.0f} of {whole:.0f}"
             raise RunFailedError(
                 f"{bad:.0f} of {of} images of {images.description} could not be decoded, more than "
                 f"data.max_corrupt={allowed:g} allows; replaced.jsonl in the run folder lists them, the first is "

@@ -300,7 +300,14 @@ class Run:
             network = self.new_network()
             network.load_state_dict(tensors)
             save_network(
-                network, folder.path, recipe.model, data.schema, data.mean, data.std, recipe.data.crop_pct
+                network,
+                folder.path,
+                recipe.model,
+                data.schema,
+                data.mean,
+                data.std,
+                recipe.data.crop_pct,
+                recipe.data.crop_mode,
             )
         metric = self.objective.metric
         images = groups.trajectories * recipe.outer.steps * self.inner_steps * recipe.inner.batch_size

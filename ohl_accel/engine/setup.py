@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ohl_accel import __version__
 from ohl_accel.data import Data, open_data
+from ohl_accel.data.stream import Shards
 from ohl_accel.distributed.groups import Groups
 from ohl_accel.distributed.launch import run_on_all_ranks
 from ohl_accel.engine import checkpoint
@@ -358,8 +359,18 @@ def _resume_or_begin(
 
 
 def _check_same_images(file: Path, data: Data) -> None:
-    """Raise UserError on resuming if a stream's images, labels or order have changed since the run began."""
+    """Refuse to resume with images, labels or an order that are not those the run began with.
+
+    Folders of earlier versions know the images of streams alone.
+    """
     then = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if not isinstance(data.train.source, Shards) and "fingerprint" not in then:
+        if data.copies:
+            raise UserError(
+                f"run.dir={file.parent} holds a run of an earlier version, which trained on {data.copies} copies of "
+                "held-out images; this version leaves them out, so it cannot resume that run: choose another run.dir"
+            )
+        return
     for key, images in (("fingerprint", data.train), ("heldout_fingerprint", data.heldout)):
         if images is not None and then.get(key) != data.record.get(key):
             raise UserError(
@@ -392,6 +403,8 @@ def _introduce(run: Run, accelerator: Accelerator, display: Display) -> None:
         f"{recipe.data.path}: {len(data.train)} training and {heldout} held-out images of "
         f"{data.schema.channels} x {height} x {width}, {len(data.schema.class_names)} classes"
     )
+    if data.copies:
+        display.say(f"{data.copies} copies of held-out images do not train")
     processes = f"{groups.processes} {'process' if groups.processes == 1 else 'processes'}"
     layout = f"policy {recipe.augment.policy} on {processes}"
     if run.estimator is not None:
