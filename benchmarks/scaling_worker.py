@@ -53,7 +53,7 @@ def exchange(folder: Path, groups: int, rounds: int) -> None:
     tensors = [torch.full(shape, float(rank)) for shape in shapes]
     counts_K = torch.ones(1, PAPER.num_operations, dtype=torch.int64)
 
-    estimator = Reinforce(Policy(), lr=0.05, betas=(0.5, 0.999), trajectories=groups, seed=0)
+    estimator = Reinforce(Policy(), lr=0.05, betas=(0.5, 0.999), trajectories=groups, outer_steps=1, seed=0)
 
     def gather(turn: int) -> None:
         layout.gather(torch.rand(1, 4, dtype=torch.float64))
@@ -69,18 +69,18 @@ def exchange(folder: Path, groups: int, rounds: int) -> None:
                 recorded={"counts": layout.gather(counts_K)},
             )
         )
-        layout.adopt(turn % groups, [tensors])
+        layout.adopt([turn % groups] * groups, [tensors])
 
     def synchronize_and_check(turn: int) -> None:
         synchronize(turn)
-        layout.assert_equal([tensors], "the states adopted")
+        layout.assert_equal([0] * groups, [tensors], "the states adopted")
 
     contenders: dict[str, Callable[[int], None]] = {
         "broadcast": lambda turn: collectives.broadcast(tensors, turn % processes, None),
         "columns_whole": lambda turn: collectives.broadcast(tensors, turn % groups, layout.replica_group),
-        "adopt": lambda turn: layout.adopt(turn % groups, [tensors]),
+        "adopt": lambda turn: layout.adopt([turn % groups] * groups, [tensors]),
         "gather": gather,
-        "check": lambda turn: layout.assert_equal([tensors], "the states adopted"),
+        "check": lambda turn: layout.assert_equal([0] * groups, [tensors], "the states adopted"),
         "synchronize": synchronize,
         "synchronize_and_check": synchronize_and_check,
     }

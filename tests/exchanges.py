@@ -87,7 +87,9 @@ EXCHANGES: dict[str, Callable[[], Exchange]] = {
     "broadcast": lambda: between_groups(lambda groups: groups.broadcast_object(1)),
     "sum": lambda: between_groups(lambda groups: groups.sum_in_world(torch.ones(2))),
     "rewards": lambda: between_groups(lambda groups: groups.gather(torch.ones(1))),
-    "winner": lambda: between_groups(lambda groups: groups.adopt(0, [[torch.ones(9)]])),
+    "winner": lambda: between_groups(
+        lambda groups: groups.adopt([0] * groups.trajectories, [[torch.ones(9)]])
+    ),
     JOINING: lambda: dist.barrier,
 }
 """Each prepares an exchange on both processes and returns it."""

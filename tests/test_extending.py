@@ -116,7 +116,9 @@ def test_the_estimator_takes_plain_steps_along_its_gradient(folder: Path) -> Non
 
 def estimator(name: str, **options: object) -> Estimator:
     """One of the page's, for two trajectories."""
-    return open_estimator(name, Policy(), options, lr=0.5, betas=(0.5, 0.9), trajectories=2, seed=0)
+    return open_estimator(
+        name, Policy(), options, lr=0.5, betas=(0.5, 0.9), trajectories=2, outer_steps=10, seed=0
+    )
 
 
 def test_the_explorer_trains_with_two_policies_and_follows_the_rewards(folder: Path) -> None:

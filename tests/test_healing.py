@@ -32,7 +32,7 @@ def outer_step(folder: Path) -> tuple[int | None, list[str]]:
     """(outer steps of the checkpoint that a run would resume from, warnings)."""
     warnings: list[str] = []
     contents = checkpoint.newest_whole(folder / "checkpoints", warnings.append)
-    return contents[0]["outer_step"] if contents else None, warnings
+    return contents.document["outer_step"] if contents else None, warnings
 
 
 def cut(path: Path) -> None:

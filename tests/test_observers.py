@@ -336,7 +336,14 @@ def test_what_is_not_recorded_is_refused(tmp_path: Path) -> None:
         UserError, match="gradients cannot be recorded; known: counts, operations, heldout_outcomes"
     ):
         open_estimator(
-            f"{tmp_path / 'greedy.py'}:Greedy", Policy(), {}, lr=0.1, betas=(0.5, 0.9), trajectories=2, seed=0
+            f"{tmp_path / 'greedy.py'}:Greedy",
+            Policy(),
+            {},
+            lr=0.1,
+            betas=(0.5, 0.9),
+            trajectories=2,
+            outer_steps=10,
+            seed=0,
         )
 
 
@@ -345,13 +352,15 @@ def test_reinforce_is_adam_on_equation_6() -> None:
     generator = torch.Generator().manual_seed(0)
     theta = torch.zeros(1296, dtype=torch.float64, requires_grad=True)
     adam = torch.optim.Adam([theta], lr=0.05, betas=(0.5, 0.999), maximize=True)
-    estimator: Estimator = Reinforce(Policy(), lr=0.05, betas=(0.5, 0.999), trajectories=3, seed=0)
+    estimator: Estimator = Reinforce(
+        Policy(), lr=0.05, betas=(0.5, 0.999), trajectories=3, outer_steps=10, seed=0
+    )
     for outer_step in range(3):
         reward_N = torch.rand(3, dtype=torch.float64, generator=generator)
         counts_NK = torch.randint(5, (3, 1296), generator=generator)
         theta.grad = outer_gradient(theta.detach(), counts_NK, advantage_of(reward_N))
         adam.step()
-        again = Reinforce(Policy(), lr=0.05, betas=(0.5, 0.999), trajectories=3, seed=0)
+        again = Reinforce(Policy(), lr=0.05, betas=(0.5, 0.999), trajectories=3, outer_steps=10, seed=0)
         again.load_state(estimator.state())
         estimator = again
         said = estimator.step(

@@ -70,7 +70,7 @@ def test_equation_6_by_autograd() -> None:
 
 
 def reinforce(policy: Policy, lr: float = 0.05) -> Reinforce:
-    return Reinforce(policy, lr=lr, betas=(0.5, 0.999), trajectories=4, seed=0)
+    return Reinforce(policy, lr=lr, betas=(0.5, 0.999), trajectories=4, outer_steps=10, seed=0)
 
 
 def finished(counts_NK: Tensor, reward_N: Tensor) -> FinishedStep:

@@ -20,9 +20,10 @@ from ohl_accel.data import Images
 from ohl_accel.data.source import open_split
 from ohl_accel.engine import checkpoint, trajectory
 from ohl_accel.engine.phases import Phases
-from ohl_accel.engine.search import finite_rewards, search, winner_of
+from ohl_accel.engine.search import search
 from ohl_accel.errors import RunFailedError, UserError
 from ohl_accel.policy import Policy
+from ohl_accel.policy.estimators.estimator import finite_rewards, winner_of
 from ohl_accel.recipe import Recipe
 from ohl_accel.run_folder.metrics import read_metrics
 from ohl_accel.search import main

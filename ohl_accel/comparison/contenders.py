@@ -5,7 +5,7 @@
 | none, cutout, mixup, uniform, autoaugment, randaugment, trivialaugment | training with that fixed policy |
 | a policy.json, a run folder or a Hub id | training with that learned policy |
 | ohl | the search as in the recipe: N trajectories, a learned policy |
-| uniform-best-of-n | the same search with outer.lr=0: N trajectories and their selection, nothing learned |
+| uniform-best-of-n | the paper's search with outer.lr=0: N trajectories and their selection, nothing learned |
 | ohl-fresh | training from scratch with the policy that `ohl` learned with the same seed, frozen |
 | NAME-compute-matched | training with a fixed policy for N times the steps: the compute of the search |
 """
@@ -59,7 +59,9 @@ def contender(name: str) -> Contender:
     if name == OHL:
         return Contender(name, "search", ())
     if name == BEST_OF_N:
-        return Contender(name, "search", ("outer.lr=0",))
+        return Contender(
+            name, "search", ("outer.estimator=reinforce", "outer.estimator_args={}", "outer.lr=0")
+        )
     if name == OHL_FRESH:
         return Contender(name, "train", (), after=OHL)
     fixed = name.removesuffix(_MATCHED)

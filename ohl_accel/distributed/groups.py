@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ohl_accel.distributed.collectives import broadcast, buckets, checksum, scatter, tensors_of
 from ohl_accel.distributed.launch import ending_in_time
 from ohl_accel.distributed.layout import Layout, choose_groups
-from ohl_accel.distributed.sharding import own_part, part_like, shard
+from ohl_accel.distributed.sharding import own_part, part_like, shard, whole_on_cpu
 
 T = TypeVar("T")
 
@@ -142,26 +142,60 @@ class Groups(Layout):
         return gathered.to(tensor_R.device)
 
     @torch.no_grad()
-    def adopt(self, winner: int, hosted_tensors: Sequence[Sequence[Tensor]]) -> None:
-        """Make every trajectory equal to the winner, in place (Algorithm 1, "Broadcast w_T").
+    def adopt(self, parents: Sequence[int], hosted_tensors: Sequence[Sequence[Tensor]]) -> None:
+        """Make each trajectory equal to its parent, in place (Algorithm 1, "Broadcast w_T": the winner is everyone's).
 
         On one node each replica group broadcasts the whole state, or the shards of its processes. Otherwise the state
         is sent from node to node, so that each receives it once: each of the P processes of a node broadcasts 1 / P
-        of it to those with its local rank on other nodes, and each node then gathers the pieces.
+        of it to those with its local rank on other nodes, and each node then gathers the pieces. All groups take part
+        wherever one needs a parent of another group.
 
         Args:
-            winner: a trajectory in 0..N-1.
+            parents: for each of the N trajectories, one in 0..N-1; a parent is its own parent.
             hosted_tensors: for each of the R hosted trajectories, its state in one common order.
         """
         per_group = self.trajectories // self.groups
-        source_group, index = divmod(winner, per_group)
-        source = hosted_tensors[index if source_group == self.group else 0]
-        if self.groups > 1:
-            for bucket in buckets(source):
-                self._adopt_bucket(source_group, bucket)
-        for tensors in hosted_tensors:
-            if tensors is not source:
-                torch._foreach_copy_(list(tensors), list(source))
+        for parent in sorted({parent for child, parent in enumerate(parents) if parent != child}):
+            children = [child for child, other in enumerate(parents) if other == parent and child != parent]
+            source_group, index = divmod(parent, per_group)
+            takers = [hosted_tensors[child % per_group] for child in children if child in self.hosted]
+            receiver = takers[0] if takers else hosted_tensors[0]
+            source = hosted_tensors[index] if self.group == source_group else receiver
+            if any(child // per_group != source_group for child in children):
+                for bucket in buckets(source):
+                    flat = self._exchange(source_group, bucket)
+                    if takers and self.group != source_group:
+                        scatter(flat, bucket)
+            for tensors in takers:
+                if tensors is not source:
+                    torch._foreach_copy_(list(tensors), list(source))
+
+    def tensors_on_main(self, trajectory: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A trajectory's whole tensors on the CPU of the main process, and nothing on the others.
+
+        Every process must call it; sharded tensors are gathered one at a time.
+
+        Args:
+            trajectory: n.
+            tensors: by name: its own in its group, those of any other trajectory in the others.
+        """
+        group = trajectory // (self.trajectories // self.groups)
+        leader = group * self.group_size
+        here = self.group == group and (self.sharded or self.rank == leader)
+        whole = whole_on_cpu(tensors, keep=self.rank == leader) if here else {}
+        if leader == 0:
+            return whole
+        if self.rank == leader:
+            for tensor in whole.values():
+                dist.send(tensor.to(self.device), dst=0)
+        if self.rank:
+            return {}
+        received = {}
+        for name, tensor in tensors.items():
+            incoming = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
+            dist.recv(incoming, src=leader)
+            received[name] = incoming.cpu()
+        return received
 
     def gather_objects(self, values: Sequence[T], everywhere: bool = False) -> list[T]:
         """Plain values of all processes of the group, or of all processes, in their order, on each of them."""
@@ -215,10 +249,16 @@ class Groups(Layout):
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def assert_equal(self, hosted_tensors: Sequence[Sequence[Tensor]], what: str) -> None:
-        """Assert, by checksum, that the hosted trajectories' tensors are the same on every process.
+    def assert_equal(
+        self, parents: Sequence[int], hosted_tensors: Sequence[Sequence[Tensor]], what: str
+    ) -> None:
+        """Assert, by checksum, that trajectories have the same tensors as their parents, on every process.
 
         For sharded networks, that they are the same inside every replica group.
+
+        Args:
+            parents, hosted_tensors: as in `adopt`.
+            what: for the message.
 
         Raises:
             AssertionError: naming the processes that differ; a bug in this program or a hardware fault.
@@ -228,19 +268,21 @@ class Groups(Layout):
         if self.processes > 1:
             all_WR = own_R.new_empty(self.processes * len(own_R))
             dist.all_gather_into_tensor(all_WR, own_R)
-        kinds = self.group_size if self.sharded else 1  # shards differ inside a group
-        all_WR = all_WR.view(self.processes // kinds, kinds, -1)
-        different = (all_WR != all_WR[:1, :, :1]).any(2).flatten().nonzero().flatten().tolist()
+        all_NG = all_WR.view(self.groups, self.group_size, -1).transpose(1, 2).flatten(0, 1)
+        parent_NG = all_NG[list(parents)]
+        # shards differ inside a group
+        wrong_NG = all_NG != (parent_NG if self.sharded else parent_NG[:, :1])
+        wrong_W = wrong_NG.view(self.groups, -1, self.group_size).any(1).flatten()
+        different = wrong_W.nonzero().flatten().tolist()
         assert not different, f"{what} differ on processes {different}"
 
-    def _adopt_bucket(self, source: int, bucket: Sequence[Tensor]) -> None:
+    def _exchange(self, source: int, bucket: Sequence[Tensor]) -> Tensor:
+        """The flat tensors of the group `source`, on every process."""
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
         if self.inter_node_group is None:
             dist.broadcast(flat, group_src=source, group=self.replica_group)
-        else:
-            flat = self._between_nodes(flat, source)
-        if self.group != source:
-            scatter(flat, bucket)
+            return flat
+        return self._between_nodes(flat, source)
 
     def _between_nodes(self, flat: Tensor, source: int) -> Tensor:
         """The flat tensor of the leader of the group `source`, on every process."""

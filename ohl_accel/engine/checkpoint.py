@@ -1,15 +1,19 @@
-"""Save and resume after an outer step, when all trajectories are equal.
+"""Save and resume after an outer step.
 
-A checkpoint is one network, one optimizer, the estimator's state (theta with Adam's moments), and a counter, so a
-run can be resumed on a different number of processes. It is a folder `checkpoints/step-000012` with `state.safetensors`
-and `state.json`, written aside, renamed, and then named in `checkpoints/latest`; no pickle.
+A checkpoint is the state of each trajectory (network, optimizer, average of the weights), or of one where all are
+equal; the estimator's state (theta with Adam's moments), and a counter, so a run can be resumed on a different
+number of processes. It is a folder `checkpoints/step-000012` with `state.safetensors` and `state.json`, where trajectories differ
+also `trajectory-000.safetensors` and so on; written aside, renamed, and then named in `checkpoints/latest`; no pickle.
 """
 
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,6 @@ from torch import Tensor, nn
 
 from ohl_accel.distributed.groups import Groups
 from ohl_accel.distributed.launch import run_on_all_ranks
-from ohl_accel.distributed.sharding import whole_on_cpu
 from ohl_accel.engine.trajectory import Trajectory
 from ohl_accel.errors import UserError
 from ohl_accel.policy.estimators import Estimator
@@ -29,13 +32,12 @@ from ohl_accel.run_folder.atomic import make_folder, replacing, write_text
 
 SCHEMA_VERSION = 2
 """Version 1, of 0.1.0, has no digests and is still read."""
-Contents = tuple[dict[str, Any], dict[str, Tensor]]
-"""What a checkpoint holds: plain values and tensors."""
 
 _LATEST = "latest"
 _GROUP = "group"
 _PLAIN = bool | int | float | str | list | tuple | None  # type: ignore[type-arg]  # for isinstance
 _STATE_JSON, _STATE_TENSORS, _DIGESTS = "state.json", "state.safetensors", "digests.json"
+_TRAJECTORY, _TRAJECTORIES = "trajectory-{:06d}.safetensors", "trajectory-*.safetensors"
 _NAME = re.compile(r"step-(\d{6,18})")
 _FREE_FIELDS = frozenset(
     {
@@ -53,35 +55,68 @@ _FREE_FIELDS = frozenset(
 """Fields that may change when a run is resumed: the result does not depend on them."""
 
 
-def collect(trajectory: Trajectory, groups: Groups) -> Contents:
-    """A trajectory's whole state on the CPU of the main process: (plain values of the optimizer, tensors).
+@dataclass(frozen=True)
+class Contents:
+    """A checkpoint that is whole."""
 
-    Sharded tensors are gathered by all processes of the group, one after the other, so every process
-    must call it; all but the main one get no tensors.
+    document: dict[str, Any]
+    """Plain values."""
+    shared: dict[str, Tensor]
+    """The tensors of `state.safetensors`: the estimator's, and the state of all trajectories where they are equal."""
+    apart: tuple[Path, ...] = ()
+    """The file of each trajectory where they differ."""
+
+    def parts(self) -> Iterator[dict[str, Tensor]]:
+        """The tensors of each trajectory, or of all."""
+        if not self.apart:
+            yield self.shared
+        for path in self.apart:
+            yield load_file(path)
+
+
+def collect(hosted: Sequence[Trajectory], groups: Groups, apart: bool) -> Iterator[dict[str, Tensor]]:
+    """The whole state of each trajectory, on the CPU of the main process; empty on the others.
+
+    Tensors are gathered by all processes, so every process must iterate over it.
+
+    Args:
+        hosted: the trajectories of this process.
+        groups: of the run.
+        apart: whether trajectories differ; otherwise the state of the first stands for all.
     """
-    scalars, tensors = _split_optimizer(trajectory.optimizer)
-    tensors |= {f"network.{name}": value for name, value in trajectory.network.state_dict().items()}
-    return scalars, _whole_on_main(tensors, groups)
+    for number in range(groups.trajectories if apart else 1):
+        trajectory = hosted[number % len(hosted)]
+        _, tensors = _split_optimizer(trajectory.optimizer)
+        tensors |= {f"network.{name}": value for name, value in trajectory.network.state_dict().items()}
+        if trajectory.average is not None:
+            tensors |= {f"average.{name}": value for name, value in trajectory.average.state_dict().items()}
+        yield groups.tensors_on_main(number, tensors)
 
 
-def collect_network(trajectory: Trajectory, groups: Groups) -> dict[str, Tensor]:
-    """Like `collect`, but only weights and buffers, by their names in the network."""
-    return _whole_on_main(trajectory.network.state_dict(), groups)
-
-
-def save(folder: Path, outer_step: int, state: Contents, estimator: Estimator | None, recipe: Recipe) -> None:
+def save(
+    folder: Path,
+    outer_step: int,
+    states: Iterator[dict[str, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    estimator: Estimator | None,
+    recipe: Recipe,
+) -> None:
     """Write a checkpoint and delete those beyond `run.keep_checkpoints` (main process only).
 
     Args:
         folder: `checkpoints` of the run folder.
         outer_step: outer steps done.
-        state: from `collect`, of any trajectory; all are equal.
+        states: from `collect`.
+        optimizer: of any trajectory: its plain values are the same in all.
         estimator: with the policy; None if nothing is learned.
         recipe: resolved.
     """
-    scalars, tensors = state
+    first, *others = islice(states, 2)
+    apart = bool(others)
+    shared = {} if apart else first
     if estimator is not None:
-        tensors = tensors | {f"policy.{name}": value for name, value in _state_of(estimator).items()}
+        shared = shared | {f"policy.{name}": value for name, value in _state_of(estimator).items()}
+    scalars, _ = _split_optimizer(optimizer)
     document = {
         "schema_version": SCHEMA_VERSION,
         "outer_step": outer_step,
@@ -92,9 +127,12 @@ def save(folder: Path, outer_step: int, state: Contents, estimator: Estimator | 
     make_folder(folder)
     with replacing(path) as aside:
         aside.mkdir()
-        save_file(tensors, aside / _STATE_TENSORS)
+        if apart:
+            for number, tensors in enumerate(chain([first, *others], states)):
+                save_file(tensors, aside / _TRAJECTORY.format(number))
+        save_file(shared, aside / _STATE_TENSORS)
         (aside / _STATE_JSON).write_text(json.dumps(document), encoding="utf-8")
-        digests = {name: _digest(aside / name) for name in (_STATE_JSON, _STATE_TENSORS)}
+        digests = {file.name: _digest(file) for file in sorted(aside.iterdir())}
         (aside / _DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
     write_text(folder / _LATEST, path.name)
     older = [other for other in _checkpoints(folder) if _outer_step_of(other.name) < outer_step]
@@ -136,7 +174,7 @@ def newest_whole(folder: Path, warn: Callable[[str], None]) -> Contents | None:
         except _DamagedError as error:
             damaged[path.name] = str(error)
             continue
-        _warn_of_loss(folder, int(contents[0]["outer_step"]), damaged, warn)
+        _warn_of_loss(folder, int(contents.document["outer_step"]), damaged, warn)
         return contents
     if damaged:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in damaged.items())
@@ -197,7 +235,7 @@ def _load(path: Path) -> Contents:
         has_digests = (path / _DIGESTS).exists()
         if has_digests:
             digests = json.loads((path / _DIGESTS).read_text(encoding="utf-8"))
-            for name in (_STATE_JSON, _STATE_TENSORS):
+            for name in sorted({_STATE_JSON, _STATE_TENSORS, *digests}):
                 if digests[name] != _digest(path / name):
                     raise _DamagedError(f"{name} is not what was written")
         document = json.loads((path / _STATE_JSON).read_text(encoding="utf-8"))
@@ -212,7 +250,7 @@ def _load(path: Path) -> Contents:
             raise _DamagedError(f"it says that it is of outer step {document['outer_step']}")
         if not isinstance(document["recipe"], dict) or not isinstance(document["optimizer"], dict):
             raise _DamagedError(f"{_STATE_JSON} holds no recipe or no optimizer")
-        return document, load_file(path / _STATE_TENSORS)
+        return Contents(document, load_file(path / _STATE_TENSORS), tuple(sorted(path.glob(_TRAJECTORIES))))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
@@ -230,7 +268,7 @@ def check_recipe(contents: Contents, recipe: Recipe) -> None:
     Raises:
         UserError: naming the values that differ.
     """
-    document, _ = contents
+    document = contents.document
     # through the recipe of this version: fields that did not exist then get their defaults
     then = _flat(
         type(recipe).check(document["recipe"], f"the checkpoint in {recipe.run.dir}").model_dump(mode="json")
@@ -264,23 +302,41 @@ def restore(
     Returns:
         Outer steps done.
     """
-    document, tensors = contents or ({}, {})
-    run_on_all_ranks(lambda: _check_same_network(tensors, hosted[0].network))
-    document, names = groups.broadcast_object((document, list(tensors)))
-    examples = {f"network.{name}": value for name, value in hosted[0].network.state_dict().items()}
-    parameters = [value for group in hosted[0].optimizer.param_groups for value in group["params"]]
-    for name in names:
+    document, shared = (contents.document, contents.shared) if contents is not None else ({}, {})
+    number_of_parts = max(1, len(contents.apart)) if contents is not None else 0
+    document, number_of_parts = groups.broadcast_object((document, number_of_parts))
+    parts = contents.parts() if contents is not None else repeat({})
+    for number, tensors in enumerate(islice(parts, number_of_parts)):
+        run_on_all_ranks(partial(_check_same_network, tensors, hosted[0].network))
+        state = dict(groups.distribute_tensors(tensors, _examples(list(tensors), hosted[0], groups)))
+        for trajectory in hosted:
+            if number_of_parts == 1 or trajectory.number == number:
+                _load_trajectory(trajectory, state, document["optimizer"])
+    if estimator is not None:
+        state = dict(groups.distribute_tensors(under("policy.", shared), {}))
+        estimator.load_state({name: value.cpu() for name, value in state.items()})
+    return int(document["outer_step"])
+
+
+def _examples(names: list[str], trajectory: Trajectory, groups: Groups) -> dict[str, Tensor]:
+    """For each tensor of a checkpoint, one that is distributed like it; `names` are used on the main process only."""
+    examples = {f"network.{name}": value for name, value in trajectory.network.state_dict().items()}
+    if trajectory.average is not None:
+        examples |= {f"average.{name}": value for name, value in trajectory.average.state_dict().items()}
+    parameters = [value for group in trajectory.optimizer.param_groups for value in group["params"]]
+    for name in groups.broadcast_object(names):
         if name.startswith("optimizer.") and not name.startswith(f"optimizer.{_GROUP}"):
             examples[name] = parameters[int(name.split(".")[1])]
-    state = dict(groups.distribute_tensors(tensors, examples))
-    for trajectory in hosted:
-        trajectory.network.load_state_dict(under("network.", state))
-        trajectory.optimizer.load_state_dict(
-            _joined_optimizer(trajectory.optimizer, document["optimizer"], under("optimizer.", state))
-        )
-    if estimator is not None:
-        estimator.load_state({name: value.cpu() for name, value in under("policy.", state).items()})
-    return int(document["outer_step"])
+    return examples
+
+
+def _load_trajectory(trajectory: Trajectory, state: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+    trajectory.network.load_state_dict(under("network.", state))
+    if trajectory.average is not None:
+        trajectory.average.load_state_dict(under("average.", state))
+    trajectory.optimizer.load_state_dict(
+        _joined_optimizer(trajectory.optimizer, scalars, under("optimizer.", state))
+    )
 
 
 def _check_same_network(tensors: Mapping[str, Tensor], network: nn.Module) -> None:
@@ -300,12 +356,6 @@ def _check_same_network(tensors: Mapping[str, Tensor], network: nn.Module) -> No
             f"run.dir holds a run of another network: {name} was {saved.get(name, 'missing')}, now "
             f"{own.get(name, 'missing')}; give the same model to resume it, or choose another run.dir"
         )
-
-
-def _whole_on_main(tensors: Mapping[str, Tensor], groups: Groups) -> dict[str, Tensor]:
-    if groups.rank >= (groups.group_size if groups.sharded else 1):
-        return {}
-    return whole_on_cpu(tensors, keep=groups.rank == 0)
 
 
 def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -163,7 +163,7 @@ class Run:
         rewards, losses = [float("nan")] * len(ends), [float("nan")] * len(ends)
         heldout, groups, outcomes = self.data.heldout, self.groups, None
         if score and heldout is not None:
-            networks = [trajectory.network for trajectory in self.hosted]
+            networks = [trajectory.scored_network for trajectory in self.hosted]
             own = self._outcomes(networks, heldout, groups.data_rank, groups.group_size)
             self.replacements.count(outer_step, heldout)
             outcomes = groups.sum_in_group(own)
@@ -216,6 +216,26 @@ class Run:
             recorded=self.recorded(outcome),
         )
 
+    def parents(self, finished: FinishedStep) -> list[int]:
+        """Whose state each trajectory continues with; after the last outer step the winner's.
+
+        Raises:
+            UserError: if an estimator gives parents that cannot be.
+        """
+        assert self.estimator is not None
+        winner = [finished.winner] * self.groups.trajectories
+        if finished.outer_step == self.recipe.outer.steps - 1:
+            return winner
+        parents = [int(parent) for parent in self.estimator.parents(finished)]
+        numbers = range(self.groups.trajectories)
+        fits = len(parents) == len(numbers) and all(parent in numbers for parent in parents)
+        if not fits or not all(parents[each] == each and finished.finite_N[each] for each in parents):
+            raise UserError(
+                f"outer.estimator={self.recipe.outer.estimator}: parents() gave {parents} after outer step "
+                f"{finished.outer_step + 1}; it must give {len(numbers)} trajectories, each finite and its own parent"
+            )
+        return parents
+
     def record(
         self,
         outer_step: int,
@@ -259,8 +279,12 @@ class Run:
         with self.phases("track"):
             self.observers.outer_step(self.info, line)
 
-    def save(self, outer_steps_done: int) -> None:
+    def save(self, outer_steps_done: int, apart: bool = False) -> None:
         """Write the checkpoint and the learned policy if they are due; every process must call it.
+
+        Args:
+            outer_steps_done: since the beginning of the run.
+            apart: whether trajectories have states of their own, so that all are written.
 
         Raises:
             RunFailedError: if they cannot be written.
@@ -268,11 +292,15 @@ class Run:
         recipe, folder, estimator = self.recipe, self.folder, self.estimator
         if outer_steps_done % recipe.run.checkpoint_every and outer_steps_done != recipe.outer.steps:
             return
-        state = checkpoint.collect(self.hosted[0], self.groups)
+        states = checkpoint.collect(self.hosted, self.groups, apart)
         if folder is None:
+            for _ in states:  # takes part in collecting
+                pass
             return
         try:
-            checkpoint.save(folder / CHECKPOINTS, outer_steps_done, state, estimator, recipe)
+            checkpoint.save(
+                folder / CHECKPOINTS, outer_steps_done, states, self.hosted[0].optimizer, estimator, recipe
+            )
             if estimator is not None:
                 estimator.policy.provenance["outer_steps_done"] = outer_steps_done
                 estimator.policy.save(folder / POLICY_FILE)
@@ -295,7 +323,7 @@ class Run:
             UserError: if the test split cannot be used; everything else is on disk by then.
         """
         groups, folder, recipe, data = self.groups, self.folder, self.recipe, self.data
-        tensors = checkpoint.collect_network(self.hosted[0], groups)
+        tensors = groups.tensors_on_main(0, self.hosted[0].network.state_dict())
         if folder is not None:
             network = self.new_network()
             network.load_state_dict(tensors)

@@ -1,72 +1,72 @@
-"""The search: one run learns the network and the augmentation policy together (Algorithm 1).
-
-Shapes: N trajectories.
-"""
+"""The search: one run learns the network and the augmentation policy together (Algorithm 1)."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ohl_accel.engine.run import Run
+from ohl_accel.engine.run import Outcome, Run
 from ohl_accel.engine.session import RecipeSource, Result, execute
 from ohl_accel.observers.observer import Observer
+from ohl_accel.policy.estimators.estimator import Estimator, FinishedStep, finite_rewards
 
 
 def outer_loop(run: Run) -> list[float] | None:
-    """The outer loop of Algorithm 1, from the last checkpoint to T_max; returns the last rewards."""
-    groups, hosted, estimator, phases = run.groups, run.hosted, run.estimator, run.phases
+    """The outer loop of Algorithm 1, from the last checkpoint to T_max; returns the last rewards.
+
+    The estimator decides which policy each trajectory draws from, after which outer steps trajectories are scored, and
+    whose state they continue with: with the paper's, the same policy, every one, and the winner's.
+    """
+    estimator, phases, last = run.estimator, run.phases, run.recipe.outer.steps - 1
     assert estimator is not None
     batches, policy = run.batches(), estimator.policy
     rewards: list[float] | None = None
-    for outer_step in range(run.first_outer_step, run.recipe.outer.steps):
+    for outer_step in range(run.first_outer_step, last + 1):
+        is_scored = outer_step == last or estimator.is_scored(outer_step)
         with phases("train"):
             run.train(batches, outer_step)
         with phases("validate"):
-            outcome = run.validate(outer_step)
+            outcome = run.validate(outer_step, is_scored)
             replaced = run.replacements.count(outer_step, run.data.train)
-            reward_N = finite_rewards(outcome.reward_N, outcome.finite_N)
-            winner = winner_of(reward_N, outcome.finite_N)
-        with phases("gather"):
-            finished = run.finished(outer_step, outcome, reward_N)
-        with phases("update"):
-            learned = estimator.step(finished)
-        with phases("adopt"):
-            groups.adopt(winner, [trajectory.state_tensors() for trajectory in hosted])
-        with phases("check"):
-            groups.assert_equal([[*t.state_tensors(), policy.theta] for t in hosted], "the states adopted")
-        rewards = reward_N.tolist()
-        line = {
-            "reward": rewards,
-            "winner": winner,
-            "diverged": (~outcome.finite_N).nonzero().flatten().tolist(),
+        learned: dict[str, Any] = {}
+        parents = list(range(run.groups.trajectories))
+        line: dict[str, Any] = {"diverged": (~outcome.finite_N).nonzero().flatten().tolist()}
+        if is_scored:
+            finished, learned, parents = _learn(run, estimator, outer_step, outcome)
+            line |= {"reward": finished.reward_N.tolist(), "winner": finished.winner}
+        rewards = line.get("reward")
+        line |= {
             "entropy": policy.entropy,
             "element_probabilities": policy.element_probabilities.tolist(),
             "top_operations": [{"operation": name, "probability": p} for name, p in policy.top(5)],
         }
         run.record(outer_step, outcome, replaced, line, learned)
         with phases("save"):
-            run.save(outer_step + 1)
+            run.save(outer_step + 1, apart=len(set(parents)) > 1)
     return rewards
 
 
-def finite_rewards(reward_N: Tensor, finite_N: Tensor) -> Tensor:
-    """Rewards in which a trajectory that diverged gets the lowest of the others'. float64 [N].
+def _learn(
+    run: Run, estimator: Estimator, outer_step: int, outcome: Outcome
+) -> tuple[FinishedStep, dict[str, Any], list[int]]:
+    """Update the policy (Eq 3), and let every trajectory adopt its parent's state.
 
-    A reward of 0 would dwarf the differences between the other trajectories, and stay in Adam's second
-    moment for a thousand steps.
-
-    Args:
-        reward_N: float64.
-        finite_N: bool, at least one True.
+    Returns:
+        What the estimator learned from, what it returned, and the parents.
     """
-    return torch.where(finite_N, reward_N, reward_N[finite_N].min())
-
-
-def winner_of(reward_N: Tensor, finite_N: Tensor) -> int:
-    """The trajectory with the best reward among the finite ones; the first one in case of a tie."""
-    return int(((reward_N == reward_N[finite_N].max()) & finite_N).nonzero()[0])
+    groups, phases = run.groups, run.phases
+    with phases("gather"):
+        reward_N = finite_rewards(outcome.reward_N, outcome.finite_N)
+        finished = run.finished(outer_step, outcome, reward_N)
+    with phases("update"):
+        learned = estimator.step(finished)
+        parents = run.parents(finished)
+    with phases("adopt"):
+        groups.adopt(parents, [trajectory.state_tensors() for trajectory in run.hosted])
+    with phases("check"):
+        states = [[*trajectory.state_tensors(), estimator.policy.theta] for trajectory in run.hosted]
+        groups.assert_equal(parents, states, "the states adopted")
+    return finished, learned, parents
 
 
 def search(

@@ -148,10 +148,14 @@ def _build(
         create_schedule(recipe.inner.schedule, optimizer, steps_per_epoch, total_steps)
 
     run_on_all_ranks(try_steps)
+
+    def on_device() -> nn.Module:
+        return _on_device(copy.deepcopy(pattern), recipe.model, accelerator, groups)
+
     hosted = [
         Trajectory(
             number=number,
-            network=_on_device(copy.deepcopy(pattern), recipe.model, accelerator, groups),
+            network=on_device(),
             recipe=recipe,
             groups=groups,
             objective=objective,
@@ -161,11 +165,15 @@ def _build(
             total_steps=total_steps,
             num_operations=policy.space.num_operations if isinstance(policy, Policy) else 0,
             keep_operations=estimator is not None and "operations" in estimator.records,
+            average=on_device() if learn and recipe.outer.average else None,
         )
         for number in groups.hosted
     ]
     if groups.sharded:
         groups.broadcast_parameters([trajectory.network for trajectory in hosted], first)
+        for trajectory in hosted:
+            if trajectory.average is not None:
+                trajectory.update_average(1)
     first_outer_step = _resume_or_begin(recipe, folder, data, hosted, estimator, policy, groups, display)
     rewards_before = None
     if folder is not None:
@@ -254,6 +262,7 @@ def _open_estimator(recipe: Recipe, policy: Policy) -> Estimator:
         lr=outer.lr,
         betas=outer.betas,
         trajectories=outer.trajectories,
+        outer_steps=outer.steps,
         seed=recipe.run.seed,
     )
 
@@ -345,10 +354,10 @@ def _resume_or_begin(
     if groups.broadcast_object(contents is not None):
         first_outer_step = checkpoint.restore(contents, hosted, estimator, groups)
     else:
-        state = checkpoint.collect(hosted[0], groups)
+        states = list(checkpoint.collect(hosted, groups, apart=False))
         if folder is not None:
             folder.clear()
-            checkpoint.save(folder / CHECKPOINTS, 0, state, estimator, recipe)
+            checkpoint.save(folder / CHECKPOINTS, 0, iter(states), hosted[0].optimizer, estimator, recipe)
             if isinstance(policy, Policy):
                 policy.save(folder / POLICY_FILE)
     if folder is not None:

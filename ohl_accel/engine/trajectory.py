@@ -36,6 +36,7 @@ class Trajectory:
         steps_per_epoch, total_steps: inner steps.
         num_operations: K of the policy's space; 0 if there is none.
         keep_operations: whether `operations` is needed.
+        average: another network on the device, for the average of its weights; None if they are not averaged.
     """
 
     def __init__(
@@ -52,10 +53,16 @@ class Trajectory:
         total_steps: int,
         num_operations: int,
         keep_operations: bool = False,
+        average: nn.Module | None = None,
     ) -> None:
         self.number = number
         self.network = network
         self._training_network = groups.wrap(network)
+        self.average = average
+        """Exponential average of weights and buffers (`outer.average`), or None."""
+        self._average_decay = recipe.outer.average
+        if average is not None and groups.sharded:
+            groups.wrap(average)
         self.optimizer = create_optimizer(recipe.inner.optimizer, network)
         self.schedule = create_schedule(recipe.inner.schedule, self.optimizer, steps_per_epoch, total_steps)
         self._groups, self._objective, self._seed = groups, objective, recipe.run.seed
@@ -111,18 +118,41 @@ class Trajectory:
         self.optimizer.zero_grad()
         self._loss_sum += loss.detach()
         self._steps += 1
+        if self.average is not None:
+            self.update_average(1 - self._average_decay)
+
+    @torch.no_grad()
+    def update_average(self, share: float) -> None:
+        """Move the average towards the weights and buffers by a share of the difference; 1 sets it to them."""
+        assert self.average is not None
+        averages = [own_part(tensor) for tensor in self.average.state_dict().values()]
+        tensors = [own_part(tensor) for tensor in self.network.state_dict().values()]
+        pairs = [
+            (a, t) for a, t in zip(averages, tensors, strict=True) if a.is_floating_point() and share < 1
+        ]
+        if pairs:
+            torch._foreach_lerp_([a for a, _ in pairs], [t for _, t in pairs], share)
+        for average, tensor in zip(averages, tensors, strict=True):
+            if share == 1 or not average.is_floating_point():
+                average.copy_(tensor)
 
     def end_outer_step(self) -> tuple[float, bool]:
         """(mean training loss of the outer step, whether the loss and the whole state are finite).
 
         BatchNorm's statistics are set to those of the group's leader.
         """
-        self._groups.broadcast_buffers(list(self.network.buffers()))
+        for network in filter(None, (self.network, self.average)):
+            self._groups.broadcast_buffers(list(network.buffers()))
         finite = [self._loss_sum.isfinite()]
         finite += [tensor.isfinite().all() for tensor in self.state_tensors() if tensor.is_floating_point()]
         failed = 1.0 - torch.stack(finite).all().double()
         loss, failures = self._groups.sum_in_group(torch.stack([self._loss_sum, failed])).tolist()
         return loss / (self._steps * self._groups.group_size), failures == 0
+
+    @property
+    def scored_network(self) -> nn.Module:
+        """What is scored on the held-out images: the average of the weights if there is one."""
+        return self.network if self.average is None else self.average
 
     @property
     def learning_rate(self) -> float:
@@ -137,6 +167,8 @@ class Trajectory:
         omitted: they are equal everywhere.
         """
         tensors = list(self.network.state_dict().values())
+        if self.average is not None:
+            tensors += self.average.state_dict().values()
         for parameter in self.network.parameters():
             state = self.optimizer.state.get(parameter, {})
             tensors += [state[key] for key in sorted(state) if isinstance(state[key], Tensor)]

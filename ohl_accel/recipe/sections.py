@@ -281,6 +281,9 @@ class OuterSection(Section):
     own, `package.module:Name` or `path/to/file.py:Name`, derived from `ohl_accel.policy.estimators.Estimator`."""
     estimator_args: dict[str, Any] = {}
     """Additional arguments of the estimator."""
+    average: Annotated[Real, Field(ge=0, lt=1)] = 0.0
+    """Decay per inner step of the exponential average of a trajectory's weights that is scored in their place, with
+    much less noise; 0: the weights themselves are scored, as in the paper."""
     lr: Annotated[Real, Field(ge=0)] = 0.05
     """eta_theta: learning rate of the policy; 0 freezes it."""
     betas: tuple[Annotated[Real, Field(ge=0, lt=1)], Annotated[Real, Field(ge=0, lt=1)]] = (0.5, 0.999)
