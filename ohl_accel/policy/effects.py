@@ -15,6 +15,7 @@ Shapes: E elements, m scores, N trajectories of a round, G hypotheses.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import torch
@@ -45,6 +46,7 @@ class Hypothesis:
     """Posterior covariance of the effects, in the same units."""
 
 
+@lru_cache(maxsize=64)
 def similarity(space: Space, family_share: float) -> Tensor:
     """P: the prior covariance of the effects relative to the mean effect, mean variance 1. float64 [E, E]."""
     rank_E = magnitude_ranks(space)
