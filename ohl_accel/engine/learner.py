@@ -40,9 +40,7 @@ def open_learner(
     return estimator
 
 
-def _check_trajectories(
-    recipe: Recipe, needed: int, folder: RunFolder, warn: Callable[[str], None]
-) -> None:
+def _check_trajectories(recipe: Recipe, needed: int, folder: RunFolder, warn: Callable[[str], None]) -> None:
     """Refuse to begin a search that cannot learn; one that has begun, with an earlier version, goes on.
 
     Raises:

@@ -108,7 +108,9 @@ class Display(Observer):
             self._progress.stop()
         files, commands = run.folder.contents(), _next_commands(run)
         if self.mode == "json":
-            self._event("end", result=dict(result), files=dict(files), commands=commands)
+            evidence = run.policy.evidence if run.policy is not None else None
+            known = {} if evidence is None else {"evidence": evidence.document()}
+            self._event("end", result=dict(result), **known, files=dict(files), commands=commands)
             return
         learned, metric = run.policy, metric_of(result)
         test, heldout = main_score(result), main_score(result, "heldout")
@@ -171,6 +173,8 @@ def _learned(policy: Policy) -> Iterator[tuple[str, str]]:
         yield "evidence", evidence.verdict
         if evidence.measurements:
             yield "rewards", evidence.measurements
+        if not evidence.teaches and evidence.advice:
+            yield "would help", "\n".join(evidence.advice)
     for what, gained in (("gained", True), ("lost", False)):
         elements = [each for each in policy.moved_elements if each.gained == gained][:_MOVED]
         if elements:

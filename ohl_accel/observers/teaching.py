@@ -1,4 +1,4 @@
-"""The observer that warns if rewards teach nothing: once early in a search, and at its end."""
+"""The observer that warns, once and early in a search, if rewards teach nothing. The summary says it at the end."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -38,13 +38,9 @@ class Teaching(Observer):
         self._looked = True
         evidence = run.policy.evidence if run.policy is not None else None
         if evidence is not None and not evidence.teaches:
-            run.warn(f"after outer step {line['outer_step'] + 1} of {run.recipe.outer.steps}, {_in_words(evidence)}")
-
-    def finish(self, run: RunInfo, result: Mapping[str, Any]) -> None:
-        """Say at the end whether anything was learned, if not."""
-        evidence = run.policy.evidence if run.policy is not None else None
-        if evidence is not None and not evidence.teaches:
-            run.warn(f"in this search, {_in_words(evidence)}")
+            run.warn(
+                f"after outer step {line['outer_step'] + 1} of {run.recipe.outer.steps}, {_in_words(evidence)}"
+            )
 
     @staticmethod
     def _is_due(run: RunInfo, line: Mapping[str, Any]) -> bool:

@@ -26,7 +26,7 @@ ORDINALS = ("first", "second", "third")
 """Positions of an operation's elements."""
 
 _MORE_IMAGES = (
-    "more held-out images (data.heldout): a score such as the accuracy moves in steps of 1/n, and fewer rewards tie"
+    "more held-out images (data.heldout): scores on n images move in steps of 1/n, so fewer of them tie"
 )
 _LONGER = (
     "longer outer steps (outer.inner_steps), in which trajectories come to differ by more than noise",

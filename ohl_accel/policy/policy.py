@@ -240,6 +240,9 @@ class Policy:
             return f"Policy({self.space.name}: {number} operations, uniform, {entropy})"
         (name, probability), *_ = self.top(1)
         most = f"most probable: {name}, {probability * number:.2f} x uniform"
+        evidence = self.evidence
+        if evidence is not None:
+            most += f"; {evidence.verdict}"
         return f"Policy({self.space.name}: {number} operations, {entropy}; {most})"
 
     def _check_finished(self, folder: Path) -> None:

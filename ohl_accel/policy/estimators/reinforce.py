@@ -58,9 +58,7 @@ class Reinforce(Estimator):
         self._adam = torch.optim.Adam([policy.theta], lr=self.lr, betas=self.betas, maximize=True)
         self._shadows: Shadows | None = None
         if self.lr > 0 and self.trajectories >= self.trajectories_needed:  # otherwise nothing is learned
-            self._shadows = Shadows(
-                policy.theta, policy.space, lr=self.lr, betas=self.betas, seed=self.seed
-            )
+            self._shadows = Shadows(policy.theta, policy.space, lr=self.lr, betas=self.betas, seed=self.seed)
 
     def step(self, finished: FinishedStep) -> dict[str, Any]:
         """theta + eta_theta * Adam(Eq 6)."""

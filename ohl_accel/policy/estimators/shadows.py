@@ -182,7 +182,9 @@ class Shadows:
         self._theta_PK.copy_(state["theta"])
         self._sums.copy_(state["sums"])
         moments = {
-            key.removeprefix("adam."): value.clone() for key, value in state.items() if key.startswith("adam.")
+            key.removeprefix("adam."): value.clone()
+            for key, value in state.items()
+            if key.startswith("adam.")
         }
         if moments:
             self._adam.state[self._theta_PK] = moments
