@@ -1,5 +1,6 @@
 """Whether a run can tell what it learned from noise: the statistics, and every place that says so."""
 
+import hashlib
 import itertools
 import json
 import math
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, SMALL, final_state, rewind
+from conftest import REPOSITORY, SMALL, final_state, rewind
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -32,6 +33,7 @@ from ohl_accel.report import figures
 from ohl_accel.report.write import write_gallery, write_report
 from ohl_accel.run_folder.metrics import read_metrics
 
+DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
 SMALL_SPACE = Space("small", PAPER.elements[::9])
 FIRST_K = SMALL_SPACE.elements_of(torch.arange(SMALL_SPACE.num_operations))[:, 0]
 
@@ -396,8 +398,6 @@ def test_one_trajectory_cannot_learn(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def _sha256(text: str) -> str:
-    import hashlib
-
     return hashlib.sha256(text.encode()).hexdigest()
 
 

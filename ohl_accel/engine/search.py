@@ -21,7 +21,8 @@ def outer_loop(run: Run) -> list[float] | None:
     assert estimator is not None
     batches, policy = run.batches(), estimator.policy
     rewards: list[float] | None = None
-    run.evidence()  # of a resumed run, so that the policy has it even if no outer step is left
+    if run.first_outer_step:
+        run.evidence()  # so that the policy has it even if no outer step is left
     for outer_step in range(run.first_outer_step, last + 1):
         is_scored = outer_step == last or estimator.is_scored(outer_step)
         with phases("train"):

@@ -124,7 +124,7 @@ class Estimator(ABC):
     def evidence(self) -> Evidence | None:
         """What is known about the policy so far: whether it can be told from noise, and how much rewards teach.
 
-        Called after `step`, on every process. None, as here, if that is not measured.
+        Called after `step`, and when a run is resumed, on every process. None, as here, if that is not measured.
         """
         return None
 
