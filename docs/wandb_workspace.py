@@ -28,6 +28,9 @@ def workspace(entity: str, project: str) -> workspaces.Workspace:
         panels.MediaBrowser(title="probability of each operation / uniform", media_keys=["policy/heatmap"]),
         panels.MediaBrowser(title="probability of each element / uniform", media_keys=["policy/marginals"]),
         line("entropy of the policy (nats)", "entropy"),
+        line("p-value: 1 is noise, 0.05 is not", "evidence/p_value"),
+        line("signal to noise of an outer step", "evidence/signal_to_noise"),
+        line("tied rewards", "evidence/tied_share", "evidence/step_tied_share"),
         panels.MediaBrowser(title="augmented training images", media_keys=["images/augmented"]),
     ]
     learning = [

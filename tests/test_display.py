@@ -65,6 +65,7 @@ def test_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert steps[0] == lines[0]
     assert events[-1]["result"] == json.loads((tmp_path / "result.json").read_text())
     assert str(tmp_path / "policy.json") in events[-1]["files"]
+    assert events[-1]["evidence"]["p_value"] == lines[-1]["evidence"]["p_value"]
 
 
 def test_quiet_shows_the_end_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

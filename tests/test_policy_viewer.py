@@ -75,7 +75,7 @@ def test_space_shows_a_policy(space: Client, hub: HubServer, photo: Path, tmp_pa
     ((operation, probability),) = policy.top(1)
     assert likely[0]["caption"] == f"{operation}, {probability * 1296:.2f} x uniform"
     assert table["data"][0] == [
-        "most probable", operation, f"{100 * probability:.4f}", f"{probability * 1296:.2f}"
+        "most probable", operation, f"{100 * probability:.4f}", f"{probability * 1296:.2f}", "not measured"
     ]  # fmt: skip
     assert len(table["data"]) == 27
     with Image.open(drawn[0]["image"]) as image:

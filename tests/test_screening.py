@@ -111,9 +111,9 @@ def test_contrasts_are_orthonormal_and_free_of_the_constant() -> None:
 def test_the_posterior_equals_bayesian_regression_in_weight_space() -> None:
     log_weight_NE = effects.factorial_design(PAPER, 3, generator())
     score_N = torch.randn(6, generator=generator(1), dtype=torch.float64)
-    known = effects.hypotheses(PAPER, [(log_weight_NE, score_N)])
-    assert sum(each.probability for each in known) == pytest.approx(1)
-    one = next(each for each in known if each.family_share == 0.6 and each.noise_share == 0.3)
+    known = effects.posterior(PAPER, [log_weight_NE], [score_N])
+    assert float(known.probability_SG.sum()) == pytest.approx(1)
+    (one,) = ((known.family_share_G == 0.6) & (known.noise_share_G == 0.3)).nonzero().flatten().tolist()
     design_mE, score_m = effects.contrasts(log_weight_NE), effects.contrasts(score_N)
     prior_EE = effects.similarity(PAPER, 0.6) + 1e-9 * torch.eye(36, dtype=torch.float64)
     unit = 0.7 / float((design_mE @ prior_EE @ design_mE.T).diagonal().mean())
@@ -121,29 +121,48 @@ def test_the_posterior_equals_bayesian_regression_in_weight_space() -> None:
     mean_E = torch.linalg.solve(precision_EE, design_mE.T @ score_m / 0.3)
     covariance_mm = unit * design_mE @ prior_EE @ design_mE.T + 0.3 * torch.eye(5, dtype=torch.float64)
     scale = float(score_m @ torch.linalg.solve(covariance_mm, score_m) / 5) ** 0.5
-    torch.testing.assert_close(one.mean_E, mean_E / (scale * unit**0.5), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(one.covariance_EE, torch.linalg.inv(precision_EE) / unit, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(known.mean_SGE[0, one], mean_E / (scale * unit**0.5), rtol=1e-4, atol=1e-4)
+    expected_EE = torch.linalg.inv(precision_EE) / unit
+    torch.testing.assert_close(known.covariance_GEE[one], expected_EE, rtol=1e-3, atol=1e-3)
+
+
+def test_combinations_are_weighted_by_their_marginal_likelihood() -> None:
+    """Against the integral over the scale, by quadrature, for one round of scores."""
+    log_weight_NE = effects.factorial_design(PAPER, 2, generator())
+    score_N = torch.tensor([0.05, -0.06, 0.03, -0.02], dtype=torch.float64)
+    known = effects.posterior(PAPER, [log_weight_NE], [score_N])
+    design_mE, score_m = effects.contrasts(log_weight_NE), effects.contrasts(score_N)
+    weights = []
+    log_scale = torch.linspace(-8, 3, 4001, dtype=torch.float64)
+    for family_share, noise_share in zip(known.family_share_G, known.noise_share_G, strict=True):
+        signal_mm = design_mE @ effects.similarity(PAPER, float(family_share)) @ design_mE.T
+        unit = (1 - noise_share) / signal_mm.diagonal().mean()
+        variance_mm = unit * signal_mm + noise_share * torch.eye(3, dtype=torch.float64)
+        square = score_m @ torch.linalg.solve(variance_mm, score_m)
+        density = (-3 * log_scale - 0.5 * square / (2 * log_scale).exp()).exp() / variance_mm.det().sqrt()
+        prior = effects.NOISE_SHARES[round(float(noise_share), 2)]
+        weights.append(prior * torch.trapezoid(density, log_scale))
+    expected_G = torch.stack(weights) / torch.stack(weights).sum()
+    torch.testing.assert_close(known.probability_SG[0], expected_G, rtol=1e-5, atol=1e-8)
 
 
 def test_neither_the_level_nor_the_unit_of_scores_matters() -> None:
-    log_weight_NE = effects.factorial_design(PAPER, 2, generator())
+    design_NE = effects.factorial_design(PAPER, 2, generator())
     score_N = torch.tensor([0.05, -0.06, 0.03, -0.02], dtype=torch.float64)
-    effect_E = effects.expected_effects(effects.hypotheses(PAPER, [(log_weight_NE, score_N)]))
-    other_E = effects.expected_effects(effects.hypotheses(PAPER, [(log_weight_NE, 50 + 100 * score_N)]))
-    torch.testing.assert_close(effect_E, other_E)
-    assert effect_E[GEOMETRY].max() < 0 < effect_E[~GEOMETRY].mean()
+    both_SE = effects.posterior(PAPER, [design_NE], [torch.stack([score_N, 50 + 100 * score_N], 1)]).effect_SE
+    torch.testing.assert_close(both_SE[0], both_SE[1])
+    assert both_SE[0, GEOMETRY].max() < 0 < both_SE[0, ~GEOMETRY].mean()
 
 
 def test_a_draw_and_its_mirror_image_have_the_posterior_mean() -> None:
-    log_weight_NE = effects.factorial_design(PAPER, 2, generator())
-    known = effects.hypotheses(PAPER, [(log_weight_NE, torch.tensor([1.0, -1, 0.5, -0.5]).double())])
+    design_NE = effects.factorial_design(PAPER, 2, generator())
+    known = effects.posterior(PAPER, [design_NE], [torch.tensor([1.0, -1, 0.5, -0.5]).double()])
     draws = generator(3)
-    pairs = [effects.draw_effects(known, draws) for _ in range(400)]
+    pairs = [known.draw(draws) for _ in range(400)]
     mean_E = torch.stack([(one + other) / 2 for one, other in pairs]).mean(0)
-    deviation_E = torch.stack([one - (one + other) / 2 for one, other in pairs]).std(0)
-    expected_E = effects.expected_effects(known)
-    assert (mean_E - expected_E).abs().max() < 0.15
-    variance_E = torch.stack([each.probability * each.covariance_EE.diagonal() for each in known]).sum(0)
+    deviation_E = torch.stack([(one - other) / 2 for one, other in pairs]).std(0)
+    assert (mean_E - known.effect_SE[0]).abs().max() < 0.15
+    variance_E = torch.einsum("g,gee->e", known.probability_SG[0], known.covariance_GEE)
     torch.testing.assert_close(deviation_E, variance_E.sqrt(), rtol=0.15, atol=0.02)
 
 
@@ -199,6 +218,25 @@ def test_it_finds_which_family_helps(effect: float) -> None:
     share = float(estimator.policy.element_probabilities[0][GEOMETRY].sum())
     uniform = 15 / 36
     assert share < uniform / 2 if effect < 0 else share > 1.5 * uniform
+
+
+def test_evidence_is_what_permuted_scores_do_not_reach() -> None:
+    told, noise_only = screening(rounds=4, share=0.8), screening(rounds=4, share=0.8)
+    assert told.evidence() is None
+    learn(told, range(STEPS), noise=0.01)
+    found = told.evidence()
+    assert found is not None
+    assert found.distinguishable
+    assert found.p_value < 0.03
+    assert not found.advice
+    sides_AE = found.sides(told.policy.element_probabilities)
+    assert (sides_AE[:, GEOMETRY] <= 0).all()
+    learn(noise_only, range(STEPS), noise=0.01, effect=0.0)
+    nothing = noise_only.evidence()
+    assert nothing is not None
+    assert nothing.p_value > 0.05
+    assert nothing.advice
+    assert not nothing.sides(noise_only.policy.element_probabilities).any()
 
 
 def test_without_learning_all_keep_the_policy() -> None:

@@ -36,7 +36,7 @@ from ohl_accel.engine.trajectory import Trajectory
 from ohl_accel.errors import RunFailedError, UserError
 from ohl_accel.observers.observer import Observer, RunInfo
 from ohl_accel.policy import Policy
-from ohl_accel.policy.estimators import Estimator, FinishedStep
+from ohl_accel.policy.estimators import Estimator, Evidence, FinishedStep
 from ohl_accel.policy.protocol import AugmentationPolicy
 from ohl_accel.recipe import Recipe
 from ohl_accel.rng import keyed_generator
@@ -259,6 +259,24 @@ class Run:
                 f"{finished.outer_step + 1}; it must give {len(numbers)} trajectories, each finite and its own parent"
             )
         return parents
+
+    def evidence(self) -> dict[str, Any]:
+        """What the estimator knows about its policy, for the line of an outer step; kept in the policy's provenance.
+
+        Raises:
+            UserError: if it is anything but `Evidence`.
+        """
+        assert self.estimator is not None
+        evidence = self.estimator.evidence()
+        if evidence is None:
+            return {}
+        if not isinstance(evidence, Evidence):
+            raise UserError(
+                f"outer.estimator={self.recipe.outer.estimator}: evidence() must return an Evidence or None, got "
+                f"{evidence!r}"
+            )
+        self.estimator.policy.provenance["evidence"] = evidence.document()
+        return {"evidence": evidence.line()}
 
     def record(
         self,

@@ -21,6 +21,8 @@ def outer_loop(run: Run) -> list[float] | None:
     assert estimator is not None
     batches, policy = run.batches(), estimator.policy
     rewards: list[float] | None = None
+    if run.first_outer_step:
+        run.evidence()  # so that the policy has it even if no outer step is left
     for outer_step in range(run.first_outer_step, last + 1):
         is_scored = outer_step == last or estimator.is_scored(outer_step)
         with phases("train"):
@@ -33,7 +35,7 @@ def outer_loop(run: Run) -> list[float] | None:
         line: dict[str, Any] = {"diverged": (~outcome.finite_N).nonzero().flatten().tolist()}
         if is_scored:
             finished, learned, parents = _learn(run, estimator, outer_step, outcome)
-            line |= {"reward": finished.reward_N.tolist(), "winner": finished.winner}
+            line |= {"reward": finished.reward_N.tolist(), "winner": finished.winner, **run.evidence()}
         rewards = line.get("reward")
         line |= {
             "entropy": policy.entropy,

@@ -19,6 +19,7 @@ from ohl_accel.observers.display import Display
 from ohl_accel.observers.files import MetricsFile, Report
 from ohl_accel.observers.observer import Observer, Observers
 from ohl_accel.observers.publish import HubPublisher
+from ohl_accel.observers.teaching import Teaching
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe
 from ohl_accel.recipe.reading import checked_overrides
@@ -103,7 +104,10 @@ def execute(
     display = Display(main, read.run.display)
     told: list[Observer] = []
     if main:
-        told = [MetricsFile(), Report(), Dashboards(), *observers, display, HubPublisher(display.warn)]
+        told = [
+            *(MetricsFile(), Report(), Dashboards(), *observers),
+            *(display, Teaching(), HubPublisher(display.warn)),
+        ]
     run = set_up(
         read,
         accelerator,

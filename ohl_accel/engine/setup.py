@@ -20,6 +20,7 @@ from ohl_accel.distributed.groups import Groups
 from ohl_accel.distributed.launch import run_on_all_ranks
 from ohl_accel.engine import checkpoint
 from ohl_accel.engine.augment import Augmentation
+from ohl_accel.engine.learner import open_learner
 from ohl_accel.engine.network import create_network, outline_network
 from ohl_accel.engine.objective import Objective, open_objective
 from ohl_accel.engine.phases import Phases
@@ -32,7 +33,7 @@ from ohl_accel.observers.display import Display
 from ohl_accel.observers.observer import Observer, RunInfo
 from ohl_accel.policy import Policy
 from ohl_accel.policy.baselines import open_policy, resolve_augment
-from ohl_accel.policy.estimators import Estimator, open_estimator
+from ohl_accel.policy.estimators import Estimator
 from ohl_accel.policy.protocol import AugmentationPolicy
 from ohl_accel.recipe import ModelSection, Recipe
 from ohl_accel.run_folder.files import (
@@ -118,7 +119,7 @@ def _build(
     estimator = None
     if learn and isinstance(policy, Policy):
         policy = Policy(policy.theta, _provenance(recipe, data), space=policy.space)
-        estimator = run_on_all_ranks(lambda: _open_estimator(recipe, policy))
+        estimator = run_on_all_ranks(lambda: open_learner(recipe, policy, folder, display.warn))
     own_size = recipe.inner.batch_size // groups.group_size
     augmentation = run_on_all_ranks(
         lambda: Augmentation(
@@ -251,20 +252,6 @@ def _open_policy(recipe: Recipe, data: Data, side: int, learn: bool) -> Augmenta
             "data.heldout, data.heldout_split: the search needs one of them (images that score the trajectories)"
         )
     return policy
-
-
-def _open_estimator(recipe: Recipe, policy: Policy) -> Estimator:
-    outer = recipe.outer
-    return open_estimator(
-        outer.estimator,
-        policy,
-        outer.estimator_args,
-        lr=outer.lr,
-        betas=outer.betas,
-        trajectories=outer.trajectories,
-        outer_steps=outer.steps,
-        seed=recipe.run.seed,
-    )
 
 
 def _augmented_images(

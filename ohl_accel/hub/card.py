@@ -12,6 +12,7 @@ from ohl_accel.hub.contents import HEATMAP, MARGINALS, REWARDS, Finished
 from ohl_accel.operations.space import Space
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import DataSection, HubSection, Recipe
+from ohl_accel.report.operations import least_probable, most_probable
 from ohl_accel.run_folder.result import in_words, main_score, metric_of
 
 PAPER = "https://arxiv.org/abs/1905.07373"
@@ -175,11 +176,12 @@ To train a network with it: `python -m ohl_accel.train RECIPE augment.policy={se
 
 def _learned(policy: Policy) -> str:
     rows = [
-        f"| {what} | {name} | {probability * policy.space.num_operations:.2f} |"
-        for what, ranked in (("most probable", policy.top(5)), ("least probable", policy.bottom(5)))
-        for name, probability in ranked
+        f"| {what} | {each.name} | {each.ratio:.2f} | {each.noise or 'not measured'} |"
+        for what, ranked in (("most probable", most_probable), ("least probable", least_probable))
+        for each in ranked(policy, 5)
     ]
-    table = "\n".join(["| | operation | probability / uniform |", "|---|---|---|", *rows])
+    header = ["| | operation | probability / uniform | more than noise? |", "|---|---|---|---|"]
+    table = "\n".join([*header, *rows])
     uniform = policy.space.max_entropy
     return f"""## The learned policy
 
@@ -191,7 +193,25 @@ One probability for each of {policy.space.num_operations:,} operations ({_combin
 ![probability of each element]({MARGINALS})
 
 {table}
+
+{_evidence(policy)}
 """
+
+
+def _evidence(policy: Policy) -> str:
+    """Whether the policy can be told from noise, in a paragraph, and the elements that can."""
+    evidence = policy.evidence
+    if evidence is None:
+        return "Whether this policy is more than noise was not measured."
+    measured = f" ({evidence.measurements})" if evidence.measurements else ""
+    text = (
+        f"After {evidence.outer_steps} outer steps the policy is **{evidence.verdict}**{measured}; p is the "
+        "probability to get this far from the start if rewards teach nothing."
+    )
+    moved = policy.moved_elements
+    if not moved:
+        return f"{text} No single element can be told from {evidence.reference}."
+    return "\n".join([f"{text} Elements that noise does not explain:\n", *(f"- {each}" for each in moved)])
 
 
 def _combination(space: Space) -> str:

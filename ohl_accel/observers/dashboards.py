@@ -23,6 +23,7 @@ from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 from ohl_accel.errors import UserError, first_line
 from ohl_accel.observers.observer import Observer, RunInfo
 from ohl_accel.policy import Policy
+from ohl_accel.policy.evidence import ORDINALS
 from ohl_accel.recipe import Recipe
 from ohl_accel.report import figures
 from ohl_accel.run_folder.files import TENSORBOARD, TRACKERS_FILE
@@ -31,8 +32,6 @@ PICTURES = 20
 """Maximum number of times that images are logged in a run."""
 SAMPLES = 32
 """Training images in the logged image grid."""
-ORDINALS = ("first", "second", "third")
-"""Positions of an operation's elements."""
 _PER_TRAJECTORY = ("reward", "advantage", "train_loss", "heldout_loss")
 
 

@@ -5,21 +5,23 @@ Only the main process prints.
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ohl_accel.engine.objective import Objective
 from ohl_accel.observers.observer import Observer, RunInfo
+from ohl_accel.policy import Policy
 from ohl_accel.run_folder.files import RECIPE_FILE
 from ohl_accel.run_folder.metrics import json_line
 from ohl_accel.run_folder.result import in_words, main_score, metric_of
 
 _SPEED_SECONDS = 1800.0
 """Period for estimating the remaining time; it must be longer than a long outer step."""
+_MOVED = 3
+"""Elements named in the summary, at most, of those gained and of those lost."""
 
 
 class Display(Observer):
@@ -98,15 +100,17 @@ class Display(Observer):
             numbers = ", ".join(map(str, line["diverged"]))
             self.warn(f"outer step {done}: trajectories {numbers} diverged; they cannot win")
         if self.mode in ("auto", "plain"):
-            self.say(f"outer step {done}/{steps}: {_line_in_words(line, run.objective)}")
+            self.say(f"outer step {done}/{steps}: {_line_in_words(line, run)}")
 
     def finish(self, run: RunInfo, result: Mapping[str, Any]) -> None:
-        """Show the summary: test score, operations gained and lost, files written, next commands."""
+        """Show the summary: test score, evidence, what was gained and lost, files written, next commands."""
         if not self._progress.disable:
             self._progress.stop()
         files, commands = run.folder.contents(), _next_commands(run)
         if self.mode == "json":
-            self._event("end", result=dict(result), files=dict(files), commands=commands)
+            evidence = run.policy.evidence if run.policy is not None else None
+            known = {} if evidence is None else {"evidence": evidence.document()}
+            self._event("end", result=dict(result), **known, files=dict(files), commands=commands)
             return
         learned, metric = run.policy, metric_of(result)
         test, heldout = main_score(result), main_score(result, "heldout")
@@ -123,12 +127,8 @@ class Display(Observer):
             table.add_row(
                 "entropy", f"{learned.entropy:.4f} nats, uniform {math.log(len(learned.theta)):.4f}"
             )
-            moved = bool((learned.theta != learned.theta[0]).any())
-            if not moved:
-                table.add_row("operations", "all as probable as at the start: the policy is uniform")
-            for what, ranked in (("gained", learned.top(3)), ("lost", learned.bottom(3))) if moved else ():
-                lines = [f"{name}: {p * len(learned.theta):.2f} x uniform" for name, p in ranked]
-                table.add_row(f"operations {what}", "\n".join(lines))
+            for row in _learned(learned):
+                table.add_row(*row)
         self.console.print(table)
         width = max(map(len, files))
         for path, what in files.items():
@@ -160,16 +160,51 @@ def _next_commands(run: RunInfo) -> dict[str, str]:
     return commands
 
 
-def _line_in_words(metrics: Mapping[str, Any], objective: Objective) -> str:
-    """Such as `best reward 0.9125, entropy 7.1650, winner 2, loss 0.3312, 4.25 s`; without a search, what applies."""
+def _learned(policy: Policy) -> Iterator[tuple[str, str]]:
+    """Rows of the summary: whether anything was learned, and what; nothing is called gained or lost that is noise."""
+    evidence, number = policy.evidence, len(policy.theta)
+    moved = bool((policy.theta != policy.theta[0]).any())
+    if not moved:
+        yield "operations", "all as probable as at the start: the policy is uniform"
+        return
+    if evidence is None:
+        yield "evidence", "not measured: what was gained and lost may be noise"
+    else:
+        yield "evidence", evidence.verdict
+        if evidence.measurements:
+            yield "rewards", evidence.measurements
+        if not evidence.teaches and evidence.advice:
+            yield "would help", "\n".join(evidence.advice)
+    for what, gained in (("gained", True), ("lost", False)):
+        elements = [each for each in policy.moved_elements if each.gained == gained][:_MOVED]
+        if elements:
+            yield f"elements {what}", "\n".join(map(str, elements))
+        ranked = policy.top(3) if gained else policy.bottom(3)
+        side = 1 if gained else -1
+        lines = [
+            f"{name}: {p * number:.2f} x uniform"
+            for name, p in ranked
+            if evidence is None or evidence.side_of_operation(p * number) == side
+        ]
+        if lines:
+            yield f"operations {what}", "\n".join(lines)
+
+
+def _line_in_words(metrics: Mapping[str, Any], run: RunInfo) -> str:
+    """Such as `best reward 0.9125, entropy 7.1650, winner 2, p 0.35, 12 % tied, loss 0.3312, 4.25 s`.
+
+    Without a search, what applies; `p` and `tied` are what `Evidence` says of the run so far.
+    """
     parts = []
-    best = max(metrics["reward"])
+    best, objective = max(metrics["reward"]), run.objective
     if "winner" in metrics:
         parts += [
             f"best reward {best:.4f}",
             f"entropy {metrics['entropy']:.4f}",
             f"winner {metrics['winner']}",
         ]
+        if "evidence" in metrics and run.policy is not None and run.policy.evidence is not None:
+            parts.append(run.policy.evidence.short)
     elif not math.isnan(best):
         score = best if objective.greater_is_better else -best
         parts.append(f"held-out {objective.metric} {score:.4f}")

@@ -10,9 +10,10 @@ transform, and along its magnitudes. How much each of these counts, and how nois
 combination on a grid is weighted by its marginal likelihood (the common scale of signal and noise is integrated out),
 so that families matter only as far as the scores support it (Rasmussen and Williams, 2006, chapters 2.3 and 5.2).
 
-Shapes: E elements, m scores, N trajectories of a round, G hypotheses.
+Shapes: E elements, m contrasts of scores, N trajectories of a round, G combinations of variances, S sets of scores.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,17 +34,41 @@ NOISE_SHARES = {0.03: 0.2, 0.1: 0.3, 0.3: 0.3, 0.7: 0.1, 1.0: 0.1}
 
 
 @dataclass(frozen=True)
-class Hypothesis:
-    """One combination of unknown variances."""
+class Posterior:
+    """What scores say about the effects, for every combination of variances, or the same for S sets of scores."""
 
-    family_share: float
-    noise_share: float
-    probability: float
-    """After seeing the scores."""
-    mean_E: Tensor
-    """Posterior mean of the effects, in units of their prior deviation."""
-    covariance_EE: Tensor
-    """Posterior covariance of the effects, in the same units."""
+    family_share_G: Tensor
+    noise_share_G: Tensor
+    probability_SG: Tensor
+    """Of each combination, after seeing the scores; sums to 1 over G."""
+    mean_SGE: Tensor
+    """Posterior means of the effects, in units of their prior deviation."""
+    covariance_GEE: Tensor
+    """Posterior covariances, in the same units."""
+
+    @property
+    def effect_SE(self) -> Tensor:
+        """Posterior means of the effects, over all combinations."""
+        return torch.einsum("sg,sge->se", self.probability_SG, self.mean_SGE)
+
+    @property
+    def family_share(self) -> float:
+        """Posterior mean of the first set's."""
+        return float(self.probability_SG[0] @ self.family_share_G)
+
+    @property
+    def noise_share(self) -> float:
+        """Posterior mean of the first set's."""
+        return float(self.probability_SG[0] @ self.noise_share_G)
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A draw from the first set's posterior (Thompson, 1933), and its mirror image about the combination's mean."""
+        chosen = int(torch.multinomial(self.probability_SG[0], 1, generator=generator))
+        value_E, vector_EE = torch.linalg.eigh(self.covariance_GEE[chosen])
+        normal_E = torch.randn(len(value_E), generator=generator, dtype=torch.float64)
+        deviation_E = vector_EE @ (value_E.clamp_min(0).sqrt() * normal_E)
+        mean_E = self.mean_SGE[0, chosen]
+        return mean_E + deviation_E, mean_E - deviation_E
 
 
 @lru_cache(maxsize=64)
@@ -113,59 +138,39 @@ def contrasts(values_mX: Tensor) -> Tensor:
     return rows @ values_mX
 
 
-def hypotheses(space: Space, rounds: Sequence[tuple[Tensor, Tensor]]) -> list[Hypothesis]:
-    """What the scores of all rounds say, for every combination of variances.
+def posterior(space: Space, designs: Sequence[Tensor], scores: Sequence[Tensor]) -> Posterior:
+    """What the scores of all rounds say about the elements.
 
     Args:
         space: of the policies.
-        rounds: log-weights float64 [N, E] and scores float64 [N] of each round, N at least 2.
-
-    Returns:
-        Hypotheses whose probabilities sum to 1.
+        designs: log-weights of each round, float64 [N, E], N at least 2 and not the same in every round.
+        scores: of each round, float64 [N], or [N, S] for S sets of scores.
     """
-    design_mE = torch.cat([contrasts(log_weight_NE) for log_weight_NE, _ in rounds])
-    score_m = torch.cat([contrasts(score_N) for _, score_N in rounds])
-    m = len(score_m)
-    found: list[tuple[float, float, Tensor, Tensor]] = []
-    logs = []
-    for family_share, (noise_share, prior) in product(FAMILY_SHARES, NOISE_SHARES.items()):
+    design_mE = torch.cat([contrasts(log_weight_NE) for log_weight_NE in designs])
+    score_mS = torch.cat([contrasts(score_NS.view(len(score_NS), -1)) for score_NS in scores])
+    m = len(score_mS)
+    means, covariances, logs = [], [], []
+    grid = list(product(FAMILY_SHARES, NOISE_SHARES.items()))
+    for family_share, (noise_share, prior) in grid:
         prior_EE = similarity(space, family_share)
-        signal_mm = design_mE @ prior_EE @ design_mE.T
+        cross_Em = prior_EE @ design_mE.T
+        signal_mm = design_mE @ cross_Em
         unit = (1 - noise_share) / signal_mm.diagonal().mean().clamp_min(1e-12)  # variance of an effect
         variance_mm = unit * signal_mm + noise_share * torch.eye(m, dtype=torch.float64)
         factor_mm = torch.linalg.cholesky(variance_mm)
-        solved_m = torch.cholesky_solve(score_m[:, None], factor_mm)[:, 0]
-        squares = float(score_m @ solved_m)
-        logs.append(
-            float(torch.log(torch.tensor(prior / len(FAMILY_SHARES))))
-            - float(factor_mm.diagonal().log().sum())
-            - 0.5 * m * float(torch.log(torch.tensor(max(squares, 1e-300))))
-        )
-        cross_Em = prior_EE @ design_mE.T
-        scale = (max(squares, 1e-300) / m) ** 0.5  # of signal and noise together
-        mean_E = unit**0.5 * (cross_Em @ solved_m) / scale
-        covariance_EE = prior_EE - unit * cross_Em @ torch.cholesky_solve(cross_Em.T, factor_mm)
-        found.append((family_share, noise_share, mean_E, covariance_EE))
-    probabilities = torch.tensor(logs, dtype=torch.float64).softmax(0).tolist()
-    return [
-        Hypothesis(family, noise, probability, mean_E, covariance_EE)
-        for probability, (family, noise, mean_E, covariance_EE) in zip(probabilities, found, strict=True)
-    ]
-
-
-def expected_effects(known: Sequence[Hypothesis]) -> Tensor:
-    """Posterior mean of the effects, in units of their prior deviation. float64 [E]."""
-    return torch.stack([each.probability * each.mean_E for each in known]).sum(0)
-
-
-def draw_effects(known: Sequence[Hypothesis], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A draw from the posterior (Thompson, 1933), and its mirror image about the mean of its hypothesis."""
-    probability_G = torch.tensor([each.probability for each in known], dtype=torch.float64)
-    chosen = known[int(torch.multinomial(probability_G, 1, generator=generator))]
-    value_E, vector_EE = torch.linalg.eigh(chosen.covariance_EE)
-    normal_E = torch.randn(len(value_E), generator=generator, dtype=torch.float64)
-    deviation_E = vector_EE @ (value_E.clamp_min(0).sqrt() * normal_E)
-    return chosen.mean_E + deviation_E, chosen.mean_E - deviation_E
+        solved_mS = torch.cholesky_solve(score_mS, factor_mm)
+        # the scale of signal and noise together, integrated out with a prior uniform in its logarithm
+        square_S = (score_mS * solved_mS).sum(0).clamp_min(1e-300)
+        logs.append(math.log(prior) - factor_mm.diagonal().log().sum() - 0.5 * m * square_S.log())
+        means.append((unit.sqrt() * cross_Em @ solved_mS / (square_S / m).sqrt()).T)
+        covariances.append(prior_EE - unit * cross_Em @ torch.cholesky_solve(cross_Em.T, factor_mm))
+    return Posterior(
+        family_share_G=torch.tensor([family for family, _ in grid], dtype=torch.float64),
+        noise_share_G=torch.tensor([noise for _, (noise, _) in grid], dtype=torch.float64),
+        probability_SG=torch.stack(logs, 1).softmax(1),
+        mean_SGE=torch.stack(means, 1),
+        covariance_GEE=torch.stack(covariances),
+    )
 
 
 def _centred(values_EX: Tensor) -> Tensor:

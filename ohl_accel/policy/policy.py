@@ -18,6 +18,7 @@ from ohl_accel.errors import UserError, missing_extra
 from ohl_accel.hub.download import fetch_file
 from ohl_accel.operations.space import PAPER, Space
 from ohl_accel.policy import file
+from ohl_accel.policy.evidence import Evidence, Moved, moved_elements, read_evidence
 from ohl_accel.policy.protocol import BatchDraw
 from ohl_accel.run_folder.atomic import write_text
 from ohl_accel.run_folder.files import POLICY_FILE, RECIPE_FILE
@@ -84,6 +85,23 @@ class Policy:
     def entropy(self) -> float:
         """Entropy of the distribution in nats; `space.max_entropy` when uniform, log(1296) = 7.167 in the paper."""
         return float(torch.special.entr(self.probabilities).sum())
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """Whether what was learned can be told from noise; None if that was not measured.
+
+        It belongs to the theta with which the policy was saved.
+        """
+        return read_evidence(self.provenance.get("evidence"), self.space.arity, self.space.num_elements)
+
+    @property
+    def moved_elements(self) -> list[Moved]:
+        """The elements whose probability noise does not explain, those moved furthest first."""
+        evidence = self.evidence
+        if evidence is None:
+            return []
+        names = [element.name for element in self.space.elements]
+        return moved_elements(evidence, names, self.element_probabilities, self.space.uniform_marginals)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Sample n operations: int64 [n] on the CPU."""
@@ -222,6 +240,9 @@ class Policy:
             return f"Policy({self.space.name}: {number} operations, uniform, {entropy})"
         (name, probability), *_ = self.top(1)
         most = f"most probable: {name}, {probability * number:.2f} x uniform"
+        evidence = self.evidence
+        if evidence is not None:
+            most += f"; {evidence.verdict}"
         return f"Policy({self.space.name}: {number} operations, {entropy}; {most})"
 
     def _check_finished(self, folder: Path) -> None:

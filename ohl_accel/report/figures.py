@@ -70,11 +70,24 @@ def policy_marginals(policy: Policy) -> bytes:
         label = f"as the {POSITIONS[number]} element"
         axes.bar(position + shift, values - 1, width, bottom=1, label=label)
     axes.axhline(1, color="black", linewidth=0.8)
+    evidence, title = policy.evidence, "probability of an element"
+    if evidence is not None:
+        title += f": {evidence.verdict}"
+    if evidence is not None and evidence.low_AE is not None and evidence.high_AE is not None:
+        low_AE, high_AE = (
+            np.array(rows) / space.uniform_marginals.numpy() for rows in (evidence.low_AE, evidence.high_AE)
+        )
+        for number, (low, high) in enumerate(zip(low_AE, high_AE, strict=True)):
+            left = position + (number - space.arity / 2) * width
+            axes.bar(
+                left, high - low, width, bottom=low, align="edge", color="grey", alpha=0.3,
+                label="" if number else "noise band",
+            )  # fmt: skip
     axes.set_xticks(position, [element.name for element in space.elements], rotation=90, fontsize=7)
-    axes.set(ylabel="probability / uniform", title="probability of an element")
+    axes.set(ylabel="probability / uniform", title=title)
     axes.margins(x=0.01)
     if space.arity > 1:
-        figure.legend(loc="outside lower center", ncols=space.arity)
+        figure.legend(loc="outside lower center", ncols=space.arity + 1)
     return _png(figure)
 
 

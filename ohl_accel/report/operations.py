@@ -6,9 +6,19 @@ import torch
 from torch import Tensor
 
 from ohl_accel.policy import Policy
+from ohl_accel.policy.evidence import ORDINALS as POSITIONS
 
-POSITIONS = ("first", "second", "third")
-"""Names for the position of an element in an operation."""
+__all__ = [
+    "POSITIONS",
+    "Operation",
+    "both_ends",
+    "least_probable",
+    "most_probable",
+    "operation_in",
+    "ratio_grid",
+]
+NOISE = {1: "above the noise", -1: "below the noise", 0: "inside the noise"}
+"""What is said of an operation if it was measured what noise does (`Evidence.side_of_operation`)."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +30,17 @@ class Operation:
     """Such as `Rotate 10 > Invert`."""
     probability: float
     ratio: float
-    """Probability relative to uniform: 1 if nothing was learned, above 1 if gained."""
+    """Probability relative to uniform."""
+    noise: str = ""
+    """One of `NOISE`; "" if it was not measured."""
 
 
 def operation_in(policy: Policy, number: int) -> Operation:
-    """An operation with its probability."""
-    space, probability = policy.space, float(policy.probabilities[number])
-    return Operation(number, space.operation_name(number), probability, probability * space.num_operations)
+    """An operation with its probability, and whether noise explains it."""
+    space, probability, evidence = policy.space, float(policy.probabilities[number]), policy.evidence
+    ratio = probability * space.num_operations
+    noise = "" if evidence is None else NOISE[evidence.side_of_operation(ratio)]
+    return Operation(number, space.operation_name(number), probability, ratio, noise)
 
 
 def most_probable(policy: Policy, count: int) -> list[Operation]:

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from ohl_accel import __version__
 from ohl_accel.policy import Policy
+from ohl_accel.policy.evidence import LEVEL
 from ohl_accel.report.charts import entropy_chart, operation_chart, phase_chart, phases_of, reward_chart
 from ohl_accel.report.examples import TrainingExamples, originals, rows_of
 from ohl_accel.report.gallery import Gallery, Tile
@@ -45,6 +46,7 @@ _environment = jinja2.Environment(
     lstrip_blocks=True,
 )
 _environment.globals["in_words"] = in_words
+_environment.globals["level"] = LEVEL
 
 
 def run_page(run: Run, examples: TrainingExamples | None, no_examples: str, refresh: float) -> str:
@@ -66,6 +68,8 @@ def run_page(run: Run, examples: TrainingExamples | None, no_examples: str, refr
         cards=_cards(run),
         charts=_charts(run),
         phases=_phases(run.steps),
+        evidence=run.policy.evidence if run.policy else None,
+        moved=run.policy.moved_elements if run.policy else [],
         elements=_element_maps(run),
         matrix=_matrix(run.policy) if run.policy else None,
         changes=[rows_of(examples, run.policy.space, rank(run.policy, _SHOWN_OPERATIONS)) for rank in ranked]
@@ -90,6 +94,8 @@ def gallery_page(policy: Policy, gallery: Gallery, name: str, image_name: str, s
         seed=seed,
         refresh=None,
         policy=policy,
+        evidence=policy.evidence,
+        provenance={key: value for key, value in policy.provenance.items() if key != "evidence"},
         uniform_entropy=policy.space.max_entropy,
         original=data_uri(gallery.original, _GALLERY_SIDE),
         size=gallery.original.size,
@@ -154,7 +160,12 @@ def _cards(run: Run) -> list[tuple[str, str, str]]:
         cards.append(("Entropy", f"{run.steps[-1].entropy:.4f}", f"nats; uniform is {uniform:.4f}"))
     if run.policy is not None:
         (top,) = most_probable(run.policy, 1)
-        cards.append(("Top operation", f"{top.ratio:.2f} ×", f"uniform, {top.name}"))
+        noise = f", {top.noise}" if top.noise else ""
+        cards.append(("Most probable operation", f"{top.ratio:.2f} ×", f"uniform, {top.name}{noise}"))
+        evidence = run.policy.evidence
+        if evidence is not None:
+            what = "distinguishable" if evidence.distinguishable else "indistinguishable"
+            cards.append(("Evidence", f"p = {evidence.p_value:.3g}", f"{what} from {evidence.reference}"))
     if run.steps:
         seconds = sum(sum(step.seconds.values()) for step in run.steps)
         speed = sum(step.images_per_second for step in run.steps) / len(run.steps)

@@ -58,20 +58,27 @@ def _policy(name: str, file: str | None) -> Policy:
 
 
 def _pictures(tiles: list[Tile]) -> Pictures:
-    return [(tile.image, f"{tile.operation.name}, {tile.operation.ratio:.2f} x uniform") for tile in tiles]
+    return [(tile.image, _caption(tile)) for tile in tiles]
+
+
+def _caption(tile: Tile) -> str:
+    noise = f", {tile.operation.noise}" if tile.operation.noise else ""
+    return f"{tile.operation.name}, {tile.operation.ratio:.2f} x uniform{noise}"
 
 
 def _row(tile: Tile) -> list[str]:
     operation = tile.operation
-    return [operation.name, f"{100 * operation.probability:.4f}", f"{operation.ratio:.2f}"]
+    percent, ratio = f"{100 * operation.probability:.4f}", f"{operation.ratio:.2f}"
+    return [operation.name, percent, ratio, operation.noise or "not measured"]
 
 
 def build() -> Any:
     """Build the page."""
     with gradio.Blocks(title="Policy viewer") as page:
         gradio.Markdown(
-            "# Policy viewer\nWhat an augmentation policy learned by ohl_accel does to an image: the operations it "
-            "prefers, randomly sampled ones as in training, and those it avoids."
+            "# Policy viewer\nWhat an augmentation policy learned by ohl_accel does to an image: its most probable "
+            "operations, randomly sampled ones as in training, and its least probable ones. Operations inside the "
+            "noise are neither preferred nor avoided."
         )
         with gradio.Row():
             with gradio.Column():
@@ -86,7 +93,8 @@ def build() -> Any:
             for label in ("Most probable", "Sampled at random", "Least probable")
         ]
         table = gradio.Dataframe(
-            headers=["shown as", "operation", "probability, %", "x uniform"], label="Table"
+            headers=["shown as", "operation", "probability, %", "x uniform", "more than noise?"],
+            label="Table",
         )
         button.click(view, [name, file, image, draws, seed], [*outputs, table], api_name="view")
     return page

@@ -11,12 +11,14 @@ from ohl_accel.extensions import find_class
 from ohl_accel.policy.estimators.estimator import RECORDS, Estimator, FinishedStep
 from ohl_accel.policy.estimators.reinforce import Reinforce, advantage_of, outer_gradient
 from ohl_accel.policy.estimators.screening import Screening
+from ohl_accel.policy.evidence import Evidence
 from ohl_accel.policy.policy import Policy
 
 __all__ = [
     "ESTIMATORS",
     "RECORDS",
     "Estimator",
+    "Evidence",
     "FinishedStep",
     "Reinforce",
     "Screening",

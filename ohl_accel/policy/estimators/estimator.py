@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ohl_accel.policy.evidence import Evidence
 from ohl_accel.policy.policy import Policy
 from ohl_accel.policy.protocol import AugmentationPolicy
 
@@ -78,6 +79,8 @@ class Estimator(ABC):
 
     records: ClassVar[frozenset[str]] = frozenset({"counts"})
     """The keys of `RECORDS` that it needs."""
+    trajectories_needed: ClassVar[int] = 1
+    """The fewest trajectories from which it can learn."""
 
     def __init__(
         self,
@@ -119,6 +122,13 @@ class Estimator(ABC):
             N trajectories in 0..N-1.
         """
         return [finished.winner] * self.trajectories
+
+    def evidence(self) -> Evidence | None:
+        """What is known about the policy so far: whether it can be told from noise, and how much rewards teach.
+
+        Called after `step`, and when a run is resumed, on every process. None, as here, if that is not measured.
+        """
+        return None
 
     def state(self) -> dict[str, Tensor]:
         """Everything to save in a checkpoint, including theta."""

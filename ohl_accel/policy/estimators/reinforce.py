@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ohl_accel.policy.estimators.estimator import Estimator, FinishedStep
+from ohl_accel.policy.estimators.shadows import Shadows
+from ohl_accel.policy.evidence import Evidence
 from ohl_accel.policy.policy import Policy, probabilities_of
 
 
@@ -40,28 +42,65 @@ def outer_gradient(theta_K: Tensor, counts_NK: Tensor, advantage_N: Tensor) -> T
     return (advantage_N @ surplus_NK) / len(advantage_N) * (1 - theta_K.sigmoid())
 
 
+_SHADOWS = "shadows."
+
+
 class Reinforce(Estimator):
-    """The paper's estimator: Adam ascent on theta (Eq 3, section 4.1: lr 0.05, betas 0.5 and 0.999) along Eq 6."""
+    """The paper's estimator: Adam ascent on theta (Eq 3, section 4.1: lr 0.05, betas 0.5 and 0.999) along Eq 6.
+
+    Beside it, and without any effect on it, shadow policies learn from permuted rewards (`Shadows`).
+    """
+
+    trajectories_needed = 2
 
     def __init__(self, policy: Policy, **settings: Any) -> None:
         super().__init__(policy, **settings)
         self._adam = torch.optim.Adam([policy.theta], lr=self.lr, betas=self.betas, maximize=True)
+        self._shadows: Shadows | None = None
+        if self.lr > 0 and self.trajectories >= self.trajectories_needed:  # otherwise nothing is learned
+            self._shadows = Shadows(policy.theta, policy.space, lr=self.lr, betas=self.betas, seed=self.seed)
 
     def step(self, finished: FinishedStep) -> dict[str, Any]:
         """theta + eta_theta * Adam(Eq 6)."""
+        counts_NK = finished.recorded["counts"]
+        if self._shadows is not None:
+            self._shadows.step(finished, counts_NK, self.policy.theta)
         advantage_N = advantage_of(finished.reward_N)
-        self.policy.theta.grad = outer_gradient(self.policy.theta, finished.recorded["counts"], advantage_N)
+        self.policy.theta.grad = outer_gradient(self.policy.theta, counts_NK, advantage_N)
         self._adam.step()
         return {"advantage": advantage_N.tolist(), "theta_learning_rate": self.lr}
 
+    def evidence(self) -> Evidence | None:
+        """Whether theta can be told from what it would be if the rewards were permuted among the trajectories.
+
+        None before the first outer step, for lr = 0, and in a run resumed from a checkpoint without shadows.
+        """
+        return None if self._shadows is None else self._shadows.evidence(self.policy.theta)
+
     def state(self) -> dict[str, Tensor]:
-        """theta and Adam's state, as float64 tensors (scalars for the step count)."""
+        """theta, Adam's state and the shadows', as float64 tensors (scalars for the step counts)."""
         moments = self._adam.state.get(self.policy.theta, {})
-        return {**super().state(), **{key: moments[key] for key in sorted(moments)}}
+        shadows = {} if self._shadows is None else self._shadows.state()
+        return {
+            **super().state(),
+            **{key: moments[key] for key in sorted(moments)},
+            **{_SHADOWS + key: value for key, value in shadows.items()},
+        }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state` gave."""
         super().load_state(state)
-        moments = {key: value.clone() for key, value in state.items() if key != "theta"}
+        shadows = {
+            key.removeprefix(_SHADOWS): value for key, value in state.items() if key.startswith(_SHADOWS)
+        }
+        moments = {
+            key: value.clone()
+            for key, value in state.items()
+            if key != "theta" and not key.startswith(_SHADOWS)
+        }
         if moments:
             self._adam.state[self.policy.theta] = moments
+        if not shadows:  # of an earlier version, which measured nothing
+            self._shadows = None
+        elif self._shadows is not None:
+            self._shadows.load_state(shadows)

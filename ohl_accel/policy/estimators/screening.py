@@ -19,7 +19,7 @@ Shapes: E elements, K operations, N trajectories.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -27,9 +27,17 @@ from torch import Tensor
 
 from ohl_accel.policy import effects
 from ohl_accel.policy.estimators.estimator import Estimator, FinishedStep, winner_of
+from ohl_accel.policy.evidence import LEVEL, START, UNIFORM, Evidence
 from ohl_accel.policy.policy import Policy
 from ohl_accel.policy.structure import product_of_elements, theta_of
 from ohl_accel.rng import keyed_generator
+
+_PERMUTATIONS = 199
+_ADVICE = (
+    "more trajectories (outer.trajectories) or more rounds (outer.estimator_args.rounds)",
+    "longer rounds (outer.steps, outer.estimator_args.share)",
+    "less noise in the scores (outer.average), and more held-out images (data.heldout)",
+)
 
 
 class Screening(Estimator):
@@ -50,6 +58,7 @@ class Screening(Estimator):
     """
 
     records: ClassVar[frozenset[str]] = frozenset({"heldout_loss", "training_loss"})
+    trajectories_needed = 2
 
     def __init__(
         self,
@@ -85,7 +94,7 @@ class Screening(Estimator):
         self._scores = torch.full((rounds, self.trajectories), torch.nan, dtype=torch.float64)
         self._halfway = torch.zeros(2, dtype=torch.float64)
         self._learned_E = torch.zeros_like(self._log_weights[0, 0])
-        self._policies = self._begin_round([])
+        self._policies = self._begin_round(None)
 
     def is_scored(self, outer_step: int) -> bool:
         """In the middle and at the end of a round, and after every outer step once all have the learned policy."""
@@ -112,7 +121,7 @@ class Screening(Estimator):
         self._scores[self._done] = torch.where(finite_N, score_N, torch.nan)
         self._done += 1
         known = self._known()
-        self._learned_E = self._bounded(self._gain * effects.expected_effects(known))
+        self._learned_E = self._bounded(self._gain * known.effect_SE[0])
         if self.lr:
             self.policy.theta.copy_(self._theta_of(self._learned_E))
         if self._done < self.rounds:
@@ -121,8 +130,8 @@ class Screening(Estimator):
             "score": score_N.tolist(),
             "learning_curve_slope": slope,
             "log_weights": self._learned_E.tolist(),
-            "family_share": sum(each.probability * each.family_share for each in known),
-            "noise_share": sum(each.probability * each.noise_share for each in known),
+            "family_share": known.family_share,
+            "noise_share": known.noise_share,
         }
 
     def parents(self, finished: FinishedStep) -> list[int]:
@@ -133,6 +142,50 @@ class Screening(Estimator):
             return [n if finished.finite_N[n] else finished.winner for n in range(self.trajectories)]
         score_N = self._scores[self._done - 1]
         return [winner_of(score_N, score_N.isfinite())] * self.trajectories
+
+    def evidence(self) -> Evidence | None:
+        """Whether what was learned can be told from what it would be if scores were permuted within their rounds.
+
+        The designs of later rounds are taken as given. With N trajectories a round has N! permutations, so a single
+        round of few trajectories cannot tell much. None before the end of the first round.
+        """
+        if not self._done or not self.lr:
+            return None
+        designs, scores = self._rounds()
+        generator = keyed_generator(self.seed, "screening permutations", self._done)
+        permuted = [_permuted(score_N, _PERMUTATIONS, generator) for score_N in scores]
+        effect_SE = effects.posterior(self.policy.space, designs, permuted).effect_SE
+        null_SE = torch.stack([self._bounded(self._gain * effect_E) for effect_E in effect_SE])
+        return Evidence(
+            outer_steps=self._done * self.round_length,
+            reference=UNIFORM if bool((self._start_K == self._start_K[0]).all()) else START,
+            **self._against(null_SE),
+        )
+
+    def _against(self, null_SE: Tensor) -> dict[str, Any]:
+        """p-value, bands and advice, from the log-weights that permuted scores would have given."""
+        space = self.policy.space
+        distance_S = null_SE.square().mean(1)
+        reached = int((distance_S >= self._learned_E.square().mean() - 1e-12).sum())
+        p_value = (1 + reached) / (1 + len(null_SE))
+        probability_SK = torch.stack(
+            [Policy(self._theta_of(row_E), space=space).probabilities for row_E in null_SE]
+        )
+        marginal_SAE = torch.stack([space.marginals(row_K) for row_K in probability_SK])
+        start_AE = space.marginals(self._start_K)
+        # all elements together stay within this factor of the start with probability 1 - LEVEL
+        factor_S = (marginal_SAE / start_AE).log().abs().flatten(1).amax(1)
+        factor = float(factor_S.quantile(1 - LEVEL).exp())
+        ratio_S = (probability_SK / self._start_K).log().abs().amax(1)
+        uniform_K = self._start_K * space.num_operations
+        band = float(ratio_S.quantile(1 - LEVEL).exp())
+        return {
+            "p_value": p_value,
+            "low_AE": tuple(map(tuple, (start_AE / factor).tolist())),
+            "high_AE": tuple(map(tuple, (start_AE * factor).tolist())),
+            "operation_band": (float(uniform_K.min()) / band, float(uniform_K.max()) * band),
+            "advice": () if p_value <= LEVEL else _ADVICE,
+        }
 
     def state(self) -> dict[str, Tensor]:
         """theta, and everything about the rounds so far."""
@@ -159,22 +212,27 @@ class Screening(Estimator):
     def _at_end(self, finished: FinishedStep) -> bool:
         return (finished.outer_step + 1) % self.round_length == 0
 
-    def _known(self) -> list[effects.Hypothesis]:
-        """What the scores of the rounds that are done say."""
-        rounds = []
+    def _rounds(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Log-weights and scores of the rounds that are done, of the trajectories that were finite."""
+        designs, scores = [], []
         for log_weight_NE, score_N in zip(self._log_weights[: self._done], self._scores, strict=False):
             finite_N = score_N.isfinite()
-            rounds.append((log_weight_NE[finite_N], score_N[finite_N]))
-        return effects.hypotheses(self.policy.space, rounds)
+            designs.append(log_weight_NE[finite_N])
+            scores.append(score_N[finite_N])
+        return designs, scores
 
-    def _begin_round(self, known: Sequence[effects.Hypothesis]) -> list[Policy]:
+    def _known(self) -> effects.Posterior:
+        """What the scores of the rounds that are done say."""
+        return effects.posterior(self.policy.space, *self._rounds())
+
+    def _begin_round(self, known: effects.Posterior | None) -> list[Policy]:
         """Choose the log-weights of a round, from what is known; returns the policies."""
         generator = keyed_generator(self.seed, "screening", self._done)
         N = self.trajectories
-        if not known:
+        if known is None:
             rows = self._spread * effects.factorial_design(self.policy.space, (N + 1) // 2, generator)
         else:
-            drawn = [each for _ in range(N // 2) for each in effects.draw_effects(known, generator)]
+            drawn = [each for _ in range(N // 2) for each in known.draw(generator)]
             rows = torch.stack([self._learned_E, *(self._bounded(self._gain * each_E) for each_E in drawn)])
         self._log_weights[self._done] = rows[:N] if self.lr else 0.0
         return self._policies_of_round()
@@ -190,6 +248,12 @@ class Screening(Estimator):
 
     def _bounded(self, log_weight_E: Tensor) -> Tensor:
         return (log_weight_E - log_weight_E.mean()).clamp(-self._bound, self._bound)
+
+
+def _permuted(score_N: Tensor, sets: int, generator: torch.Generator) -> Tensor:
+    """float64 [N, sets]: the scores in random orders."""
+    order_SN = torch.rand(sets, len(score_N), generator=generator).argsort(1)
+    return score_N[order_SN].T
 
 
 def learning_curve_slope(before: Tensor, after: Tensor) -> float:
