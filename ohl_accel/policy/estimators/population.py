@@ -101,7 +101,7 @@ class Population(Estimator):
         return list(self._parents)
 
     def state(self) -> dict[str, Tensor]:
-        """theta, and the log-weights and the lineage of each trajectory: whose first policy its own is or comes from."""
+        """theta, and of each trajectory the log-weights and the lineage: whose first policy its own comes from."""
         return {**super().state(), "log_weights": self._log_weights_NE, "lineage": self._lineage_N}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
