@@ -1,10 +1,18 @@
 """Trajectories that keep states of their own: the same on any layout, and resumed where all N of them differ."""
 
+import os
 import shutil
+from datetime import timedelta
+from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 from conftest import KEEP, final_state, latest, launch, rewind
+from forked import call_on_ranks
+
+from ohl_accel.distributed.groups import Groups
 
 pytestmark = pytest.mark.slow
 
@@ -68,3 +76,40 @@ def test_a_population_in_groups_of_two_processes(tmp_path: Path) -> None:
         folder = resumed(pair, "step-000001", tmp_path / shard, 4, *groups)
         assert {step: tensors(folder, step) for step in range(5)} == written
         assert final_state(folder) == final_state(pair)
+
+
+def every_adoption(processes_per_node: int) -> None:
+    """On each of four processes: all 41 ways in which four trajectories can continue from each other."""
+    os.environ["LOCAL_WORLD_SIZE"] = str(processes_per_node)
+    dist.init_process_group("gloo")
+    for number in (1, 2, 4):
+        groups = Groups.build(
+            trajectories=4,
+            processes=4,
+            rank=dist.get_rank(),
+            device=torch.device("cpu"),
+            timeout=timedelta(seconds=60),
+            groups=number,
+        )
+        ways = [way for way in product(range(4), repeat=4) if all(way[parent] == parent for parent in way)]
+        assert len(ways) == 41
+        for parents in ways:
+            hosted = [[torch.full((3,), n), torch.full((2, 2), n / 4)] for n in groups.hosted]
+            groups.adopt(parents, hosted)
+            for n, tensors in zip(groups.hosted, hosted, strict=True):
+                assert all(
+                    bool((tensor == value).all())
+                    for tensor, value in zip(tensors, (parents[n], parents[n] / 4), strict=True)
+                )
+            groups.assert_equal(parents, hosted, "states")
+            whole = [groups.tensors_on_main(n, {"a": hosted[n % len(hosted)][0]}) for n in range(4)]
+            assert whole == [{}] * 4 if groups.rank else [int(one["a"][0]) for one in whole] == [*parents]
+            if len(set(parents)) > 1:
+                with pytest.raises(AssertionError, match="states differ on processes"):
+                    groups.assert_equal([parents[0]] * 4, hosted, "states")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("processes_per_node", [4, 2, 1])
+def test_any_trajectory_continues_from_any_other(processes_per_node: int) -> None:
+    call_on_ranks(4, every_adoption, processes_per_node)

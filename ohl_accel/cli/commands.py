@@ -176,7 +176,7 @@ def compare(
     """Compare policies fairly: the same recipe, paired seeds, final test accuracy.
 
     Policies: none, cutout, mixup, uniform, autoaugment, randaugment, trivialaugment, a policy.json, a run folder, a
-    Hub id; ohl, ohl-fresh, uniform-best-of-n, NAME-compute-matched.
+    Hub id, zoo:NAME; ohl, population, search:ESTIMATOR, uniform-best-of-n, NAME-fresh, NAME-compute-matched.
     """
 
     def command() -> None:
