@@ -338,6 +338,33 @@ def recipes(
     _end(run_command(command))
 
 
+@app.command()
+def policies(
+    name: Annotated[str | None, typer.Argument(metavar="zoo:NAME", help="The one to show.")] = None,
+) -> None:
+    """List the learned policies that come with the package, with what they were shown to be worth, or show one."""
+
+    def command() -> None:
+        from ohl_accel.policy import Policy, zoo
+
+        if name is not None and not name.startswith(zoo.PREFIX):
+            raise UserError(f"{name}: policies that come with the package are named zoo:NAME")
+        known = [zoo.PREFIX + one for one in zoo.names()] if name is None else [name]
+        if not known:
+            print("no learned policies come with this version")
+        try:
+            for one in known:
+                policy = Policy.from_pretrained(one)
+                evidence = zoo.evidence_of(policy.provenance)
+                print(f"{one}\n  {evidence}")
+                if name is not None:
+                    print(f"  {policy}\n  measured by: {evidence.command}")
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    _end(run_command(command))
+
+
 def run(command: str | None, argv: Sequence[str]) -> int:
     """Run a command line, whose first word is the command unless `command` is given; returns the exit code."""
     arguments = _repeat_option([*argv] if command is None else [command, *argv], "--tags")

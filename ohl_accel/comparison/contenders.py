@@ -3,8 +3,7 @@
 | name | what runs |
 |---|---|
 | none, cutout, mixup, uniform, autoaugment, randaugment, trivialaugment | training with that fixed policy |
-| a policy.json, a run folder or a Hub id | training with that learned policy |
-| zoo:NAME | training with a learned policy that comes with the package |
+| a policy.json, a run folder, a Hub id or zoo:NAME | training with that learned policy |
 | ohl | the search as in the recipe: N trajectories, a learned policy |
 | search:ESTIMATOR | the recipe's search with another `outer.estimator`, by its own defaults |
 | population | `search:population`, the plain baseline: N random policies kept to the end, the best one wins |

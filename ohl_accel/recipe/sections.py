@@ -315,8 +315,8 @@ class AugmentSection(Section):
     """The policy, the basic transforms before it, and Cutout after it (section 4.1)."""
 
     policy: PathOrName | None = None
-    """A name of `ohl_accel.policy.baselines`, a policy.json, a run folder or a Hub id (`user/name@revision`).
-    `train` applies it; the search starts from it (None: from the uniform policy)."""
+    """A name of `ohl_accel.policy.baselines`, a policy.json, a run folder, a Hub id (`user/name@revision`) or
+    `zoo:NAME`. `train` applies it; the search starts from it (None: from the uniform policy)."""
     space: Annotated[str | dict[str, Any] | None, BeforeValidator(_space)] = None
     """The search space of the policy: `paper`, `paper-identity`, or your own YAML file (see
     `ohl_accel.operations.space_file`); run folders hold the file's contents instead of its name. None: the space of
