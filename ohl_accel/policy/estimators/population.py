@@ -238,7 +238,8 @@ def random_log_weights(space: Space, number: int, family_share: float, generator
     # the symmetric root: it does not depend on the signs of the eigenvectors
     root_EE = vector_EE @ torch.diag(value_E.clamp_min(0).sqrt()) @ vector_EE.T
     normal_nE = torch.randn(number, len(value_E), generator=generator, dtype=torch.float64)
-    return normal_nE @ root_EE
+    rows_nE: Tensor = normal_nE @ root_EE
+    return rows_nE
 
 
 def descend(lineage: Sequence[int], score: Sequence[float], survivors: int | None = None) -> list[int]:
