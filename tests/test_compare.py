@@ -85,7 +85,16 @@ def test_rows_compare_only_seeds_in_common() -> None:
 
 def test_contenders() -> None:
     assert contender("ohl").overrides == ()
-    assert contender("uniform-best-of-n").overrides == ("outer.lr=0",)
+    of_paper = ("outer.estimator=reinforce", "outer.estimator_args={}")
+    assert contender("uniform-best-of-n").overrides == (*of_paper, "outer.lr=0")
+    assert contender("search:reinforce").overrides == of_paper
+    assert contender("population").overrides == contender("search:population").overrides
+    assert contender("search:mine.py:Own").overrides[0] == "outer.estimator=mine.py:Own"
+    assert [contender(f"{name}-fresh").after for name in ("ohl", "population", "search:pbt")] == [
+        "ohl", "population", "search:pbt"
+    ]  # fmt: skip
+    assert contender("population-fresh").compute(4) == 5
+    assert contender("other-fresh").after is None  # a policy of that name, which there is not
     assert contender("none-compute-matched").overrides == ("augment.policy=none", "train.match=compute")
     assert [contender(name).compute(4) for name in ("none", "ohl", "ohl-fresh", "none-compute-matched")] == [
         1, 4, 5, 4
@@ -106,6 +115,9 @@ def test_contenders() -> None:
             "--policies trivial: augment.policy=trivial: no such policy; did you mean trivialaugment?",
         ),
         ("none,ohl-fresh", "has ohl-fresh, which needs ohl: give both"),
+        ("none,search:pbt-fresh,ohl", "has search:pbt-fresh, which needs search:pbt: give both"),
+        ("none,search:ptb", "--policies search:ptb: outer.estimator=ptb: "),
+        ("none,ptb", "here also ohl, search:ESTIMATOR, population, uniform-best-of-n, NAME-fresh, NAME-comp"),
         ("none,uniform,none", "names none more than once"),
         ("none,missing/policy.json", "missing/policy.json"),
         (" , ", "--policies is empty"),
@@ -126,6 +138,10 @@ def test_contenders_that_cannot_run(
         (["run.seed=3"], "run.seed=3: run.seed is set by the comparison"),
         (["data.test_split=null"], "a comparison needs a test split"),
         (["outer.stepz=3"], "unknown key; did you mean 'outer.steps'"),
+        (
+            ["--policies", "search:halving", "outer.steps=2"],
+            "--policies search:halving: outer.estimator=halvi",
+        ),
     ],
 )
 def test_mistakes(
@@ -163,6 +179,10 @@ def test_jobs(tmp_path: Path) -> None:
 
 def test_runs_come_seed_by_seed_and_what_is_needed_first() -> None:
     recipe, names = Recipe.load(DIGITS, ["outer.steps=1"]), ("ohl-fresh", "none", "ohl")
+    learned = ["ohl-fresh", "population-fresh", "ohl", "population"]
+    other = Comparison(recipe, [contender(name) for name in learned], seeds=range(1), out=Path("out"))
+    needed = {one.contender: one.after.contender for one in plan(other) if one.after}
+    assert needed == {"ohl-fresh": "ohl", "population-fresh": "population"}
     asked = Comparison(recipe, [contender(name) for name in names], seeds=range(4, 6), out=Path("out"))
     jobs = plan(asked)
     assert [(one.contender, one.seed) for one in jobs] == [

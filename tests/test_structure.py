@@ -40,7 +40,7 @@ ONLY_IN = {
 TRAINING_LIBRARIES = {"accelerate", "datasets", "timm", "wandb", "pydantic", "huggingface_hub", "yaml"}
 FOR_USING_A_POLICY = (
     *("errors", "rng", "extensions", "operations", "run_folder.files", "run_folder.atomic", "hub.download"),
-    *("policy.policy", "policy.file", "policy.protocol", "policy.transform"),
+    *("policy.policy", "policy.file", "policy.protocol", "policy.transform", "policy.zoo"),
 )
 
 

@@ -70,6 +70,16 @@ def test_the_sdist_is_whole(built: Path) -> None:
     assert expected - names == set()
 
 
+def test_the_wheel_has_the_zoo(built: Path) -> None:
+    folder = REPOSITORY / "ohl_accel" / "policy" / "zoo"
+    (file,) = built.glob("*.whl")
+    with zipfile.ZipFile(file) as wheel:
+        there = {
+            Path(name).name for name in wheel.namelist() if Path(name).parent == Path("ohl_accel/policy/zoo")
+        }
+    assert there == {path.name for path in folder.iterdir() if path.is_file()}
+
+
 @pytest.mark.slow
 def test_a_search_by_name_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
     listed = run(installed / "ohl-accel", "recipes", folder=tmp_path)

@@ -176,7 +176,7 @@ def compare(
     """Compare policies fairly: the same recipe, paired seeds, final test accuracy.
 
     Policies: none, cutout, mixup, uniform, autoaugment, randaugment, trivialaugment, a policy.json, a run folder, a
-    Hub id; ohl, ohl-fresh, uniform-best-of-n, NAME-compute-matched.
+    Hub id, zoo:NAME; ohl, population, search:ESTIMATOR, uniform-best-of-n, NAME-fresh, NAME-compute-matched.
     """
 
     def command() -> None:
@@ -334,6 +334,33 @@ def recipes(
         except OSError as error:
             raise UserError(f"--save {save} cannot be written: {error.strerror}") from None
         print(save)
+
+    _end(run_command(command))
+
+
+@app.command()
+def policies(
+    name: Annotated[str | None, typer.Argument(metavar="zoo:NAME", help="The one to show.")] = None,
+) -> None:
+    """List the learned policies that come with the package, with what they were shown to be worth, or show one."""
+
+    def command() -> None:
+        from ohl_accel.policy import Policy, zoo
+
+        if name is not None and not name.startswith(zoo.PREFIX):
+            raise UserError(f"{name}: policies that come with the package are named zoo:NAME")
+        known = [zoo.PREFIX + one for one in zoo.names()] if name is None else [name]
+        if not known:
+            print("no learned policies come with this version")
+        try:
+            for one in known:
+                policy = Policy.from_pretrained(one)
+                evidence = zoo.evidence_of(policy.provenance)
+                print(f"{one}\n  {evidence}")
+                if name is not None:
+                    print(f"  {policy}\n  measured by: {evidence.command}")
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
     _end(run_command(command))
 

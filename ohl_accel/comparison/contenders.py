@@ -3,11 +3,16 @@
 | name | what runs |
 |---|---|
 | none, cutout, mixup, uniform, autoaugment, randaugment, trivialaugment | training with that fixed policy |
-| a policy.json, a run folder or a Hub id | training with that learned policy |
+| a policy.json, a run folder, a Hub id or zoo:NAME | training with that learned policy |
 | ohl | the search as in the recipe: N trajectories, a learned policy |
+| search:ESTIMATOR | the recipe's search with another `outer.estimator`, by its own defaults |
+| population | `search:population`, the plain baseline: N random policies kept to the end, the best one wins |
 | uniform-best-of-n | the paper's search with outer.lr=0: N trajectories and their selection, nothing learned |
-| ohl-fresh | training from scratch with the policy that `ohl` learned with the same seed, frozen |
+| NAME-fresh | training from scratch with the policy that the search NAME learned with the same seed, frozen |
 | NAME-compute-matched | training with a fixed policy for N times the steps: the compute of the search |
+
+A search is ohl, population or search:ESTIMATOR. All of them, and uniform-best-of-n, score networks as the recipe says,
+with `outer.average` by averaged weights, so that no difference between two of them is one of scoring.
 """
 
 import hashlib
@@ -17,13 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ohl_accel.errors import UserError
+from ohl_accel.policy import Policy
 from ohl_accel.policy.baselines import open_policy
+from ohl_accel.policy.estimators import open_estimator
 from ohl_accel.recipe import Recipe
 from ohl_accel.run_folder.files import POLICY_FILE
 
 OHL = "ohl"
-OHL_FRESH = "ohl-fresh"
 BEST_OF_N = "uniform-best-of-n"
+POPULATION = "population"
+_SEARCH = "search:"
+_FRESH = "-fresh"
 _MATCHED = "-compute-matched"
 _SIDE_FOR_CHECKS = 32
 
@@ -56,17 +65,20 @@ class Contender:
 
 def contender(name: str) -> Contender:
     """The contender with a name; `check` tells whether it can run."""
-    if name == OHL:
-        return Contender(name, "search", ())
+    searched = name.removesuffix(_FRESH)
+    if searched in (OHL, POPULATION) or searched.startswith(_SEARCH):
+        if name != searched:
+            return Contender(name, "train", (), after=searched)
+        return Contender(name, "search", () if name == OHL else _by(name.removeprefix(_SEARCH)))
     if name == BEST_OF_N:
-        return Contender(
-            name, "search", ("outer.estimator=reinforce", "outer.estimator_args={}", "outer.lr=0")
-        )
-    if name == OHL_FRESH:
-        return Contender(name, "train", (), after=OHL)
+        return Contender(name, "search", (*_by("reinforce"), "outer.lr=0"))
     fixed = name.removesuffix(_MATCHED)
     match = "images" if fixed == name else "compute"
     return Contender(name, "train", (f"augment.policy={fixed}", f"train.match={match}"))
+
+
+def _by(estimator: str) -> tuple[str, ...]:
+    return (f"outer.estimator={estimator}", "outer.estimator_args={}")
 
 
 def check(contenders: Sequence[Contender], recipe: Recipe) -> None:
@@ -83,12 +95,34 @@ def check(contenders: Sequence[Contender], recipe: Recipe) -> None:
         if one.after is not None and one.after not in names:
             raise UserError(f"--policies has {one.name}, which needs {one.after}: give both")
         own = Recipe.of(recipe, one.overrides)
-        if one.command == "train" and one.after is None:
-            try:
-                open_policy(own.augment, _SIDE_FOR_CHECKS)
-            except UserError as error:
-                known = (OHL, OHL_FRESH, BEST_OF_N, f"NAME{_MATCHED}")
-                raise UserError(f"--policies {one.name}: {error}; here also {', '.join(known)}") from None
+        if one.after is not None:
+            continue
+        try:
+            policy = open_policy(own.augment, _SIDE_FOR_CHECKS)
+            if one.command == "search" and isinstance(policy, Policy):
+                _open_estimator(own, policy)
+        except UserError as error:
+            known = (OHL, f"{_SEARCH}ESTIMATOR", POPULATION, BEST_OF_N, f"NAME{_FRESH}", f"NAME{_MATCHED}")
+            also = f"; here also {', '.join(known)}" if one.command == "train" else ""
+            raise UserError(f"--policies {one.name}: {error}{also}") from None
+
+
+def _open_estimator(recipe: Recipe, policy: Policy) -> None:
+    """Try whether the run could.
+
+    Raises:
+        UserError: for an unknown estimator, and for options or a length of the run that it does not take.
+    """
+    outer = recipe.outer
+    settings = {"lr": outer.lr, "betas": outer.betas, "trajectories": outer.trajectories}
+    open_estimator(
+        outer.estimator,
+        policy,
+        outer.estimator_args,
+        **settings,
+        outer_steps=outer.steps,
+        seed=recipe.run.seed,
+    )
 
 
 def arguments(one: Contender, run_folder_of_after: Path | None) -> list[str]:

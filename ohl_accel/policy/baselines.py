@@ -9,7 +9,7 @@
 | autoaugment | torchvision's AutoAugment: CIFAR-10's policy up to 64 pixels, ImageNet's above; then Cutout |
 | randaugment | torchvision's RandAugment, then Cutout |
 | trivialaugment | torchvision's TrivialAugmentWide, then Cutout |
-| a policy.json, a run folder or a Hub id | an operation sampled from a learned policy, then Cutout |
+| a policy.json, a run folder, a Hub id or zoo:NAME | an operation sampled from a learned policy, then Cutout |
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import functional as F
 from ohl_accel.errors import UserError, did_you_mean
 from ohl_accel.operations.space import PAPER
 from ohl_accel.operations.space_file import open_space, read_space_file
-from ohl_accel.policy import Policy
+from ohl_accel.policy import Policy, zoo
 from ohl_accel.policy.protocol import AugmentationPolicy, BatchDraw, NoPolicy
 from ohl_accel.recipe import AugmentSection
 from ohl_accel.rng import keyed_seed
@@ -152,19 +152,20 @@ def open_policy(section: AugmentSection, side: int) -> AugmentationPolicy:
 
 
 def open_learned_policy(name: str) -> Policy:
-    """The policy of a policy.json, a run folder or a Hub id, with or without `@revision`.
+    """The policy of a policy.json, a run folder, `zoo:NAME`, or a Hub id with or without `@revision`.
 
     Raises:
         UserError: if there is none; the message lists the known names.
     """
-    if "/" not in name and not Path(name).exists():
+    in_zoo = name.startswith(zoo.PREFIX)
+    if "/" not in name and not in_zoo and not Path(name).exists():
         hint = did_you_mean(name.lower(), FIXED_POLICIES, 1)
         raise UserError(
             f"augment.policy={name}: no such policy; {f'{hint} Known' if hint else 'known'}: "
-            f"{', '.join(FIXED_POLICIES)}, or a policy.json, a run folder or a Hub id (user/name)"
+            f"{', '.join(FIXED_POLICIES)}, or a policy.json, a run folder, a Hub id (user/name) or zoo:NAME"
         )
     source, revision = name, None
-    if not Path(name).exists():
+    if not in_zoo and not Path(name).exists():
         source, _, revision = name.partition("@")
     try:
         return Policy.from_pretrained(source, revision or None)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ohl_accel.errors import UserError, missing_extra
 from ohl_accel.hub.download import fetch_file
 from ohl_accel.operations.space import PAPER, Space
-from ohl_accel.policy import file
+from ohl_accel.policy import file, zoo
 from ohl_accel.policy.evidence import Evidence, Moved, moved_elements, read_evidence
 from ohl_accel.policy.protocol import BatchDraw
 from ohl_accel.run_folder.atomic import write_text
@@ -161,15 +161,18 @@ class Policy:
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], revision: str | None = None) -> Self:
-        """A finished policy: from a run folder, a `policy.json`, or a repository on the Hub.
+        """A finished policy: from a run folder, a `policy.json`, the package, or a repository on the Hub.
 
         Args:
-            name: a path, or else a Hub id `user/name`. Existing paths take precedence.
+            name: `zoo:NAME` for a policy that comes with the package (`ohl_accel.policy.zoo`); a path, or else a Hub id
+                `user/name`. Existing paths take precedence over the Hub.
             revision: branch, tag or commit on the Hub.
 
         Raises:
             ValueError: if there is none, it is not valid, or the search in the run folder is not finished.
         """
+        if str(name).startswith(zoo.PREFIX):
+            return cls._from_zoo(str(name), revision)
         path = Path(os.path.expanduser(name))
         if os.path.exists(path):
             if revision is not None:
@@ -184,6 +187,17 @@ class Policy:
             return cls.load(fetch_file(str(name), POLICY_FILE, revision, file.MAX_FILE_BYTES))
         except ValueError as error:
             raise ValueError(f"there is no file or folder {name}, and as a Hub id: {error}") from error
+
+    @classmethod
+    def _from_zoo(cls, name: str, revision: str | None) -> Self:
+        if revision is not None:
+            raise ValueError(f"{name} comes with the package and has no revisions: omit {revision=}")
+        policy = cls.load(path := zoo.path_of(name))
+        try:
+            zoo.evidence_of(policy.provenance)
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be in the zoo: {error}") from None
+        return policy
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the policy to a folder, which is created if missing, for `from_pretrained`."""

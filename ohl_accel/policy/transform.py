@@ -40,7 +40,7 @@ class PolicyTransform(v2.Transform):
 
     Args:
         policy: a `Policy`, which is copied, or an argument of `Policy.from_pretrained`: a run folder, a
-            `policy.json`, a Hub id.
+            `policy.json`, a Hub id, or `zoo:NAME` for one that comes with the package.
         revision: branch, tag or commit on the Hub.
         seed: any integer.
         generator: a CPU generator; workers use only its initial seed.

@@ -277,8 +277,9 @@ class OuterSection(Section):
     inner_steps: Annotated[Literal["epoch"] | int, BeforeValidator(_inner_steps)] = "epoch"
     """I: inner steps per outer step, or `epoch`."""
     estimator: PathOrName = "reinforce"
-    """What turns a finished outer step into a step on the policy: `reinforce` (Eq 6 with Adam), or a class of your
-    own, `package.module:Name` or `path/to/file.py:Name`, derived from `ohl_accel.policy.estimators.Estimator`."""
+    """What turns a finished outer step into a step on the policy: `reinforce` (Eq 6 with Adam), another one of
+    `ohl_accel.policy.estimators.ESTIMATORS`, or a class of your own, `package.module:Name` or `path/to/file.py:Name`,
+    derived from `ohl_accel.policy.estimators.Estimator`."""
     estimator_args: dict[str, Any] = {}
     """Additional arguments of the estimator."""
     average: Annotated[Real, Field(ge=0, lt=1)] = 0.0
@@ -314,8 +315,8 @@ class AugmentSection(Section):
     """The policy, the basic transforms before it, and Cutout after it (section 4.1)."""
 
     policy: PathOrName | None = None
-    """A name of `ohl_accel.policy.baselines`, a policy.json, a run folder or a Hub id (`user/name@revision`).
-    `train` applies it; the search starts from it (None: from the uniform policy)."""
+    """A name of `ohl_accel.policy.baselines`, a policy.json, a run folder, a Hub id (`user/name@revision`) or
+    `zoo:NAME`. `train` applies it; the search starts from it (None: from the uniform policy)."""
     space: Annotated[str | dict[str, Any] | None, BeforeValidator(_space)] = None
     """The search space of the policy: `paper`, `paper-identity`, or your own YAML file (see
     `ohl_accel.operations.space_file`); run folders hold the file's contents instead of its name. None: the space of

@@ -102,7 +102,10 @@ def reward_curves(lines: Sequence[Mapping[str, Any]]) -> bytes:
     steps = [line["outer_step"] + 1 for line in lines]
     reward = np.array([line["reward"] for line in lines], dtype=float)
     axes.plot(steps, reward, ".", color="tab:blue", alpha=0.35, markersize=4)
-    axes.plot(steps, reward.max(1), color="tab:blue", label="best held-out accuracy")
+    measured = ~np.isnan(reward).all(1)
+    axes.plot(
+        np.array(steps)[measured], reward[measured].max(1), color="tab:blue", label="best held-out accuracy"
+    )
     axes.set(xlabel="outer step", ylabel="held-out accuracy")
     if all("entropy" in line for line in lines):
         entropy_axes = axes.twinx()

@@ -9,6 +9,8 @@ from typing import Any
 from ohl_accel.errors import UserError
 from ohl_accel.extensions import find_class
 from ohl_accel.policy.estimators.estimator import RECORDS, Estimator, FinishedStep
+from ohl_accel.policy.estimators.population import Halving, Population
+from ohl_accel.policy.estimators.population_based import PopulationBasedTraining
 from ohl_accel.policy.estimators.reinforce import Reinforce, advantage_of, outer_gradient
 from ohl_accel.policy.estimators.screening import Screening
 from ohl_accel.policy.evidence import Evidence
@@ -20,6 +22,9 @@ __all__ = [
     "Estimator",
     "Evidence",
     "FinishedStep",
+    "Halving",
+    "Population",
+    "PopulationBasedTraining",
     "Reinforce",
     "Screening",
     "advantage_of",
@@ -27,7 +32,13 @@ __all__ = [
     "outer_gradient",
 ]
 
-ESTIMATORS: dict[str, type[Estimator]] = {"reinforce": Reinforce, "screening": Screening}
+ESTIMATORS: dict[str, type[Estimator]] = {
+    "reinforce": Reinforce,
+    "screening": Screening,
+    "population": Population,
+    "halving": Halving,
+    "pbt": PopulationBasedTraining,
+}
 """The built-in estimators by name."""
 
 
