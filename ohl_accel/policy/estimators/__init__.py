@@ -9,23 +9,37 @@ from typing import Any
 from ohl_accel.errors import UserError
 from ohl_accel.extensions import find_class
 from ohl_accel.policy.estimators.estimator import RECORDS, Estimator, FinishedStep
+from ohl_accel.policy.estimators.evolution import Evolution
+from ohl_accel.policy.estimators.factorised import Factorised
 from ohl_accel.policy.estimators.reinforce import Reinforce, advantage_of, outer_gradient
 from ohl_accel.policy.estimators.screening import Screening
+from ohl_accel.policy.estimators.trust import ReinforceSignificant, ReinforceTrust
 from ohl_accel.policy.policy import Policy
 
 __all__ = [
     "ESTIMATORS",
     "RECORDS",
     "Estimator",
+    "Evolution",
+    "Factorised",
     "FinishedStep",
     "Reinforce",
+    "ReinforceSignificant",
+    "ReinforceTrust",
     "Screening",
     "advantage_of",
     "open_estimator",
     "outer_gradient",
 ]
 
-ESTIMATORS: dict[str, type[Estimator]] = {"reinforce": Reinforce, "screening": Screening}
+ESTIMATORS: dict[str, type[Estimator]] = {
+    "reinforce": Reinforce,
+    "reinforce-trust": ReinforceTrust,
+    "reinforce-significant": ReinforceSignificant,
+    "reinforce-factorised": Factorised,
+    "evolution": Evolution,
+    "screening": Screening,
+}
 """The built-in estimators by name."""
 
 
