@@ -150,7 +150,7 @@ class Evolution(Estimator):
             raise ValueError("evolution compares trajectories: outer.trajectories must be at least 2")
         if not isinstance(hold, int) or hold < 1 or spread <= 0 or not 0 < share <= 1:
             raise ValueError(
-                f"hold must be a whole number from 1, spread positive, share in (0, 1], got {hold=}, {spread=}, {share=}"
+                f"hold must be a whole number >= 1, spread positive, share in (0, 1]; got {hold=}, {spread=}, {share=}"
             )
         if score not in ("reward", "loss"):
             raise ValueError(f"score must be reward or loss, got {score}")
