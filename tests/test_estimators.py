@@ -157,7 +157,7 @@ def test_ranks_know_the_order_alone() -> None:
 
 
 def test_a_generation_is_held_and_then_its_best_is_adopted() -> None:
-    estimator = opened("evolution", trajectories=5, outer_steps=8, hold=3, spread=0.5, score="loss")
+    estimator = opened("evolution", trajectories=5, outer_steps=8, hold=3, share=1, spread=0.5, score="loss")
     assert [estimator.is_scored(step) for step in range(8)] == [
         False,
         False,
@@ -187,7 +187,7 @@ def test_a_generation_is_held_and_then_its_best_is_adopted() -> None:
 
 def test_evolution_learns_what_pays() -> None:
     """The reward is the probability of the first family, geometry; noise as large as what a perturbation changes."""
-    estimator = opened("evolution", outer_steps=60, hold=2, structure=FAMILY)
+    estimator = opened("evolution", outer_steps=60, hold=2, share=1.0, structure=FAMILY)
     geometry_E = features(PAPER, ["families"])[0]
     for generation, noise_N in enumerate(0.1 * normal(30, 4, key=2)):
         shares = [estimator.policy_of(n).element_probabilities.mean(0) @ geometry_E for n in range(4)]
@@ -397,7 +397,7 @@ def test_the_factorised_policy_is_a_product(places: bool) -> None:
 
 
 CHOSEN: dict[str, dict[str, Any]] = {
-    "evolution": {"hold": 2, "structure": FAMILY},
+    "evolution": {"hold": 2, "share": 0.7, "structure": FAMILY},
     "reinforce-trust": {
         "kl": 0.1, "clip": 0.2, "epochs": 2, "entropy_floor": 0.9, "learn_until": 0.75, "average": 0.5
     },
@@ -429,7 +429,7 @@ def test_the_state_is_everything(name: str) -> None:
         ("evolution", {"trajectories": 1}, "outer.trajectories must be at least 2"),
         ("evolution", {"hold": 0}, "hold must be a whole number"),
         ("evolution", {"hold": 2.5}, "hold must be a whole number"),
-        ("evolution", {"hold": 15, "share": 0.5}, "hold=15 must be at most 10"),
+        ("evolution", {"hold": 15, "share": 0.5}, "share=0.5 of 20 outer steps is less than a generation of hold=15"),
         ("evolution", {"structure": ["families"]}, "structure must be kinds of features with their shares"),
         ("evolution", {"structure": {"family": 1}}, "'family'; it must be of families, transforms, magnitudes"),
         ("evolution", {"structure": {"families": 0}}, "the share of families must be positive, got 0"),
@@ -474,6 +474,6 @@ def test_a_search_is_resumed_to_the_last_bit(name: str, tmp_path: Path) -> None:
     again = final_state(tmp_path)
     assert again == whole
     told = {"evolution": "gradient", "reinforce-factorised": "log_weights"}.get(name, "divergence_of_step")
-    assert sum(told in line for line in whole["metrics"]) == {"evolution": 3, "reinforce-trust": 5}.get(
+    assert sum(told in line for line in whole["metrics"]) == {"evolution": 2, "reinforce-trust": 5}.get(
         name, 6
     )

@@ -277,8 +277,9 @@ class OuterSection(Section):
     inner_steps: Annotated[Literal["epoch"] | int, BeforeValidator(_inner_steps)] = "epoch"
     """I: inner steps per outer step, or `epoch`."""
     estimator: PathOrName = "reinforce"
-    """What turns a finished outer step into a step on the policy: `reinforce` (Eq 6 with Adam), or a class of your
-    own, `package.module:Name` or `path/to/file.py:Name`, derived from `ohl_accel.policy.estimators.Estimator`."""
+    """What turns a finished outer step into a step on the policy: `reinforce` (Eq 6 with Adam), another of
+    `ohl_accel.policy.estimators.ESTIMATORS`, or a class of your own, `package.module:Name` or `path/to/file.py:Name`,
+    derived from `ohl_accel.policy.estimators.Estimator`."""
     estimator_args: dict[str, Any] = {}
     """Additional arguments of the estimator."""
     average: Annotated[Real, Field(ge=0, lt=1)] = 0.0

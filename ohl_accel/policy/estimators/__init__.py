@@ -1,6 +1,7 @@
 """How the policy learns: `outer.estimator` names one of these, or the user's own class.
 
-`Reinforce` is the paper's (Eq 3 and 6).
+`Reinforce` is the paper's (Eq 3 and 6). `ReinforceTrust` and `ReinforceSignificant` hold it back, `Factorised` learns
+fewer numbers with it; `Evolution` and `Screening` give each trajectory a policy of its own.
 """
 
 from collections.abc import Mapping

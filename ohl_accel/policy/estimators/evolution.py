@@ -114,10 +114,11 @@ class Evolution(Estimator):
 
     Args:
         policy: what coordinates of 0 stand for.
-        hold: outer steps of a generation.
+        hold: outer steps of a generation; None: a quarter of the run. Early scores can have the wrong sign, and then
+            short generations learn the opposite of what pays.
         spread: length of the perturbations: the standard deviation of the log-weights of the elements.
-        share: of the outer steps that belong to generations, in (0, 1]; in the others all have the policy learned, and
-            the best is copied after each, as in Algorithm 1.
+        share: of the outer steps that belong to whole generations, in (0, 1]; in the others all have the policy
+            learned, and the best is copied after each, as in Algorithm 1.
         structure: kind of features -> share of the variance, see `directions`.
         mirrored: draw perturbations in pairs z and -z, an odd trajectory without one; otherwise independently.
         ranks: centred ranks instead of scores (Salimans et al., 2017): outliers count no more than others. The gradient
@@ -136,9 +137,9 @@ class Evolution(Estimator):
         self,
         policy: Policy,
         *,
-        hold: int = 10,
+        hold: int | None = None,
         spread: float = 0.7,
-        share: float = 1.0,
+        share: float = 0.75,
         structure: Mapping[str, float] = STRUCTURE,
         mirrored: bool = True,
         ranks: bool = True,
@@ -148,17 +149,20 @@ class Evolution(Estimator):
         super().__init__(policy, **settings)
         if self.trajectories < 2:
             raise ValueError("evolution compares trajectories: outer.trajectories must be at least 2")
+        if hold is None:
+            hold = max(self.outer_steps // 4, 1)
         if not isinstance(hold, int) or hold < 1 or spread <= 0 or not 0 < share <= 1:
             raise ValueError(
-                f"hold must be a whole number >= 1, spread positive, share in (0, 1]; got {hold=}, {spread=}, {share=}"
+                "hold must be a whole number from 1 or null, spread positive and share in (0, 1], got "
+                f"{hold=}, {spread=}, {share=}"
             )
         if score not in ("reward", "loss"):
             raise ValueError(f"score must be reward or loss, got {score}")
         self.generations = int(share * self.outer_steps) // hold
         if self.generations < 1:
             raise ValueError(
-                f"{share:g} of {self.outer_steps} outer steps are less than a generation: {hold=} must be at most "
-                f"{int(share * self.outer_steps)}"
+                f"{share=} of {self.outer_steps} outer steps is less than a generation of {hold=}: lower hold, or "
+                "raise share"
             )
         self.hold, self._spread, self._mirrored = hold, spread, mirrored
         self._ranks, self._by_loss = ranks, score == "loss"
