@@ -296,7 +296,7 @@ def test_the_entropy_is_never_below_the_floor() -> None:
 
 def test_learning_can_begin_late_and_end_early_with_the_average() -> None:
     """The average of what the same estimator learns without averaging, in closed form."""
-    window = {"learn_from": 0.2, "learn_until": 0.5}
+    window: dict[str, Any] = {"learn_from": 0.2, "learn_until": 0.5}
     plain, ours = (
         opened("reinforce-trust", outer_steps=10, average=average, **window) for average in (0.0, 0.75)
     )

@@ -114,7 +114,7 @@ class Evolution(Estimator):
 
     Args:
         policy: what coordinates of 0 stand for.
-        hold: outer steps of a generation; None: a quarter of the run. Early scores can have the wrong sign, and then
+        hold: outer steps of a generation; None: a third of the run. Early scores can have the wrong sign, and then
             short generations learn the opposite of what pays.
         spread: length of the perturbations: the standard deviation of the log-weights of the elements.
         share: of the outer steps that belong to whole generations, in (0, 1]; in the others all have the policy
@@ -150,7 +150,7 @@ class Evolution(Estimator):
         if self.trajectories < 2:
             raise ValueError("evolution compares trajectories: outer.trajectories must be at least 2")
         if hold is None:
-            hold = max(self.outer_steps // 4, 1)
+            hold = max(self.outer_steps // 3, 1)
         if not isinstance(hold, int) or hold < 1 or spread <= 0 or not 0 < share <= 1:
             raise ValueError(
                 "hold must be a whole number from 1 or null, spread positive and share in (0, 1], got "
