@@ -15,6 +15,7 @@ Shapes: E elements, m scores, N trajectories of a round, G hypotheses.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import torch
@@ -45,6 +46,7 @@ class Hypothesis:
     """Posterior covariance of the effects, in the same units."""
 
 
+@lru_cache(maxsize=64)
 def similarity(space: Space, family_share: float) -> Tensor:
     """P: the prior covariance of the effects relative to the mean effect, mean variance 1. float64 [E, E]."""
     rank_E = magnitude_ranks(space)
@@ -56,6 +58,20 @@ def similarity(space: Space, family_share: float) -> Tensor:
     )
     centred_EE = _centred(_centred(covariance_EE).T)
     return centred_EE / centred_EE.diagonal().mean()
+
+
+def leading_directions(space: Space) -> tuple[Tensor, Tensor]:
+    """In which directions effects vary most: their deviations, float64 [E], and unit vectors, the columns of [E, E].
+
+    The eigenvectors of P for a middling family share, greatest eigenvalue first.
+    """
+    # many eigenvalues are equal: weights that differ a little, and a rule for the sign, make the vectors unique
+    weight_E = torch.linspace(1, 1.01, space.num_elements, dtype=torch.float64)
+    middling = sum(FAMILY_SHARES) / len(FAMILY_SHARES)
+    value_E, vector_EE = torch.linalg.eigh(similarity(space, middling) * torch.outer(weight_E, weight_E))
+    vector_EE = vector_EE.flip(1)
+    greatest_E = vector_EE.gather(0, vector_EE.abs().argmax(0, keepdim=True))
+    return value_E.flip(0).clamp_min(0).sqrt(), vector_EE * greatest_E.sign()
 
 
 def factorial_design(space: Space, pairs: int, generator: torch.Generator) -> Tensor:
@@ -72,18 +88,14 @@ def factorial_design(space: Space, pairs: int, generator: torch.Generator) -> Te
     Returns:
         float64 [2 pairs, E], each of zero mean and deviation 1; row 2 i + 1 is the negative of row 2 i.
     """
-    value_E, vector_EE = torch.linalg.eigh(similarity(space, sum(FAMILY_SHARES) / len(FAMILY_SHARES)))
-    vector_EE = vector_EE.flip(1)
-    # eigenvectors are unique up to their sign: let the greatest entry be positive
-    vector_EE = vector_EE * vector_EE.gather(0, vector_EE.abs().argmax(0, keepdim=True)).sign()
-    scale_E = value_E.flip(0).clamp_min(0).sqrt()
+    scale_E, vector_EE = leading_directions(space)
     leading = pairs.bit_length()
     combinations = [(1, *signs) for signs in product((1, -1), repeat=leading - 1)]
     order = torch.randperm(len(combinations), generator=generator).tolist()
     rows = []
     for pair in range(pairs):
-        sign_E = 2.0 * torch.randint(2, (len(value_E),), generator=generator).double() - 1
-        first = combinations[order[pair % len(order)]][: len(value_E)]
+        sign_E = 2.0 * torch.randint(2, (len(scale_E),), generator=generator).double() - 1
+        first = combinations[order[pair % len(order)]][: len(scale_E)]
         sign_E[: len(first)] = torch.tensor(first, dtype=torch.float64)
         direction_E = vector_EE @ (scale_E * sign_E)
         direction_E = direction_E / direction_E.std(correction=0)
