@@ -1,6 +1,7 @@
 """How the policy learns: `outer.estimator` names one of these, or the user's own class.
 
-`Reinforce` is the paper's (Eq 3 and 6).
+`Reinforce` is the paper's (Eq 3 and 6). `ReinforceTrust` and `ReinforceSignificant` hold it back, `Factorised` learns
+fewer numbers with it; `Evolution`, `Screening`, `Population` and its kin give each trajectory a policy of its own.
 """
 
 from collections.abc import Mapping
@@ -9,10 +10,13 @@ from typing import Any
 from ohl_accel.errors import UserError
 from ohl_accel.extensions import find_class
 from ohl_accel.policy.estimators.estimator import RECORDS, Estimator, FinishedStep
+from ohl_accel.policy.estimators.evolution import Evolution
+from ohl_accel.policy.estimators.factorised import Factorised
 from ohl_accel.policy.estimators.population import Halving, Population
 from ohl_accel.policy.estimators.population_based import PopulationBasedTraining
 from ohl_accel.policy.estimators.reinforce import Reinforce, advantage_of, outer_gradient
 from ohl_accel.policy.estimators.screening import Screening
+from ohl_accel.policy.estimators.trust import ReinforceSignificant, ReinforceTrust
 from ohl_accel.policy.evidence import Evidence
 from ohl_accel.policy.policy import Policy
 
@@ -21,11 +25,15 @@ __all__ = [
     "RECORDS",
     "Estimator",
     "Evidence",
+    "Evolution",
+    "Factorised",
     "FinishedStep",
     "Halving",
     "Population",
     "PopulationBasedTraining",
     "Reinforce",
+    "ReinforceSignificant",
+    "ReinforceTrust",
     "Screening",
     "advantage_of",
     "open_estimator",
@@ -38,6 +46,10 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "population": Population,
     "halving": Halving,
     "pbt": PopulationBasedTraining,
+    "reinforce-trust": ReinforceTrust,
+    "reinforce-significant": ReinforceSignificant,
+    "reinforce-factorised": Factorised,
+    "evolution": Evolution,
 }
 """The built-in estimators by name."""
 
