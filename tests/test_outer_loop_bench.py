@@ -442,7 +442,7 @@ def test_the_real_part_collects_finished_comparisons(
 
 @pytest.mark.parametrize(
     ("name", "sizes", "classes"),
-    [("sign_digits", (200, 500, 500), 10), ("omniglot_small", (1210, 484, 1452), 242)],
+    [("sign_digits", (100, 500, 500), 10), ("omniglot_small", (1210, 484, 1452), 242)],
 )
 def test_recipes_whose_data_is_named_on_the_command_line(
     name: str, sizes: tuple[int, ...], classes: int
