@@ -26,7 +26,7 @@ from ohl_accel.errors import UserError
 from ohl_accel.operations.space import PAPER
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import DataSection, Recipe
-from ohl_accel.rng import keyed_generator
+from ohl_accel.rng import keyed_generator, keyed_seed
 from ohl_accel.run_folder.files import RESULT_FILE
 
 GREY = 128
@@ -83,15 +83,21 @@ class Problem:
     change: Change | None
     """Of CIFAR-10's held-out and test images; None: scikit-learn's digits, rotated by `ANGLES`."""
     recipe: Mapping[str, Any]
+    perceptron: tuple[int, int, int] | None = None
+    """Channels, pixels and width of a `TwoLayers`, in place of the recipe's network."""
 
     def known(self, threshold: float = 3.0) -> Known:
         """The answer, found at `threshold` times uniform."""
         elements = tuple(index for index, element in enumerate(PAPER.elements) if element.name in self.answer)
         return Known(", ".join(sorted(self.answer)), elements, more=True, threshold=threshold)
 
-    def network(self) -> nn.Module | None:
-        """The network, if it is none of timm's."""
-        return TwoLayers(10, 1) if self.change is None else None
+    def network(self, seed: int) -> nn.Module | None:
+        """The network with its first weights, keyed by the seed, if it is none of timm's."""
+        if self.perceptron is None:
+            return None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(keyed_seed(seed, "planted network"))
+            return TwoLayers(10, *self.perceptron)
 
     def splits(self, data: str | None, images: tuple[int, int, int]) -> Splits:
         """Training images as they are; changed held-out (`validation`) and test images.
@@ -130,13 +136,23 @@ _CIFAR10_RECIPE = {
     "outer": {"trajectories": 4, "steps": 60, "inner_steps": 4},
     "augment": {"flip": True},
 }
+_SHIFTED_RECIPE = {
+    **_CIFAR10_RECIPE,
+    "model": {"name": "set by the search"},
+    "inner": {"batch_size": 125, "optimizer": {"lr": 0.05, "momentum": 0.0}, "schedule": {"name": "cosine"}},
+    "outer": {"trajectories": 4, "steps": 150, "inner_steps": 8},
+}
+"""A perceptron: convolutions and global pooling see a shifted image as the same, with or without the answer."""
 PROBLEMS: dict[str, Problem] = {
-    "digits-rotated": Problem(frozenset({"Rotate 10", "Rotate 20", "Rotate 30"}), None, _DIGITS_RECIPE),
+    "digits-rotated": Problem(
+        frozenset({"Rotate 10", "Rotate 20", "Rotate 30"}), None, _DIGITS_RECIPE, (1, 64, 32)
+    ),
     "cifar10-inverted": Problem(frozenset({"Invert", "Solarize 26"}), inverted, _CIFAR10_RECIPE),
     "cifar10-shifted": Problem(
         frozenset({f"HorizontalTranslate {part}" for part in ("0.15", "0.3", "0.45")}),
         shifted,
-        _CIFAR10_RECIPE,
+        _SHIFTED_RECIPE,
+        (3, 1024, 64),
     ),
     "cifar10-solarized": Problem(frozenset({"Solarize 102", "Solarize 179"}), solarized, _CIFAR10_RECIPE),
 }
@@ -177,9 +193,9 @@ def changed_cifar10(data: str, images: tuple[int, int, int], change: Change) -> 
     if training + heldout > len(rows) or tested > len(test):
         raise UserError(f"--images {images}: {data} has {len(rows)} training and {len(test)} test images")
     order = torch.randperm(len(rows), generator=keyed_generator(0, "planted images")).tolist()
-    image = next(name for name, kind in rows.features.items() if isinstance(kind, datasets.Image))
-    label = next(name for name, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel))
-    kinds = datasets.Features({"image": rows.features[image], "label": rows.features[label]})
+    columns = {kind: _column(rows, kind, data) for kind in (datasets.Image, datasets.ClassLabel)}
+    image, label = columns[datasets.Image], columns[datasets.ClassLabel]
+    kinds = datasets.Features(image=rows.features[image], label=rows.features[label])
 
     def part(source: datasets.Dataset, indices: Sequence[int], changed: bool) -> datasets.Dataset:
         chosen = source.select(indices)
@@ -193,6 +209,18 @@ def changed_cifar10(data: str, images: tuple[int, int, int], change: Change) -> 
         "validation": part(rows, order[training : training + heldout], changed=True),
         "test": part(test, range(tested), changed=True),
     }
+
+
+def _column(rows: datasets.Dataset, kind: type, data: str) -> str:
+    """The first column of a kind.
+
+    Raises:
+        UserError: if there is none.
+    """
+    for name, feature in rows.features.items():
+        if isinstance(feature, kind):
+            return name
+    raise UserError(f"--data {data}: has no column of {kind.__name__}; it has {', '.join(rows.features)}")
 
 
 @dataclass(frozen=True)
@@ -265,7 +293,7 @@ class Planted:
         own = [f"run.dir={folder}", f"run.seed={seed}", "run.resume=auto", "run.display=quiet"]
         steps = Recipe.of(self.problem.recipe, [*self.overrides, *own]).outer.steps
         own.append(f"run.checkpoint_every={steps}")
-        splits, network = dict(self.splits), self.problem.network()
+        splits, network = dict(self.splits), self.problem.network(seed)
         settings = [*self.overrides, *overrides, *own]
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder.with_suffix(".log").open("a") as log, redirect_stdout(log):

@@ -357,7 +357,7 @@ def test_planted_changes_are_what_the_answer_does() -> None:
 
 
 def test_cifar10_is_changed_only_where_it_scores(tmp_path: Path) -> None:
-    kinds = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    kinds = datasets.Features(img=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"]))
     for name, numbers in (("train", range(20)), ("test", range(20, 30))):
         rows = {"img": [picture(number) for number in numbers], "label": [number % 2 for number in numbers]}
         datasets.Dataset.from_dict(rows, features=kinds).to_parquet(tmp_path / f"{name}.parquet")
