@@ -219,7 +219,7 @@ def _column(rows: datasets.Dataset, kind: type, data: str) -> str:
     """
     for name, feature in rows.features.items():
         if isinstance(feature, kind):
-            return name
+            return str(name)
     raise UserError(f"--data {data}: has no column of {kind.__name__}; it has {', '.join(rows.features)}")
 
 
