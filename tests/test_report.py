@@ -349,7 +349,7 @@ def with_a_wrong_figure(run: Path) -> None:
         (emptied, "it is not a run folder, or its search has not begun"),
         (rewrite("metrics.jsonl", '{"outer_step": 0', "{"), "metrics.jsonl, line 1 is damaged"),
         (rewrite("metrics.jsonl", '"winner": ', '"winner": 9'), "line 1: the line: Value error, winner 9"),
-        (rewrite("metrics.jsonl", '"entropy"', '"other"'), "winner and entropy: both or neither must be given"),
+        (rewrite("metrics.jsonl", '"entropy"', '"other"'), "a winner needs the policy's entropy"),
         (doubled, "metrics.jsonl, line 5: outer_step 0 comes after 3: two runs are mixed"),
         (rewrite("result.json", "{", ""), "result.json is damaged"),
         (rewrite("result.json", "heldout_accuracy", "other"), "result.json: heldout_accuracy: Field required"),

@@ -158,7 +158,10 @@ def compare(
     recipe: RecipeArgument,
     policies: Annotated[str, typer.Option(help="Names, separated by commas.")],
     overrides: Overrides = None,
-    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Number of seeds: 0 to N - 1.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Number of seeds.")] = 5,
+    first_seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Seeds are N, N + 1, ...: not those that chose settings.")
+    ] = 0,
     reference: Annotated[
         str | None, typer.Option(help="The policy to compare with (default: the first of --policies).")
     ] = None,
@@ -188,6 +191,7 @@ def compare(
             reference=reference,
             out=out,
             jobs=jobs,
+            first_seed=first_seed,
         )
 
     _end(run_command(command, "the same command continues where it stopped"))

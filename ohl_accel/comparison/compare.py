@@ -35,7 +35,7 @@ class Comparison:
 
     recipe: Recipe
     contenders: Sequence[Contender]
-    seeds: int
+    seeds: range
     out: Path
 
 
@@ -48,6 +48,7 @@ def compare(
     reference: str | None = None,
     out: str | PathLike[str] | None = None,
     jobs: int | None = None,
+    first_seed: int = 0,
     console: Console | None = None,
 ) -> list[Row]:
     """Train one recipe with several policies, in pairs of equal seeds, and compare final test accuracies.
@@ -58,11 +59,12 @@ def compare(
     Args:
         recipe: a path or name, plain values, or a recipe.
         policies: names (`ohl_accel.comparison.contenders`), paths or Hub ids.
-        seeds: how many; they are 0 to `seeds` - 1.
+        seeds: how many; they are `first_seed` to `first_seed + seeds - 1`.
         overrides: `section.key=value`, of the recipe.
         reference: the policy that the others are compared with; the first one if None.
         out: the folder; runs/compare-RECIPE if None.
         jobs: parallel runs; one per GPU, or as many as the cores allow, if None.
+        first_seed: another one reports on seeds that were not used to choose settings.
         console: shows progress and the table; None for standard output.
 
     Returns:
@@ -81,6 +83,8 @@ def compare(
             raise UserError(f"{text}: {text.split('=')[0]} is set by the comparison")
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: must be 1 or more")
+    if first_seed < 0:
+        raise UserError(f"--first-seed {first_seed}: must be 0 or more")
     resolved = Recipe.of(recipe, overrides)
     if resolved.data.test_split is None:
         raise UserError("data.test_split=null: a comparison needs a test split")
@@ -92,7 +96,7 @@ def compare(
     asked = Comparison(
         recipe=resolved,
         contenders=[contender(name) for name in names],
-        seeds=seeds,
+        seeds=range(first_seed, first_seed + seeds),
         out=Path(out or Path("runs") / f"compare-{stem}"),
     )
     check(asked.contenders, resolved)
@@ -103,7 +107,8 @@ def compare(
         str(recipe if named else asked.out / RECIPE_FILE),
         *overrides,
     ]
-    command += ["--policies", ",".join(names), "--seeds", str(seeds), "--reference", reference]
+    command += ["--policies", ",".join(names), "--seeds", str(seeds)]
+    command += [*(["--first-seed", str(first_seed)] if first_seed else []), "--reference", reference]
     lock = _claim(asked.out, resolved)
     try:
         write_text(asked.out / RECIPE_FILE, resolved.to_yaml())
@@ -138,7 +143,7 @@ def compare(
 def plan(asked: Comparison) -> list[Job]:
     """All runs, seed by seed, so that pairs are complete early; a run that needs another follows it."""
     jobs: list[Job] = []
-    for seed in range(asked.seeds):
+    for seed in asked.seeds:
         of_seed: dict[str, Job] = {}
         for one in sorted(asked.contenders, key=lambda one: one.after is not None):
             after = of_seed.get(one.after or "")

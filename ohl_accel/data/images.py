@@ -198,12 +198,12 @@ class Images:
         return total <= _IN_MEMORY_BYTES
 
     def subset(self, indices: Sequence[int] | Tensor) -> "Images":
-        """The given images, in the given order; call it before `keep`."""
-        assert self._kept is None
+        """The given images, in the given order; decoded ones are copied."""
         chosen = copy.copy(self)
         chosen.tally = Tally()
         index_n = torch.as_tensor(indices, dtype=torch.int64)
         chosen.numbers, chosen.labels = self.numbers[index_n], self.labels[index_n]
+        chosen._kept = None if self._kept is None else self._kept[index_n]
         return chosen
 
     def keep(self, in_memory: bool | str) -> None:

@@ -2,8 +2,9 @@
 
 A checkpoint is the state of each trajectory (network, optimizer, average of the weights), or of one where all are
 equal; the estimator's state (theta with Adam's moments), and a counter, so a run can be resumed on a different
-number of processes. It is a folder `checkpoints/step-000012` with `state.safetensors` and `state.json`, where trajectories differ
-also `trajectory-000.safetensors` and so on; written aside, renamed, and then named in `checkpoints/latest`; no pickle.
+number of processes. It is a folder `checkpoints/step-000012` with `state.safetensors`, `state.json`, their digests, and
+where trajectories differ `trajectory-000000.safetensors` and so on; written aside, renamed, and then named in
+`checkpoints/latest`; no pickle.
 """
 
 import hashlib

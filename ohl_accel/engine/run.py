@@ -6,6 +6,7 @@ Shapes: N trajectories, R hosted ones, K operations, I inner steps, n images of 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ from ohl_accel.policy import Policy
 from ohl_accel.policy.estimators import Estimator, FinishedStep
 from ohl_accel.policy.protocol import AugmentationPolicy
 from ohl_accel.recipe import Recipe
+from ohl_accel.rng import keyed_generator
 from ohl_accel.run_folder.files import CHECKPOINTS, POLICY_FILE
 from ohl_accel.run_folder.folder import RunFolder
 
@@ -196,16 +198,38 @@ class Run:
         """What the estimator requested, of all trajectories, on every process."""
         assert self.estimator is not None
         own: dict[str, Tensor] = {}
+        recorded: dict[str, Tensor] = {}
         for name in sorted(self.estimator.records):
             match name:
                 case "counts":
                     own[name] = torch.stack([trajectory.counts_K for trajectory in self.hosted])
                 case "operations":
                     own[name] = torch.stack([torch.stack(each.operations) for each in self.hosted])
+                case "heldout_loss":
+                    recorded[name] = outcome.heldout_loss_N
+                case "training_loss":
+                    own[name] = self._training_losses()
                 case "heldout_outcomes":
                     assert outcome.outcomes_RnM is not None
                     own[name] = outcome.outcomes_RnM
-        return {name: self.groups.gather(tensor) for name, tensor in own.items()}
+        return recorded | {name: self.groups.gather(tensor) for name, tensor in own.items()}
+
+    @cached_property
+    def _training_sample(self) -> Images:
+        """As many training images as there are held-out ones, or all if there are fewer."""
+        train, number = self.data.train, len(self.data.heldout or ())
+        generator = keyed_generator(self.recipe.run.seed, "training sample")
+        return train.subset(torch.randperm(len(train), generator=generator)[:number].sort().values)
+
+    def _training_losses(self) -> Tensor:
+        """The loss of the hosted trajectories on the training sample, without augmentation. float64 [R]."""
+        sample, groups = self._training_sample, self.groups
+        networks = [trajectory.scored_network for trajectory in self.hosted]
+        own = self._outcomes(networks, sample, groups.data_rank, groups.group_size)
+        return torch.tensor(
+            [self.objective.scores(each, sample.labels)["loss"] for each in groups.sum_in_group(own)],
+            dtype=torch.float64,
+        )
 
     def finished(self, outer_step: int, outcome: Outcome, reward_N: Tensor) -> FinishedStep:
         """What the estimator learns from."""

@@ -51,6 +51,10 @@ class Transform:
     """None: the transform has no magnitude."""
     signed: bool = False
     """Whether the magnitude is negated at random for each image (AutoAugment's convention)."""
+    family: str | None = None
+    """Transforms of a family change images in a similar way, so estimators may expect similar effects; how similar is
+    learned. None: on its own. The paper's have `geometry`, `enhance` and `tone`: Pillow's `Image.transform`,
+    `ImageEnhance` and `ImageOps`."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

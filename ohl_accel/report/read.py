@@ -27,9 +27,9 @@ class OuterStep(BaseModel):
 
     outer_step: Annotated[int, Field(ge=0)]
     reward: Annotated[list[float | None], Field(min_length=1)]
-    """Held-out accuracies in 0..1; None if training with a fixed policy did not validate in this step."""
+    """Held-out accuracies in 0..1; None if they were not measured in this step."""
     winner: Annotated[int, Field(ge=0)] | None = None
-    """None, like the entropy, for training with a fixed policy."""
+    """None if they were not measured, or for training with a fixed policy."""
     diverged: list[int] = []
     entropy: float | None = None
     """In nats."""
@@ -40,8 +40,8 @@ class OuterStep(BaseModel):
 
     @model_validator(mode="after")
     def _outcome_is_whole(self) -> Self:
-        if (self.winner is None) != (self.entropy is None):
-            raise ValueError("winner and entropy: both or neither must be given")
+        if self.winner is not None and self.entropy is None:
+            raise ValueError("a winner needs the policy's entropy")
         if self.winner is not None and (self.winner >= len(self.reward) or None in self.reward):
             raise ValueError(f"winner {self.winner} does not fit the rewards {self.reward}")
         return self
@@ -110,7 +110,7 @@ class Run:
     @property
     def learned(self) -> bool:
         """Whether a policy is learned; False for training with a fixed one."""
-        return not self.steps or self.steps[0].winner is not None
+        return not self.steps or self.steps[0].entropy is not None
 
     @property
     def outer_steps(self) -> int | None:
@@ -198,9 +198,9 @@ def _read_steps(path: Path, space: Space) -> list[OuterStep]:
                 f"{path}, line {number}: outer_step {step.outer_step} comes after {steps[-1].outer_step}: two runs "
                 "are mixed in this file; delete the lines of the other one"
             )
-        if steps and (len(step.reward), step.winner is None) != (
+        if steps and (len(step.reward), step.entropy is None) != (
             len(steps[0].reward),
-            steps[0].winner is None,
+            steps[0].entropy is None,
         ):
             raise UserError(
                 f"{path}, line {number}: a different kind of run than in the previous lines (trajectories, or whether "

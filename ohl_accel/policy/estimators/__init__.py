@@ -10,6 +10,7 @@ from ohl_accel.errors import UserError
 from ohl_accel.extensions import find_class
 from ohl_accel.policy.estimators.estimator import RECORDS, Estimator, FinishedStep
 from ohl_accel.policy.estimators.reinforce import Reinforce, advantage_of, outer_gradient
+from ohl_accel.policy.estimators.screening import Screening
 from ohl_accel.policy.policy import Policy
 
 __all__ = [
@@ -18,12 +19,13 @@ __all__ = [
     "Estimator",
     "FinishedStep",
     "Reinforce",
+    "Screening",
     "advantage_of",
     "open_estimator",
     "outer_gradient",
 ]
 
-ESTIMATORS: dict[str, type[Estimator]] = {"reinforce": Reinforce}
+ESTIMATORS: dict[str, type[Estimator]] = {"reinforce": Reinforce, "screening": Screening}
 """The built-in estimators by name."""
 
 

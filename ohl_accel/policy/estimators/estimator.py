@@ -18,6 +18,8 @@ from ohl_accel.policy.protocol import AugmentationPolicy
 RECORDS = {
     "counts": "int64 [N, K]: how often each trajectory sampled each operation",
     "operations": "int64 [N, I, B]: the operation of every training image",
+    "heldout_loss": "float64 [N]: the loss on the held-out images",
+    "training_loss": "float64 [N]: the loss on as many training images, without augmentation",
     "heldout_outcomes": "float64 [N, n, M]: `Objective.outcomes` of every held-out image",
 }
 """What an estimator can request to be recorded during an outer step, and what it then gets."""

@@ -39,9 +39,12 @@ function setUpElements(data) {
     const at = Number(slider.value);
     byId("step-now").textContent = data.steps[at];
     const rewards = data.rewards[at];
-    byId("step-says").textContent =
-      `Trajectory ${data.winners[at]} won with ${(100 * rewards[data.winners[at]]).toFixed(2)} %, ` +
-      `the lowest had ${(100 * Math.min(...rewards)).toFixed(2)} %. Entropy ${data.entropies[at].toFixed(4)} nats.`;
+    const winner = data.winners[at];
+    const outcome = winner === null
+      ? "The trajectories were not scored."
+      : `Trajectory ${winner} won with ${(100 * rewards[winner]).toFixed(2)} %, ` +
+        `the lowest had ${(100 * Math.min(...rewards)).toFixed(2)} %.`;
+    byId("step-says").textContent = `${outcome} Entropy ${data.entropies[at].toFixed(4)} nats.`;
     slider.setAttribute("aria-valuetext", `outer step ${data.steps[at]}`);
     for (const table of tables) {
       const ratios = data.ratios[at][Number(table.dataset.position)];

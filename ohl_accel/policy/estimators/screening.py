@@ -1,0 +1,204 @@
+"""Screening: a policy of its own for each trajectory through long rounds, and regression on the scores between them.
+
+What a policy is worth shows only after many epochs, and held-out scores before that can have the wrong sign: a policy
+that makes training harder looks worse at first. Hence
+
+- every trajectory keeps its policy and its weights through a long round (a factor screening experiment: Box, Hunter and
+  Hunter, 2005, chapter 5), with policies that differ along few directions, in mirrored pairs;
+- its score is its held-out loss *extrapolated along the learning curve* to the point where the training images are
+  learned: h - k t, with its loss t on training images without augmentation, and k the slope of held-out against
+  training loss that all trajectories showed in the second half of the round. A trajectory that has learned less of the
+  training images has more to gain;
+- `ohl_accel.policy.effects` estimates from the scores of all rounds what each element contributes, and what is noise;
+- in the next round the first trajectory has the policy learned so far, the others draws from what is still possible
+  (Thompson sampling, Thompson, 1933);
+- the best trajectory is copied to all at the end of a round; after the last round all have the policy learned, and the
+  best is copied after each outer step, as in Algorithm 1.
+
+Shapes: E elements, K operations, N trajectories.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ohl_accel.policy import effects
+from ohl_accel.policy.estimators.estimator import Estimator, FinishedStep, winner_of
+from ohl_accel.policy.policy import Policy
+from ohl_accel.policy.structure import product_of_elements, theta_of
+from ohl_accel.rng import keyed_generator
+
+
+class Screening(Estimator):
+    """Learns log-weights of the elements in long rounds.
+
+    Args:
+        policy: what log-weights of 0 stand for; replaced by the learned one.
+        rounds: of the search, at least 1.
+        share: of the outer steps that belong to rounds, in (0, 1]; in the others the policy learned is only used.
+        spread: standard deviation of the log-weights in the first round.
+        gain: log-weight of an element whose effect is one prior standard deviation.
+        bound: greatest absolute log-weight.
+        settings: common to all estimators; with `lr` = 0 all trajectories keep the policy, nothing is learned;
+            `betas` are not used.
+
+    Raises:
+        ValueError: for values out of range, N < 2, or a run that is too short for its rounds.
+    """
+
+    records: ClassVar[frozenset[str]] = frozenset({"heldout_loss", "training_loss"})
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        rounds: int = 3,
+        share: float = 0.5,
+        spread: float = 1.2,
+        gain: float = 2.0,
+        bound: float = 3.0,
+        **settings: Any,
+    ) -> None:
+        super().__init__(policy, **settings)
+        if self.trajectories < 2:
+            raise ValueError("screening compares trajectories: outer.trajectories must be at least 2")
+        if rounds < 1 or not 0 < share <= 1:
+            raise ValueError(f"rounds must be at least 1 and share in (0, 1], got {rounds=}, {share=}")
+        if min(spread, gain, bound) <= 0:
+            raise ValueError(f"spread, gain and bound must be positive, got {spread=}, {gain=}, {bound=}")
+        self.round_length = int(share * self.outer_steps / rounds)
+        if self.round_length < 2:
+            raise ValueError(
+                f"a round has at least 2 outer steps, so {rounds} rounds in {share:g} of the run need outer.steps="
+                f"{math.ceil(2 * rounds / share)} or more, got {self.outer_steps}"
+            )
+        self.rounds = rounds
+        self._spread, self._gain, self._bound = spread, gain, bound
+        self._start_K = policy.probabilities
+        self._done = 0
+        self._log_weights = torch.zeros(
+            rounds, self.trajectories, policy.space.num_elements, dtype=torch.float64
+        )
+        self._scores = torch.full((rounds, self.trajectories), torch.nan, dtype=torch.float64)
+        self._halfway = torch.zeros(2, dtype=torch.float64)
+        self._learned_E = torch.zeros_like(self._log_weights[0, 0])
+        self._policies = self._begin_round([])
+
+    def is_scored(self, outer_step: int) -> bool:
+        """In the middle and at the end of a round, and after every outer step once all have the learned policy."""
+        number, place = divmod(outer_step, self.round_length)
+        return number >= self.rounds or place + 1 in (self.round_length // 2, self.round_length)
+
+    def policy_of(self, trajectory: int) -> Policy:
+        """Its own in a round; then the learned one."""
+        return self._policies[trajectory] if self._done < self.rounds else self.policy
+
+    def step(self, finished: FinishedStep) -> dict[str, Any]:
+        """At the end of a round: what its scores say, and the policies of the next."""
+        if not self._in_round(finished):
+            return {"phase": "using the policy learned"}
+        loss_NX = torch.stack([finished.recorded["heldout_loss"], finished.recorded["training_loss"]], 1)
+        finite_N = finished.finite_N
+        told: dict[str, Any] = {"phase": f"round {self._done + 1} of {self.rounds}"}
+        told["training_image_loss"] = loss_NX[:, 1].tolist()
+        if not self._at_end(finished):
+            self._halfway = loss_NX[finite_N].mean(0)
+            return told
+        slope = learning_curve_slope(self._halfway, loss_NX[finite_N].mean(0))
+        score_N = slope * loss_NX[:, 1] - loss_NX[:, 0]
+        self._scores[self._done] = torch.where(finite_N, score_N, torch.nan)
+        self._done += 1
+        known = self._known()
+        self._learned_E = self._bounded(self._gain * effects.expected_effects(known))
+        if self.lr:
+            self.policy.theta.copy_(self._theta_of(self._learned_E))
+        if self._done < self.rounds:
+            self._policies = self._begin_round(known)
+        return told | {
+            "score": score_N.tolist(),
+            "learning_curve_slope": slope,
+            "log_weights": self._learned_E.tolist(),
+            "family_share": sum(each.probability * each.family_share for each in known),
+            "noise_share": sum(each.probability * each.noise_share for each in known),
+        }
+
+    def parents(self, finished: FinishedStep) -> list[int]:
+        """In a round each trajectory itself; at its end the one with the best score; then the winner."""
+        if not self._in_round(finished):
+            return super().parents(finished)
+        if not self._at_end(finished):
+            return [n if finished.finite_N[n] else finished.winner for n in range(self.trajectories)]
+        score_N = self._scores[self._done - 1]
+        return [winner_of(score_N, score_N.isfinite())] * self.trajectories
+
+    def state(self) -> dict[str, Tensor]:
+        """theta, and everything about the rounds so far."""
+        return {
+            **super().state(),
+            "rounds_done": torch.tensor(self._done),
+            "log_weights": self._log_weights,
+            "scores": self._scores,
+            "halfway": self._halfway,
+            "learned": self._learned_E,
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` gave."""
+        super().load_state(state)
+        self._done = int(state["rounds_done"])
+        self._log_weights, self._scores = state["log_weights"].clone(), state["scores"].clone()
+        self._halfway, self._learned_E = state["halfway"].clone(), state["learned"].clone()
+        self._policies = self._policies_of_round()
+
+    def _in_round(self, finished: FinishedStep) -> bool:
+        return finished.outer_step < self.rounds * self.round_length
+
+    def _at_end(self, finished: FinishedStep) -> bool:
+        return (finished.outer_step + 1) % self.round_length == 0
+
+    def _known(self) -> list[effects.Hypothesis]:
+        """What the scores of the rounds that are done say."""
+        rounds = []
+        for log_weight_NE, score_N in zip(self._log_weights[: self._done], self._scores, strict=False):
+            finite_N = score_N.isfinite()
+            rounds.append((log_weight_NE[finite_N], score_N[finite_N]))
+        return effects.hypotheses(self.policy.space, rounds)
+
+    def _begin_round(self, known: Sequence[effects.Hypothesis]) -> list[Policy]:
+        """Choose the log-weights of a round, from what is known; returns the policies."""
+        generator = keyed_generator(self.seed, "screening", self._done)
+        N = self.trajectories
+        if not known:
+            rows = self._spread * effects.factorial_design(self.policy.space, (N + 1) // 2, generator)
+        else:
+            drawn = [each for _ in range(N // 2) for each in effects.draw_effects(known, generator)]
+            rows = torch.stack([self._learned_E, *(self._bounded(self._gain * each_E) for each_E in drawn)])
+        self._log_weights[self._done] = rows[:N] if self.lr else 0.0
+        return self._policies_of_round()
+
+    def _policies_of_round(self) -> list[Policy]:
+        if self._done == self.rounds:
+            return []
+        space = self.policy.space
+        return [Policy(self._theta_of(row_E), space=space) for row_E in self._log_weights[self._done]]
+
+    def _theta_of(self, log_weight_E: Tensor) -> Tensor:
+        return theta_of(self._start_K * product_of_elements(log_weight_E, self.policy.space))
+
+    def _bounded(self, log_weight_E: Tensor) -> Tensor:
+        return (log_weight_E - log_weight_E.mean()).clamp(-self._bound, self._bound)
+
+
+def learning_curve_slope(before: Tensor, after: Tensor) -> float:
+    """The slope of held-out against training loss between two points of a learning curve, within 0..1.
+
+    0 if the held-out loss no longer falls, or the training loss does not.
+
+    Args:
+        before, after: (held-out loss, loss on training images).
+    """
+    heldout, training = (before - after).tolist()
+    return min(max(heldout / training, 0.0), 1.0) if training > 0 else 0.0

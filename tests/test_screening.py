@@ -1,0 +1,242 @@
+"""Screening: structured policies, regression on scores, and the schedule of the rounds."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ohl_accel.errors import UserError
+from ohl_accel.operations.space import BUILT_IN, PAPER
+from ohl_accel.policy import Policy, effects
+from ohl_accel.policy.estimators import FinishedStep, Screening, open_estimator
+from ohl_accel.policy.estimators.screening import learning_curve_slope
+from ohl_accel.policy.policy import probabilities_of
+from ohl_accel.policy.structure import magnitude_ranks, product_of_elements, same_family, theta_of
+
+N, ROUNDS, STEPS = 4, 3, 24
+GEOMETRY = torch.tensor([element.transform.family == "geometry" for element in PAPER.elements])
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def screening(seed: int = 0, **options: Any) -> Screening:
+    settings = {"lr": 0.05, "betas": (0.5, 0.999), "trajectories": N, "outer_steps": STEPS, "seed": seed}
+    made = open_estimator("screening", Policy(), {"rounds": ROUNDS, "share": 0.5} | options, **settings)
+    assert isinstance(made, Screening)
+    return made
+
+
+def finished(
+    outer_step: int, heldout: Tensor, training: Tensor, finite_N: Tensor | None = None
+) -> FinishedStep:
+    return FinishedStep(
+        outer_step=outer_step,
+        reward_N=-heldout,
+        finite_N=torch.ones(len(heldout), dtype=torch.bool) if finite_N is None else finite_N,
+        recorded={"heldout_loss": heldout, "training_loss": training},
+    )
+
+
+def learn(estimator: Screening, outer_steps: range, noise: float = 0.0, effect: float = -0.01) -> None:
+    """Outer steps in which the score falls with the log-weights of geometric elements, if `effect` is negative."""
+    draws = generator(7)
+    for outer_step in outer_steps:
+        if not estimator.is_scored(outer_step):
+            continue
+        log_weight_NE = torch.stack([log_weights(estimator.policy_of(n)) for n in range(N)])
+        gain_N = effect * log_weight_NE[:, GEOMETRY].sum(1)
+        progress = 1 / (1 + outer_step)
+        heldout = 1.0 + progress - gain_N + noise * torch.randn(N, generator=draws, dtype=torch.float64)
+        made = finished(outer_step, heldout, torch.full((N,), 1.0 + 2 * progress, dtype=torch.float64))
+        estimator.step(made)
+
+
+def log_weights(policy: Policy) -> Tensor:
+    log_E = policy.element_probabilities[0].log()
+    return log_E - log_E.mean()
+
+
+def test_theta_of_is_the_inverse_of_eq_7() -> None:
+    probability_K = torch.rand(1296, generator=generator(), dtype=torch.float64)
+    expected = probability_K / probability_K.sum()
+    torch.testing.assert_close(probabilities_of(theta_of(probability_K)), expected, rtol=1e-12, atol=0)
+    assert probabilities_of(theta_of(torch.tensor([1.0, 0.0], dtype=torch.float64)))[1] < 1e-11
+
+
+@pytest.mark.parametrize("space", BUILT_IN.values(), ids=lambda space: space.name)
+def test_elements_are_drawn_by_their_weights(space: Any) -> None:
+    log_weight_E = torch.randn(space.num_elements, generator=generator(), dtype=torch.float64)
+    policy = Policy(theta_of(product_of_elements(log_weight_E, space)), space=space)
+    expected = log_weight_E.softmax(0).expand(space.arity, -1)
+    torch.testing.assert_close(policy.element_probabilities, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_what_acts_alike() -> None:
+    assert same_family(PAPER).sum() == 15**2 + 12**2 + 9**2
+    assert magnitude_ranks(PAPER)[[0, 1, 2, 3, 33, 34, 35]].tolist() == [-1, 0, 1, -1, 0, 0, 0]
+    similarity_EE = effects.similarity(PAPER, 0.6)
+    torch.testing.assert_close(similarity_EE, similarity_EE.T)
+    torch.testing.assert_close(similarity_EE.sum(0), torch.zeros(36, dtype=torch.float64))
+    assert float(similarity_EE.diagonal().mean()) == pytest.approx(1)
+    assert torch.linalg.eigvalsh(similarity_EE).min() > -1e-12
+    same_transform, same_family_only, other = similarity_EE[0, 1], similarity_EE[0, 3], similarity_EE[0, 15]
+    assert same_transform > same_family_only > 0 > other
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 4, 6])
+def test_the_first_round_is_a_factorial_design(pairs: int) -> None:
+    rows = effects.factorial_design(PAPER, pairs, generator())
+    assert torch.equal(rows[0::2], -rows[1::2])
+    torch.testing.assert_close(rows.std(1, correction=0), torch.ones(2 * pairs, dtype=torch.float64))
+    _, vector_EE = effects.leading_directions(PAPER)
+    leading = pairs.bit_length()
+    signs = (rows @ vector_EE[:, :leading]).sign().tolist()
+    wanted = set(itertools.product((1.0, -1.0), repeat=leading))
+    assert set(map(tuple, signs)) <= wanted
+    assert len(set(map(tuple, signs))) == min(2 * pairs, len(wanted))
+
+
+def test_contrasts_are_orthonormal_and_free_of_the_constant() -> None:
+    rows = effects.contrasts(torch.eye(5, dtype=torch.float64))
+    torch.testing.assert_close(rows @ rows.T, torch.eye(4, dtype=torch.float64))
+    torch.testing.assert_close(
+        effects.contrasts(torch.ones(5, 1, dtype=torch.float64)), torch.zeros(4, 1).double()
+    )
+
+
+def test_the_posterior_equals_bayesian_regression_in_weight_space() -> None:
+    log_weight_NE = effects.factorial_design(PAPER, 3, generator())
+    score_N = torch.randn(6, generator=generator(1), dtype=torch.float64)
+    known = effects.hypotheses(PAPER, [(log_weight_NE, score_N)])
+    assert sum(each.probability for each in known) == pytest.approx(1)
+    one = next(each for each in known if each.family_share == 0.6 and each.noise_share == 0.3)
+    design_mE, score_m = effects.contrasts(log_weight_NE), effects.contrasts(score_N)
+    prior_EE = effects.similarity(PAPER, 0.6) + 1e-9 * torch.eye(36, dtype=torch.float64)
+    unit = 0.7 / float((design_mE @ prior_EE @ design_mE.T).diagonal().mean())
+    precision_EE = torch.linalg.inv(unit * prior_EE) + design_mE.T @ design_mE / 0.3
+    mean_E = torch.linalg.solve(precision_EE, design_mE.T @ score_m / 0.3)
+    covariance_mm = unit * design_mE @ prior_EE @ design_mE.T + 0.3 * torch.eye(5, dtype=torch.float64)
+    scale = float(score_m @ torch.linalg.solve(covariance_mm, score_m) / 5) ** 0.5
+    torch.testing.assert_close(one.mean_E, mean_E / (scale * unit**0.5), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(one.covariance_EE, torch.linalg.inv(precision_EE) / unit, rtol=1e-3, atol=1e-3)
+
+
+def test_neither_the_level_nor_the_unit_of_scores_matters() -> None:
+    log_weight_NE = effects.factorial_design(PAPER, 2, generator())
+    score_N = torch.tensor([0.05, -0.06, 0.03, -0.02], dtype=torch.float64)
+    effect_E = effects.expected_effects(effects.hypotheses(PAPER, [(log_weight_NE, score_N)]))
+    other_E = effects.expected_effects(effects.hypotheses(PAPER, [(log_weight_NE, 50 + 100 * score_N)]))
+    torch.testing.assert_close(effect_E, other_E)
+    assert effect_E[GEOMETRY].max() < 0 < effect_E[~GEOMETRY].mean()
+
+
+def test_a_draw_and_its_mirror_image_have_the_posterior_mean() -> None:
+    log_weight_NE = effects.factorial_design(PAPER, 2, generator())
+    known = effects.hypotheses(PAPER, [(log_weight_NE, torch.tensor([1.0, -1, 0.5, -0.5]).double())])
+    draws = generator(3)
+    pairs = [effects.draw_effects(known, draws) for _ in range(400)]
+    mean_E = torch.stack([(one + other) / 2 for one, other in pairs]).mean(0)
+    deviation_E = torch.stack([one - (one + other) / 2 for one, other in pairs]).std(0)
+    expected_E = effects.expected_effects(known)
+    assert (mean_E - expected_E).abs().max() < 0.15
+    variance_E = torch.stack([each.probability * each.covariance_EE.diagonal() for each in known]).sum(0)
+    torch.testing.assert_close(deviation_E, variance_E.sqrt(), rtol=0.15, atol=0.02)
+
+
+def test_the_slope_of_a_learning_curve() -> None:
+    def slope(before: tuple[float, float], after: tuple[float, float]) -> float:
+        return learning_curve_slope(torch.tensor(before).double(), torch.tensor(after).double())
+
+    assert slope((2.0, 1.5), (1.8, 1.0)) == pytest.approx(0.4)
+    assert slope((2.0, 1.5), (2.1, 1.0)) == 0
+    assert slope((2.0, 1.5), (1.0, 1.4)) == 1
+    assert slope((2.0, 1.5), (1.9, 1.6)) == 0
+
+
+def test_scores_come_in_the_middle_and_at_the_end_of_rounds() -> None:
+    estimator = screening()
+    assert [step for step in range(16) if estimator.is_scored(step)] == [1, 3, 5, 7, 9, 11, 12, 13, 14, 15]
+    policies = [estimator.policy_of(n) for n in range(N)]
+    assert len({policy.theta.sum().item() for policy in policies}) == N
+
+
+def test_trajectories_keep_their_weights_within_a_round() -> None:
+    estimator = screening()
+    heldout = torch.tensor([1.2, 1.1, 1.4, 1.3], dtype=torch.float64)
+    middle = finished(1, heldout + 0.4, torch.full((N,), 1.5).double())
+    estimator.step(middle)
+    assert estimator.parents(middle) == [0, 1, 2, 3]
+    # slope 0.4 / 0.5: the third has learned least of the training images, so it gains most
+    end = finished(3, heldout, torch.tensor([0.8, 0.8, 1.6, 0.8]).double())
+    told = estimator.step(end)
+    assert told["learning_curve_slope"] == pytest.approx(0.8)
+    assert told["score"] == pytest.approx([0.64 - 1.2, 0.64 - 1.1, 1.28 - 1.4, 0.64 - 1.3])
+    assert estimator.parents(end) == [2] * N
+
+
+def test_a_diverged_trajectory_is_replaced_and_left_out() -> None:
+    estimator, healthy = screening(), screening()
+    finite_N = torch.tensor([True, False, True, True])
+    heldout = torch.tensor([1.2, float("nan"), 1.4, 1.3], dtype=torch.float64)
+    for outer_step in (1, 3):
+        made = finished(outer_step, heldout, heldout / 2, finite_N)
+        estimator.step(made)
+        healthy.step(
+            finished(outer_step, torch.tensor([1.2, 1.2, 1.4, 1.3]).double(), torch.full((N,), 0.6).double())
+        )
+        assert estimator.parents(made) == ([0, 0, 2, 3] if outer_step == 1 else [0] * N)
+    assert bool(estimator.policy.theta.isfinite().all())
+
+
+@pytest.mark.parametrize("effect", [-0.01, 0.01])
+def test_it_finds_which_family_helps(effect: float) -> None:
+    estimator = screening()
+    learn(estimator, range(STEPS), noise=0.03, effect=effect)
+    share = float(estimator.policy.element_probabilities[0][GEOMETRY].sum())
+    uniform = 15 / 36
+    assert share < uniform / 2 if effect < 0 else share > 1.5 * uniform
+
+
+def test_without_learning_all_keep_the_policy() -> None:
+    estimator = screening()
+    still = open_estimator(
+        "screening", Policy(), {}, lr=0.0, betas=(0.5, 0.9), trajectories=N, outer_steps=STEPS, seed=0
+    )
+    learn(estimator, range(STEPS))
+    assert isinstance(still, Screening)
+    learn(still, range(STEPS), noise=0.1)
+    assert still.policy == Policy() != estimator.policy
+    torch.testing.assert_close(still.policy_of(2).probabilities, Policy().probabilities)
+
+
+@pytest.mark.parametrize("stop", [2, 4, 6, 13])
+def test_a_restored_estimator_continues_as_if_nothing_had_happened(stop: int) -> None:
+    whole, first, second = screening(), screening(), screening()
+    learn(whole, range(STEPS), noise=0.02)
+    learn(first, range(stop), noise=0.02)
+    saved = {name: value.clone() for name, value in first.state().items()}
+    second.load_state(saved)
+    for n in range(N):
+        assert torch.equal(first.policy_of(n).theta, second.policy_of(n).theta)
+    learn(first, range(stop, STEPS), noise=0.02)
+    learn(second, range(stop, STEPS), noise=0.02)
+    assert torch.equal(first.policy.theta, second.policy.theta)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rounds": 0}, "rounds must be at least 1"),
+        ({"share": 1.5}, r"share in \(0, 1\]"),
+        ({"spread": -1.0}, "must be positive"),
+        ({"rounds": 9}, "9 rounds in 0.5 of the run need outer.steps=36 or more, got 24"),
+        ({"depth": 3}, "unexpected keyword argument 'depth'"),
+    ],
+)
+def test_options_that_cannot_work(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        screening(**options)
