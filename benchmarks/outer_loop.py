@@ -74,9 +74,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME,key=value,...",
         help="a contestant; repeat for more",
     )
-    common.add_argument(
-        "--seeds", type=int, default=3, help="how many, from --first-seed (default: %(default)s)"
-    )
+    common.add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
+    common.add_argument("--first-seed", type=int, default=0, help="the first one (default: %(default)s)")
     common.add_argument("--result", type=Path, help="the Markdown file (default: in benchmarks/results/)")
 
     one = parts.add_parser("simulator", parents=[common], help="no network, seconds a run")
@@ -84,7 +83,6 @@ def parser() -> argparse.ArgumentParser:
         "--surface", action="append", choices=SURFACES, help="repeat for more (default: families)"
     )
     one.add_argument("--space", default="paper", choices=sorted(BUILT_IN), help="of the policies")
-    one.add_argument("--first-seed", type=int, default=0)
     one.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE",
         help="of the simulated run: "
@@ -105,7 +103,6 @@ def parser() -> argparse.ArgumentParser:
         "--threshold", type=float, default=3.0, help="factor that counts as found (default: %(default)s)"
     )
     two.add_argument("--fresh", action="store_true", help="also train anew with every learned policy")
-    two.add_argument("--first-seed", type=int, default=0)
     two.add_argument(
         "--out", type=Path, help="keep the runs here, and continue there (default: a temporary folder)"
     )
@@ -117,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     three.add_argument("--data", help="data.path of the recipe")
     three.add_argument(
         "--static", default="colour,geometry", metavar="FAMILIES,...",
-        help=f"policies that apply only these; families are {', '.join(FAMILIES)}, joined by +; colour is tone+blend "
+        help=f"policies that apply only these; families are {', '.join(FAMILIES)}, joined by +; colour is enhance+tone "
         "(default: %(default)s; '' for none)",
     )  # fmt: skip
     three.add_argument(
@@ -191,7 +188,7 @@ def real_page(options: argparse.Namespace, command: str) -> Page:
     real = Real(
         recipe=options.recipe,
         overrides=(*data, *options.override),
-        seeds=options.seeds,
+        seeds=tuple(seeds_of(options)),
         out=options.out or Path("runs") / f"outer-loop-{stem}",
         static=names_in(options.static),
         fixed=names_in(options.policies),

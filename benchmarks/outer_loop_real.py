@@ -36,8 +36,8 @@ class Real:
 
     recipe: str
     overrides: tuple[str, ...]
-    seeds: int
-    """0 to seeds - 1."""
+    seeds: tuple[int, ...]
+    """In a row."""
     out: Path
     static: tuple[str, ...] = ()
     """Families (`outer_loop_shared.transforms_of`) whose uniform policy is trained with."""
@@ -71,7 +71,7 @@ class Real:
 
     def policies(self, label: str) -> dict[int, Policy]:
         """The policies that a contestant learned, by seed; those of finished runs."""
-        folders = {seed: self._search_folder(label, seed) for seed in range(self.seeds)}
+        folders = {seed: self._search_folder(label, seed) for seed in self.seeds}
         return {seed: Policy.load(folder) for seed, folder in folders.items() if folder.is_dir()}
 
     def _write_policies(self) -> dict[str, str]:
@@ -86,7 +86,8 @@ class Real:
         return compare(
             self.recipe,
             policies,
-            self.seeds,
+            len(self.seeds),
+            first_seed=self.seeds[0],
             overrides=[*self.overrides, *overrides],
             out=self.out / folder,
             jobs=self.jobs,

@@ -20,8 +20,9 @@ from torch import Tensor
 from ohl_accel.comparison.statistics import paired_difference
 from ohl_accel.comparison.summary import environment
 from ohl_accel.errors import UserError
-from ohl_accel.operations.space import PAPER, Space
+from ohl_accel.operations.space import PAPER, PAPER_IDENTITY, Space
 from ohl_accel.policy import Policy
+from ohl_accel.policy.structure import product_of_elements, theta_of
 from ohl_accel.run_folder.atomic import write_text
 
 BEST_OF_N = "uniform-best-of-n"
@@ -29,15 +30,15 @@ BEST_OF_N = "uniform-best-of-n"
 UNIFORM = "uniform"
 """Plain training with the uniform policy."""
 
-FAMILIES: dict[str, frozenset[str]] = {
-    "geometry": frozenset(
-        {"HorizontalShear", "VerticalShear", "HorizontalTranslate", "VerticalTranslate", "Rotate"}
-    ),
-    "tone": frozenset({"Posterize", "Solarize", "AutoContrast", "Equalize", "Invert"}),
-    "blend": frozenset({"ColorAdjust", "Contrast", "Sharpness", "Brightness"}),
-    "identity": frozenset({"Identity"}),
+_FAMILY_OF = {
+    element.transform.name: element.transform.family or element.transform.name.lower()
+    for element in PAPER_IDENTITY.elements
 }
-"""The transforms of Table 1 by what they change: where pixels are; single levels; mixtures with another image."""
+FAMILIES: dict[str, frozenset[str]] = {
+    family: frozenset(name for name, own in _FAMILY_OF.items() if own == family)
+    for family in dict.fromkeys(_FAMILY_OF.values())
+}
+"""The transforms of Table 1 by family: geometry, enhance, tone; and identity, on its own."""
 _COLOUR = "colour"
 _REMOVED = -12.0
 """theta of an operation that a static policy never applies: probability 6e-6 of the others'."""
@@ -46,13 +47,13 @@ _SECTION_FIELDS = ("lr", "betas", "average")
 
 
 def transforms_of(families: str) -> frozenset[str]:
-    """The transforms of families joined by `+`; `colour` is tone+blend.
+    """The transforms of families joined by `+`; `colour` is enhance+tone.
 
     Raises:
         UserError: for a name that is none.
     """
     names = [
-        part for name in families.split("+") for part in (("tone", "blend") if name == _COLOUR else (name,))
+        part for name in families.split("+") for part in (("enhance", "tone") if name == _COLOUR else (name,))
     ]
     unknown = [name for name in names if name not in FAMILIES]
     if unknown:
@@ -89,15 +90,13 @@ def family_policy(families: str, space: Space = PAPER) -> Policy:
 def independent_policy(share_E: Tensor, space: Space = PAPER) -> Policy:
     """The policy whose elements are independent, each position with these probabilities.
 
-    Exact by Eq 7 for the `ordered` spaces: theta = logit(p / (1.01 max p)), so that the sigmoids are proportional to p.
+    Exact in `ordered` spaces.
 
     Args:
         share_E: float64, all positive, sum 1.
         space: of the policy.
     """
-    operations_KA = space.elements_of(torch.arange(space.num_operations))
-    product_K = share_E[operations_KA].prod(1)
-    return Policy(torch.special.logit(product_K / (1.01 * product_K.max())), space=space)
+    return Policy(theta_of(product_of_elements(share_E.log(), space)), space=space)
 
 
 @dataclass(frozen=True)

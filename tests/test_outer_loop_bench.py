@@ -248,7 +248,7 @@ def test_policies_of_families() -> None:
     share_E = torch.softmax(torch.arange(36, dtype=torch.float64) / 10, 0)
     torch.testing.assert_close(independent_policy(share_E).element_probabilities, share_E.repeat(2, 1))
     with pytest.raises(
-        UserError, match="no family warp; known: geometry, tone, blend, identity, colour; joined by"
+        UserError, match="no family warp; known: geometry, enhance, tone, identity, colour; joined by"
     ):
         family_policy("tone+warp")
 
@@ -413,7 +413,7 @@ def test_the_real_part_collects_finished_comparisons(
     real = Real(
         str(REPOSITORY / "recipes" / "digits.yaml"),
         ("outer.steps=4",),
-        1,
+        (7,),
         tmp_path,
         static=("colour", "tone+geometry"),
         contestants=(one,),
@@ -429,8 +429,8 @@ def test_the_real_part_collects_finished_comparisons(
     monkeypatch.setattr(import_module("ohl_accel.comparison.compare"), "run_jobs", finish)
     trials = real.run()
     assert list(trials) == [UNIFORM, "colour", "tone+geometry", BEST_OF_N, one.label]
-    assert trials["colour"] == [Trial(0, fresh=score)]
-    assert trials[BEST_OF_N] == [Trial(0, network=score)]
+    assert trials["colour"] == [Trial(7, fresh=score)]
+    assert trials[BEST_OF_N] == [Trial(7, network=score)]
     policy = Policy.load(small_run)
     (found,) = trials[one.label]
     assert found.factor == pytest.approx(known.factor(policy.element_probabilities))
