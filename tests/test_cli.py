@@ -103,7 +103,7 @@ def test_a_process_for_each_way() -> None:
         (["search"], "Missing argument"),
         (
             ["search", "digts"],
-            "error: recipe digts does not exist; did you mean digits? recipes that need no path",
+            "error: recipe digts does not exist; did you mean digits or sign_digits? recipes that need no",
         ),
         (["search", "digits", "--config", "gpus"], "error: --config gpus does not exist; did you mean gpu?"),
         (["search", "digits", "--processes", "0"], "Invalid value for '--processes': "),

@@ -32,7 +32,8 @@ OHL = "ohl"
 BEST_OF_N = "uniform-best-of-n"
 POPULATION = "population"
 _SEARCH = "search:"
-_FRESH = "-fresh"
+FRESH = "-fresh"
+"""After the name of a search: training from scratch with the policy that it learned."""
 _MATCHED = "-compute-matched"
 _SIDE_FOR_CHECKS = 32
 
@@ -65,7 +66,7 @@ class Contender:
 
 def contender(name: str) -> Contender:
     """The contender with a name; `check` tells whether it can run."""
-    searched = name.removesuffix(_FRESH)
+    searched = name.removesuffix(FRESH)
     if searched in (OHL, POPULATION) or searched.startswith(_SEARCH):
         if name != searched:
             return Contender(name, "train", (), after=searched)
@@ -102,7 +103,7 @@ def check(contenders: Sequence[Contender], recipe: Recipe) -> None:
             if one.command == "search" and isinstance(policy, Policy):
                 _open_estimator(own, policy)
         except UserError as error:
-            known = (OHL, f"{_SEARCH}ESTIMATOR", POPULATION, BEST_OF_N, f"NAME{_FRESH}", f"NAME{_MATCHED}")
+            known = (OHL, f"{_SEARCH}ESTIMATOR", POPULATION, BEST_OF_N, f"NAME{FRESH}", f"NAME{_MATCHED}")
             also = f"; here also {', '.join(known)}" if one.command == "train" else ""
             raise UserError(f"--policies {one.name}: {error}{also}") from None
 
