@@ -5,8 +5,8 @@ First measure it, with seeds that were not used to choose it, then
     python -m benchmarks.zoo_entry cifar10-reduced runs/search/policy.json runs/compare-theirs/comparison.json \\
         --data "reduced CIFAR-10: 1,000 images, 240 epochs, resnet8_cifar"
 
-where the comparison is that of `ohl-accel compare RECIPE --policies uniform,runs/search/policy.json --seeds 10`. It
-writes `ohl_accel/policy/zoo/NAME.json`, or nothing if the 95 % interval is not above 0.
+where the comparison is that of `ohl-accel compare RECIPE --policies uniform,runs/search/policy.json --first-seed 100
+--seeds 10`. It writes `ohl_accel/policy/zoo/NAME.json`, or nothing if the 95 % interval is not above 0.
 """
 
 import argparse

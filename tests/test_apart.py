@@ -13,6 +13,7 @@ from conftest import KEEP, final_state, latest, launch, rewind
 from forked import call_on_ranks
 
 from ohl_accel.distributed.groups import Groups
+from ohl_accel.engine import checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -57,9 +58,21 @@ def test_a_round_of_screening_in_one_process_and_in_two(tmp_path: Path) -> None:
     one = {step: tensors(tmp_path / "one", step) for step in range(7)}
     assert [len(files) for files in one.values()] == [1, 5, 5, 5, 1, 1, 1]
     assert len(set(one[3].values())) == 5
+    _a_part_that_is_missing_is_found(tmp_path / "one", tmp_path / "damaged")
     two = resumed(tmp_path / "one", "step-000001", tmp_path / "two", 2, *SCREENING)
     assert {step: tensors(two, step) for step in range(7)} == one
     assert final_state(two) == final_state(tmp_path / "one")
+
+
+def _a_part_that_is_missing_is_found(run: Path, folder: Path) -> None:
+    shutil.copytree(run, folder)
+    rewind(folder, "step-000003")
+    (folder / "checkpoints" / "step-000003" / "trajectory-000002.safetensors").unlink()
+    warnings: list[str] = []
+    contents = checkpoint.newest_whole(folder / "checkpoints", warnings.append)
+    assert contents is not None
+    assert contents.document["outer_step"] == 2
+    assert "trajectory-000002.safetensors" in warnings[0]
 
 
 def test_a_population_in_groups_of_two_processes(tmp_path: Path) -> None:

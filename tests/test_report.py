@@ -515,3 +515,13 @@ def test_an_image_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
     Image.new("1", (6001, 6001)).save(tmp_path / "large.png")
     with pytest.raises(UserError, match="6001 x 6001 pixels are more than 36000000"):
         read_image(tmp_path / "large.png")
+
+
+def test_the_best_reward_is_one_line_where_some_outer_steps_are_not_scored() -> None:
+    lines = [
+        {"outer_step": step, "reward": [0.8, 0.9] if step % 10 == 0 else [None, None]} for step in range(21)
+    ]
+    pixels = figures.pixels_of(figures.reward_curves(lines))
+    is_blue = (pixels == (31, 119, 180)).all(2)
+    middle = is_blue[:, pixels.shape[1] * 5 // 8]  # between two scored outer steps
+    assert middle.any()

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice, repeat
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,7 @@ def save(
     folder: Path,
     outer_step: int,
     states: Iterator[dict[str, Tensor]],
+    apart: bool,
     optimizer: torch.optim.Optimizer,
     estimator: Estimator | None,
     recipe: Recipe,
@@ -107,14 +108,13 @@ def save(
     Args:
         folder: `checkpoints` of the run folder.
         outer_step: outer steps done.
-        states: from `collect`.
+        states: from `collect`; emptied as they are written, so that only one is in memory.
+        apart: whether trajectories differ, as in `collect`.
         optimizer: of any trajectory: its plain values are the same in all.
         estimator: with the policy; None if nothing is learned.
         recipe: resolved.
     """
-    first, *others = islice(states, 2)
-    apart = bool(others)
-    shared = {} if apart else first
+    shared = {} if apart else next(states)
     if estimator is not None:
         shared = shared | {f"policy.{name}": value for name, value in _state_of(estimator).items()}
     scalars, _ = _split_optimizer(optimizer)
@@ -129,8 +129,9 @@ def save(
     with replacing(path) as aside:
         aside.mkdir()
         if apart:
-            for number, tensors in enumerate(chain([first, *others], states)):
+            for number, tensors in enumerate(states):
                 save_file(tensors, aside / _TRAJECTORY.format(number))
+                tensors.clear()
         save_file(shared, aside / _STATE_TENSORS)
         (aside / _STATE_JSON).write_text(json.dumps(document), encoding="utf-8")
         digests = {file.name: _digest(file) for file in sorted(aside.iterdir())}

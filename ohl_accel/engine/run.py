@@ -340,8 +340,9 @@ class Run:
                 pass
             return
         try:
+            optimizer = self.hosted[0].optimizer
             checkpoint.save(
-                folder / CHECKPOINTS, outer_steps_done, states, self.hosted[0].optimizer, estimator, recipe
+                folder / CHECKPOINTS, outer_steps_done, states, apart, optimizer, estimator, recipe
             )
             if estimator is not None:
                 estimator.policy.provenance["outer_steps_done"] = outer_steps_done

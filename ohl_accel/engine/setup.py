@@ -344,7 +344,8 @@ def _resume_or_begin(
         states = list(checkpoint.collect(hosted, groups, apart=False))
         if folder is not None:
             folder.clear()
-            checkpoint.save(folder / CHECKPOINTS, 0, iter(states), hosted[0].optimizer, estimator, recipe)
+            optimizer = hosted[0].optimizer
+            checkpoint.save(folder / CHECKPOINTS, 0, iter(states), False, optimizer, estimator, recipe)
             if isinstance(policy, Policy):
                 policy.save(folder / POLICY_FILE)
     if folder is not None:
