@@ -20,8 +20,8 @@ from ohl_accel.errors import UserError
 from ohl_accel.policy import Policy, zoo
 
 
-def evidence(comparison: dict[str, Any], contender: str, data: str) -> dict[str, Any]:
-    """The evidence object of a policy.
+def gain(comparison: dict[str, Any], contender: str, data: str) -> dict[str, Any]:
+    """What a policy gained, as the zoo wants it.
 
     Args:
         comparison: `comparison.json`.
@@ -68,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     given = parser.parse_args(argv)
     policy = Policy.load(given.policy)
     comparison = json.loads(given.comparison.read_text(encoding="utf-8"))
-    policy.provenance["evidence"] = evidence(comparison, given.policy, given.data)
-    print(zoo.evidence_of(policy.provenance))
+    policy.provenance["gain"] = gain(comparison, given.policy, given.data)
+    print(zoo.gain_of(policy.provenance))
     file = zoo.FOLDER / f"{given.name}.json"
     policy.save(file)
     return file

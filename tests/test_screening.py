@@ -154,6 +154,15 @@ def test_neither_the_level_nor_the_unit_of_scores_matters() -> None:
     assert both_SE[0, GEOMETRY].max() < 0 < both_SE[0, ~GEOMETRY].mean()
 
 
+def test_without_a_comparison_nothing_is_known() -> None:
+    design_NE = effects.factorial_design(PAPER, 1, generator())
+    known = effects.posterior(PAPER, [design_NE[:1]], [torch.tensor([0.3], dtype=torch.float64)])
+    assert not known.effect_SE.any()
+    torch.testing.assert_close(
+        known.covariance_GEE[0], effects.similarity(PAPER, float(known.family_share_G[0]))
+    )
+
+
 def test_a_draw_and_its_mirror_image_have_the_posterior_mean() -> None:
     design_NE = effects.factorial_design(PAPER, 2, generator())
     known = effects.posterior(PAPER, [design_NE], [torch.tensor([1.0, -1, 0.5, -0.5]).double()])

@@ -32,7 +32,7 @@ EVIDENCE: dict[str, Any] = {
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Policy:
     """The only policy of a zoo, zoo:less-geometry."""
     monkeypatch.setattr(zoo, "FOLDER", tmp_path)
-    policy = Policy(torch.linspace(-1, 1, 1296, dtype=torch.float64), {"evidence": EVIDENCE})
+    policy = Policy(torch.linspace(-1, 1, 1296, dtype=torch.float64), {"gain": EVIDENCE})
     policy.save(tmp_path / "less-geometry.json")
     return policy
 
@@ -82,14 +82,14 @@ def test_other_mistakes(made: Policy, tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (None, "its provenance has no evidence"),
-        ({"command": ""}, "evidence.command must be a text"),
-        ({"data": 3}, "evidence.data must be a text, got 3"),
-        ({"seeds": [0]}, "evidence.seeds must list at least 2 different seeds"),
-        ({"seeds": [0, 1, 1]}, "evidence.seeds must list at least 2 different seeds"),
-        ({"learned": [0.6, 0.6]}, "evidence.learned must have 3 finite numbers"),
-        ({"uniform": [0.5, 0.5, "0.5"]}, "evidence.uniform must have 3 finite numbers"),
-        ({"difference": None}, "evidence.difference must have 1 finite number"),
+        (None, "its provenance has no `gain`"),
+        ({"command": ""}, "gain.command must be a text"),
+        ({"data": 3}, "gain.data must be a text, got 3"),
+        ({"seeds": [0]}, "gain.seeds must list at least 2 different seeds"),
+        ({"seeds": [0, 1, 1]}, "gain.seeds must list at least 2 different seeds"),
+        ({"learned": [0.6, 0.6]}, "gain.learned must have 3 finite numbers"),
+        ({"uniform": [0.5, 0.5, "0.5"]}, "gain.uniform must have 3 finite numbers"),
+        ({"difference": None}, "gain.difference must have 1 finite number"),
         ({"difference": 0.12}, "difference is 0.12, but learned minus uniform is 0.1"),
         ({"interval": [-0.01, 0.2]}, "interval must lie above 0, around 0.1, got"),
         ({"interval": [0.11, 0.2]}, "interval must lie above 0, around 0.1, got"),
@@ -98,17 +98,15 @@ def test_other_mistakes(made: Policy, tmp_path: Path, capsys: pytest.CaptureFixt
 def test_no_policy_without_evidence(
     made: Policy, tmp_path: Path, change: dict[str, Any] | None, message: str
 ) -> None:
-    provenance = {} if change is None else {"evidence": {**EVIDENCE, **change}}
+    provenance = {} if change is None else {"gain": {**EVIDENCE, **change}}
     Policy(provenance=provenance).save(tmp_path / "claimed.json")
     with pytest.raises(ValueError, match=f"claimed.json cannot be in the zoo: .*{message}"):
         Policy.from_pretrained("zoo:claimed")
 
 
-def is_what_the_seeds_say(evidence: zoo.Evidence) -> bool:
-    found = paired_difference(evidence.learned, evidence.uniform)
-    return found.t_interval == pytest.approx(evidence.interval) and found.mean == pytest.approx(
-        evidence.difference
-    )
+def is_what_the_seeds_say(gain: zoo.Gain) -> bool:
+    found = paired_difference(gain.learned, gain.uniform)
+    return found.t_interval == pytest.approx(gain.interval) and found.mean == pytest.approx(gain.difference)
 
 
 def test_an_entry_is_made_from_a_comparison(made: Policy, tmp_path: Path) -> None:
@@ -121,16 +119,16 @@ def test_an_entry_is_made_from_a_comparison(made: Policy, tmp_path: Path) -> Non
     comparison.write_text(json.dumps({"command": "ohl-accel compare x", "rows": rows}))
     Policy().save(tmp_path / "mine.json")
     file = zoo_entry.main(["new", str(tmp_path / "mine.json"), str(comparison), "--data", "digits"])
-    evidence = zoo.evidence_of(Policy.from_pretrained("zoo:new").provenance)
+    gain = zoo.gain_of(Policy.from_pretrained("zoo:new").provenance)
     assert file == tmp_path / "new.json"
-    assert evidence.learned == (0.6, 0.62, 0.61)
-    assert is_what_the_seeds_say(evidence)
+    assert gain.learned == (0.6, 0.62, 0.61)
+    assert is_what_the_seeds_say(gain)
     rows[1]["policy"] = "other"
     with pytest.raises(UserError, match=r"has no mine.json, only uniform, other, same"):
-        zoo_entry.evidence({"rows": rows}, "mine.json", "digits")
-    weak = zoo_entry.evidence({"command": "x", "rows": rows}, "same", "digits")
+        zoo_entry.gain({"rows": rows}, "mine.json", "digits")
+    weak = zoo_entry.gain({"command": "x", "rows": rows}, "same", "digits")
     with pytest.raises(ValueError, match="interval must lie above 0"):
-        zoo.evidence_of({"evidence": weak})
+        zoo.gain_of({"gain": weak})
 
 
 def test_what_comes_with_the_package_is_what_its_seeds_say() -> None:
@@ -138,4 +136,4 @@ def test_what_comes_with_the_package_is_what_its_seeds_say() -> None:
     files = [file for file in zoo.FOLDER.iterdir() if file.suffix not in (".py", "")]
     assert [file.name for file in sorted(files)] == [f"{name}.json" for name in zoo.names()]
     for name in zoo.names():
-        assert is_what_the_seeds_say(zoo.evidence_of(Policy.from_pretrained(f"zoo:{name}").provenance)), name
+        assert is_what_the_seeds_say(zoo.gain_of(Policy.from_pretrained(f"zoo:{name}").provenance)), name

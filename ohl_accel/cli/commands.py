@@ -355,10 +355,10 @@ def policies(
         try:
             for one in known:
                 policy = Policy.from_pretrained(one)
-                evidence = zoo.evidence_of(policy.provenance)
-                print(f"{one}\n  {evidence}")
+                gain = zoo.gain_of(policy.provenance)
+                print(f"{one}\n  {gain}")
                 if name is not None:
-                    print(f"  {policy}\n  measured by: {evidence.command}")
+                    print(f"  {policy}\n  measured by: {gain.command}")
         except ValueError as error:
             raise UserError(str(error)) from None
 

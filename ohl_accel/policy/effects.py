@@ -82,7 +82,7 @@ def similarity(space: Space, family_share: float) -> Tensor:
         + MAGNITUDE_SHARE * transform_EE * torch.outer(rank_E, rank_E) / rank_E.square().mean().clamp_min(0.1)
     )
     centred_EE = _centred(_centred(covariance_EE).T)
-    return centred_EE / centred_EE.diagonal().mean()
+    return centred_EE / centred_EE.diagonal().mean().clamp_min(1e-12)
 
 
 def leading_directions(space: Space) -> tuple[Tensor, Tensor]:
@@ -155,14 +155,16 @@ def posterior(space: Space, designs: Sequence[Tensor], scores: Sequence[Tensor])
         prior_EE = similarity(space, family_share)
         cross_Em = prior_EE @ design_mE.T
         signal_mm = design_mE @ cross_Em
-        unit = (1 - noise_share) / signal_mm.diagonal().mean().clamp_min(1e-12)  # variance of an effect
+        unit = (1 - noise_share) / (signal_mm.diagonal().sum() / max(m, 1)).clamp_min(
+            1e-12
+        )  # variance of an effect
         variance_mm = unit * signal_mm + noise_share * torch.eye(m, dtype=torch.float64)
         factor_mm = torch.linalg.cholesky(variance_mm)
         solved_mS = torch.cholesky_solve(score_mS, factor_mm)
         # the scale of signal and noise together, integrated out with a prior uniform in its logarithm
         square_S = (score_mS * solved_mS).sum(0).clamp_min(1e-300)
         logs.append(math.log(prior) - factor_mm.diagonal().log().sum() - 0.5 * m * square_S.log())
-        means.append((unit.sqrt() * cross_Em @ solved_mS / (square_S / m).sqrt()).T)
+        means.append((unit.sqrt() * cross_Em @ solved_mS / (square_S / max(m, 1)).sqrt()).T)
         covariances.append(prior_EE - unit * cross_Em @ torch.cholesky_solve(cross_Em.T, factor_mm))
     return Posterior(
         family_share_G=torch.tensor([family for family, _ in grid], dtype=torch.float64),

@@ -194,7 +194,7 @@ class Policy:
             raise ValueError(f"{name} comes with the package and has no revisions: omit {revision=}")
         policy = cls.load(path := zoo.path_of(name))
         try:
-            zoo.evidence_of(policy.provenance)
+            zoo.gain_of(policy.provenance)
         except ValueError as error:
             raise ValueError(f"{path} cannot be in the zoo: {error}") from None
         return policy

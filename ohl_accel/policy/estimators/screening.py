@@ -33,6 +33,8 @@ from ohl_accel.policy.structure import product_of_elements, theta_of
 from ohl_accel.rng import keyed_generator
 
 _PERMUTATIONS = 199
+_MOST_ELEMENTS = 1000
+"""The regression works on all pairs of elements."""
 _ADVICE = (
     "more trajectories (outer.trajectories) or more rounds (outer.estimator_args.rounds)",
     "longer rounds (outer.steps, outer.estimator_args.share)",
@@ -78,6 +80,11 @@ class Screening(Estimator):
             raise ValueError(f"rounds must be at least 1 and share in (0, 1], got {rounds=}, {share=}")
         if min(spread, gain, bound) <= 0:
             raise ValueError(f"spread, gain and bound must be positive, got {spread=}, {gain=}, {bound=}")
+        if policy.space.num_elements > _MOST_ELEMENTS:
+            raise ValueError(
+                f"screening takes spaces of up to {_MOST_ELEMENTS} elements, but {policy.space.name} has "
+                f"{policy.space.num_elements}"
+            )
         self.round_length = int(share * self.outer_steps / rounds)
         if self.round_length < 2:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Learned policies that come with the package: `Policy.from_pretrained("zoo:NAME")`.
 
-Each is a `policy.json` in this folder, whose provenance says where it was learned, and has the evidence that it helps:
-an object `evidence` with
+Each is a `policy.json` in this folder, whose provenance says where it was learned, and says what it was shown to gain:
+an object `gain` with
 
 | key | what |
 |---|---|
@@ -32,7 +32,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class Gain:
     """What a policy of the zoo was shown to be worth; accuracies in 0..1."""
 
     command: str
@@ -75,30 +75,32 @@ def path_of(name: str) -> Path:
     raise ValueError(f"there is no policy {name}; {f'{hint} ' if hint else ''}{there}")
 
 
-def evidence_of(provenance: Mapping[str, Any]) -> Evidence:
-    """The evidence in the provenance of a policy, checked.
+def gain_of(provenance: Mapping[str, Any]) -> Gain:
+    """What a policy was shown to gain, from its provenance, checked.
 
     Raises:
         ValueError: if it is missing or incomplete, contradicts itself, or does not show a gain.
     """
-    given = provenance.get("evidence")
+    given = provenance.get("gain")
     if not isinstance(given, Mapping):
-        raise ValueError("its provenance has no evidence, an object that says what the policy is worth")
+        raise ValueError(
+            "its provenance has no `gain`, an object that says what the policy was shown to gain"
+        )
     for key in ("command", "data"):
         if not isinstance(given.get(key), str) or not given[key]:
-            raise ValueError(f"evidence.{key} must be a text, got {given.get(key)!r}")
+            raise ValueError(f"gain.{key} must be a text, got {given.get(key)!r}")
     seeds = given.get("seeds")
     if not isinstance(seeds, list) or len(seeds) < 2 or len({*map(str, seeds)}) < len(seeds):
-        raise ValueError(f"evidence.seeds must list at least 2 different seeds, got {seeds!r}")
+        raise ValueError(f"gain.seeds must list at least 2 different seeds, got {seeds!r}")
     learned, uniform = (_numbers(given, key, len(seeds)) for key in ("learned", "uniform"))
     (difference,) = _numbers({"difference": [given.get("difference")]}, "difference", 1)
     low, high = _numbers(given, "interval", 2)
     mean = fmean(learned) - fmean(uniform)
     if not isclose(difference, mean, abs_tol=1e-6):
-        raise ValueError(f"evidence.difference is {difference:g}, but learned minus uniform is {mean:g}")
+        raise ValueError(f"gain.difference is {difference:g}, but learned minus uniform is {mean:g}")
     if not 0 < low <= difference <= high:
-        raise ValueError(f"evidence.interval must lie above 0, around {difference:g}, got {[low, high]}")
-    return Evidence(
+        raise ValueError(f"gain.interval must lie above 0, around {difference:g}, got {[low, high]}")
+    return Gain(
         command=given["command"],
         data=given["data"],
         seeds=tuple(seeds),
@@ -113,5 +115,5 @@ def _numbers(given: Mapping[str, Any], key: str, length: int) -> tuple[float, ..
     values = given.get(key)
     is_list = isinstance(values, list) and len(values) == length
     if not is_list or not all(type(value) in (int, float) and isfinite(value) for value in values or ()):
-        raise ValueError(f"evidence.{key} must have {length} finite numbers, got {values!r}")
+        raise ValueError(f"gain.{key} must have {length} finite numbers, got {values!r}")
     return tuple(float(value) for value in values or ())
