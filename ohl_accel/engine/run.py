@@ -194,12 +194,12 @@ class Run:
             outcomes_RnM=outcomes,
         )
 
-    def recorded(self, outcome: Outcome) -> dict[str, Tensor]:
+    def recorded(self, outer_step: int, outcome: Outcome) -> dict[str, Tensor]:
         """What the estimator requested, of all trajectories, on every process."""
         assert self.estimator is not None
         own: dict[str, Tensor] = {}
         recorded: dict[str, Tensor] = {}
-        for name in sorted(self.estimator.records):
+        for name in sorted(self.estimator.records_of(outer_step)):
             match name:
                 case "counts":
                     own[name] = torch.stack([trajectory.counts_K for trajectory in self.hosted])
@@ -237,7 +237,7 @@ class Run:
             outer_step=outer_step,
             reward_N=reward_N,
             finite_N=outcome.finite_N,
-            recorded=self.recorded(outcome),
+            recorded=self.recorded(outer_step, outcome),
         )
 
     def parents(self, finished: FinishedStep) -> list[int]:

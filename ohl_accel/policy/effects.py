@@ -64,9 +64,9 @@ class Posterior:
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A draw from the first set's posterior (Thompson, 1933), and its mirror image about the combination's mean."""
         chosen = int(torch.multinomial(self.probability_SG[0], 1, generator=generator))
-        value_E, vector_EE = torch.linalg.eigh(self.covariance_GEE[chosen])
-        normal_E = torch.randn(len(value_E), generator=generator, dtype=torch.float64)
-        deviation_E = vector_EE @ (value_E.clamp_min(0).sqrt() * normal_E)
+        covariance_EE = self.covariance_GEE[chosen]
+        normal_E = torch.randn(len(covariance_EE), generator=generator, dtype=torch.float64)
+        deviation_E = root_of(covariance_EE) @ normal_E
         mean_E = self.mean_SGE[0, chosen]
         return mean_E + deviation_E, mean_E - deviation_E
 
@@ -83,6 +83,13 @@ def similarity(space: Space, family_share: float) -> Tensor:
     )
     centred_EE = _centred(_centred(covariance_EE).T)
     return centred_EE / centred_EE.diagonal().mean().clamp_min(1e-12)
+
+
+def root_of(covariance_EE: Tensor) -> Tensor:
+    """The symmetric square root of a covariance, which does not depend on the signs of eigenvectors. float64 [E, E]."""
+    value_E, vector_EE = torch.linalg.eigh(covariance_EE)
+    root_EE: Tensor = (vector_EE * value_E.clamp_min(0).sqrt()) @ vector_EE.T
+    return root_EE
 
 
 def leading_directions(space: Space) -> tuple[Tensor, Tensor]:

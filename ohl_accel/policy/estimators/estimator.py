@@ -78,7 +78,7 @@ class Estimator(ABC):
     """
 
     records: ClassVar[frozenset[str]] = frozenset({"counts"})
-    """The keys of `RECORDS` that it needs."""
+    """The keys of `RECORDS` that it may need."""
     trajectories_needed: ClassVar[int] = 1
     """The fewest trajectories from which it can learn."""
 
@@ -103,6 +103,10 @@ class Estimator(ABC):
     def policy_of(self, trajectory: int) -> AugmentationPolicy:
         """The policy of a trajectory in the next outer step: the learned one itself, unless the estimator explores."""
         return self.policy
+
+    def records_of(self, outer_step: int) -> frozenset[str]:
+        """The keys of `RECORDS` that it needs of a scored outer step; in general all of `records`."""
+        return self.records
 
     def is_scored(self, outer_step: int) -> bool:
         """Whether the trajectories are scored after an outer step (from 0); in Algorithm 1, always.

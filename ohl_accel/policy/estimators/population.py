@@ -234,10 +234,8 @@ def random_log_weights(space: Space, number: int, family_share: float, generator
     Returns:
         float64 [number, E], of mean 0 within each row, and mean variance 1.
     """
-    value_E, vector_EE = torch.linalg.eigh(effects.similarity(space, family_share))
-    # the symmetric root: it does not depend on the signs of the eigenvectors
-    root_EE = vector_EE @ torch.diag(value_E.clamp_min(0).sqrt()) @ vector_EE.T
-    normal_nE = torch.randn(number, len(value_E), generator=generator, dtype=torch.float64)
+    root_EE = effects.root_of(effects.similarity(space, family_share))
+    normal_nE = torch.randn(number, len(root_EE), generator=generator, dtype=torch.float64)
     rows_nE: Tensor = normal_nE @ root_EE
     return rows_nE
 

@@ -103,6 +103,10 @@ class Screening(Estimator):
         self._learned_E = torch.zeros_like(self._log_weights[0, 0])
         self._policies = self._begin_round(None)
 
+    def records_of(self, outer_step: int) -> frozenset[str]:
+        """The losses in a round; nothing afterwards."""
+        return self.records if self._in_round(outer_step) else frozenset()
+
     def is_scored(self, outer_step: int) -> bool:
         """In the middle and at the end of a round, and after every outer step once all have the learned policy."""
         number, place = divmod(outer_step, self.round_length)
@@ -114,7 +118,7 @@ class Screening(Estimator):
 
     def step(self, finished: FinishedStep) -> dict[str, Any]:
         """At the end of a round: what its scores say, and the policies of the next."""
-        if not self._in_round(finished):
+        if not self._in_round(finished.outer_step):
             return {"phase": "using the policy learned"}
         loss_NX = torch.stack([finished.recorded["heldout_loss"], finished.recorded["training_loss"]], 1)
         finite_N = finished.finite_N
@@ -143,7 +147,7 @@ class Screening(Estimator):
 
     def parents(self, finished: FinishedStep) -> list[int]:
         """In a round each trajectory itself; at its end the one with the best score; then the winner."""
-        if not self._in_round(finished):
+        if not self._in_round(finished.outer_step):
             return super().parents(finished)
         if not self._at_end(finished):
             return [n if finished.finite_N[n] else finished.winner for n in range(self.trajectories)]
@@ -213,8 +217,8 @@ class Screening(Estimator):
         self._halfway, self._learned_E = state["halfway"].clone(), state["learned"].clone()
         self._policies = self._policies_of_round()
 
-    def _in_round(self, finished: FinishedStep) -> bool:
-        return finished.outer_step < self.rounds * self.round_length
+    def _in_round(self, outer_step: int) -> bool:
+        return outer_step < self.rounds * self.round_length
 
     def _at_end(self, finished: FinishedStep) -> bool:
         return (finished.outer_step + 1) % self.round_length == 0
