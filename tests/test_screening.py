@@ -154,6 +154,13 @@ def test_neither_the_level_nor_the_unit_of_scores_matters() -> None:
     assert both_SE[0, GEOMETRY].max() < 0 < both_SE[0, ~GEOMETRY].mean()
 
 
+def test_equal_scores_say_nothing() -> None:
+    design_NE = effects.factorial_design(PAPER, 2, generator())
+    known = effects.posterior(PAPER, [design_NE], [torch.full((4,), 0.7, dtype=torch.float64)])
+    assert not known.effect_SE.any()
+    assert bool(torch.stack(known.draw(generator())).isfinite().all())
+
+
 def test_without_a_comparison_nothing_is_known() -> None:
     design_NE = effects.factorial_design(PAPER, 1, generator())
     known = effects.posterior(PAPER, [design_NE[:1]], [torch.tensor([0.3], dtype=torch.float64)])

@@ -142,7 +142,7 @@ def contrasts(values_mX: Tensor) -> Tensor:
     for k in range(1, m):
         rows[k - 1, :k], rows[k - 1, k] = 1.0, -float(k)
         rows[k - 1] /= (k * (k + 1)) ** 0.5
-    return rows @ values_mX
+    return rows @ (values_mX - values_mX[:1])  # exactly 0 where all are equal
 
 
 def posterior(space: Space, designs: Sequence[Tensor], scores: Sequence[Tensor]) -> Posterior:
