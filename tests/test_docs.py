@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -86,6 +87,8 @@ def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 assert name.extras <= set(project["optional-dependencies"])
                 if name.name != "ohl-accel":
                     assert name.name in str(project["optional-dependencies"])
+        case ["python", "-m", module, *_]:
+            assert find_spec(module), module
         case ["python", script, *_]:
             compile(Path(script).read_text(), script, "exec")
         case _:
