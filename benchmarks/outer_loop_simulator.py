@@ -47,7 +47,7 @@ from ohl_accel.errors import UserError
 from ohl_accel.operations.space import PAPER, Space
 from ohl_accel.policy import Policy
 from ohl_accel.policy.estimators import Estimator, FinishedStep, open_estimator
-from ohl_accel.policy.protocol import BatchDraw
+from ohl_accel.policy.protocol import BatchDraw, NoPolicy
 from ohl_accel.rng import keyed_generator
 
 GEOMETRY_REMOVED, ONLY_GEOMETRY = 3.7, -12.5
@@ -332,7 +332,16 @@ def simulate_search(
     for step in range(settings.outer_steps):
         policies = [estimator.policy_of(trajectory) for trajectory in range(number)]
         operations = torch.stack(
-            [sampled(policy, settings, seed, step, trajectory) for trajectory, policy in enumerate(policies)]
+            [
+                sampled(
+                    Policy(space=space) if isinstance(policy, NoPolicy) else policy,
+                    settings,
+                    seed,
+                    step,
+                    trajectory,
+                )
+                for trajectory, policy in enumerate(policies)
+            ]
         )
         counts_NK = torch.stack(
             [torch.bincount(each.flatten(), minlength=space.num_operations) for each in operations]
@@ -373,6 +382,8 @@ def simulate_training(policy: Policy, settings: Settings, surface: Surface, seed
 
 def sampled(policy: object, settings: Settings, seed: int, step: int, trajectory: int) -> Tensor:
     """The operations of an outer step's images, sampled by the policy itself: int64 [I, B].
+
+    Training without operations, at the end of a run, is simulated by uniform ones.
 
     Raises:
         UserError: for what is not a `Policy`, as the engine does.

@@ -301,10 +301,13 @@ def estimator(folder: Path, body: str) -> str:
             "def step(self, finished): return {'winner': 0}",
             "its step returned winner, which the run records itself",
         ),
-        ("def policy_of(self, trajectory): return None", "must be a Policy over the space paper, got None"),
+        (
+            "def policy_of(self, trajectory): return None",
+            r"must be NoPolicy\(\), or a Policy over the space paper, got None",
+        ),
         (
             "def policy_of(self, trajectory): return Policy(space=PAPER_IDENTITY)",
-            "must be a Policy over the space paper, got Policy",
+            "or a Policy over the space paper, got Policy",
         ),
         (
             "def state(self): return {**super().state(), 'n': 3}",
@@ -333,7 +336,8 @@ def test_what_is_not_recorded_is_refused(tmp_path: Path) -> None:
         "    records = frozenset({'gradients'})\n"
     )
     with pytest.raises(
-        UserError, match="gradients cannot be recorded; known: counts, operations, heldout_loss, training_loss"
+        UserError,
+        match="gradients cannot be recorded; known: counts, operations, heldout_loss, training_loss",
     ):
         open_estimator(
             f"{tmp_path / 'greedy.py'}:Greedy",

@@ -1,6 +1,7 @@
 """Screening: structured policies, regression on scores, and the schedule of the rounds."""
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from ohl_accel.policy import Policy, effects
 from ohl_accel.policy.estimators import FinishedStep, Screening, open_estimator
 from ohl_accel.policy.estimators.screening import learning_curve_slope
 from ohl_accel.policy.policy import probabilities_of
+from ohl_accel.policy.protocol import NoPolicy
 from ohl_accel.policy.structure import magnitude_ranks, product_of_elements, same_family, theta_of
 
 N, ROUNDS, STEPS = 4, 3, 24
@@ -25,7 +27,9 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def screening(seed: int = 0, **options: Any) -> Screening:
     settings = {"lr": 0.05, "betas": (0.5, 0.999), "trajectories": N, "outer_steps": STEPS, "seed": seed}
-    made = open_estimator("screening", Policy(), {"rounds": ROUNDS, "share": 0.5} | options, **settings)
+    made = open_estimator(
+        "screening", Policy(), {"rounds": ROUNDS, "share": 0.5, "finish": 0} | options, **settings
+    )
     assert isinstance(made, Screening)
     return made
 
@@ -47,12 +51,18 @@ def learn(estimator: Screening, outer_steps: range, noise: float = 0.0, effect: 
     for outer_step in outer_steps:
         if not estimator.is_scored(outer_step):
             continue
-        log_weight_NE = torch.stack([log_weights(estimator.policy_of(n)) for n in range(N)])
+        log_weight_NE = torch.stack([log_weights(policy_of(estimator, n)) for n in range(N)])
         gain_N = effect * log_weight_NE[:, GEOMETRY].sum(1)
         progress = 1 / (1 + outer_step)
         heldout = 1.0 + progress - gain_N + noise * torch.randn(N, generator=draws, dtype=torch.float64)
         made = finished(outer_step, heldout, torch.full((N,), 1.0 + 2 * progress, dtype=torch.float64))
         estimator.step(made)
+
+
+def policy_of(estimator: Screening, trajectory: int) -> Policy:
+    policy = estimator.policy_of(trajectory)
+    assert isinstance(policy, Policy)
+    return policy
 
 
 def log_weights(policy: Policy) -> Tensor:
@@ -192,10 +202,24 @@ def test_the_slope_of_a_learning_curve() -> None:
     assert slope((2.0, 1.5), (1.9, 1.6)) == 0
 
 
-def test_scores_come_in_the_middle_and_at_the_end_of_rounds() -> None:
+def test_scores_come_in_the_second_half_of_rounds() -> None:
     estimator = screening()
-    assert [step for step in range(16) if estimator.is_scored(step)] == [1, 3, 5, 7, 9, 11, 12, 13, 14, 15]
-    policies = [estimator.policy_of(n) for n in range(N)]
+    assert [step for step in range(16) if estimator.is_scored(step)] == [
+        1,
+        2,
+        3,
+        5,
+        6,
+        7,
+        9,
+        10,
+        11,
+        12,
+        13,
+        14,
+        15,
+    ]
+    policies = [policy_of(estimator, n) for n in range(N)]
     assert len({policy.theta.sum().item() for policy in policies}) == N
 
 
@@ -227,6 +251,30 @@ def test_a_diverged_trajectory_is_replaced_and_left_out() -> None:
     assert bool(estimator.policy.theta.isfinite().all())
 
 
+def test_losses_are_averaged_over_the_second_half_of_a_round() -> None:
+    estimator = screening(rounds=1, share=1.0)  # measured after 12, 15, 18, 21 and 24 outer steps
+    heldout_TN = 1.5 + torch.randn(5, N, generator=generator(), dtype=torch.float64) / 10
+    training_TN = (
+        torch.linspace(1.5, 0.5, 5).double()[:, None] + torch.rand(5, N, generator=generator()).double()
+    )
+    heldout_TN[0] += 0.5
+    times = [step for step in range(STEPS) if estimator.is_scored(step)]
+    for step, heldout_N, training_N in zip(times, heldout_TN, training_TN, strict=True):
+        told = estimator.step(finished(step, heldout_N, training_N))
+    slope = float((heldout_TN[0] - heldout_TN[-1]).mean() / (training_TN[0] - training_TN[-1]).mean())
+    assert told["learning_curve_slope"] == pytest.approx(slope)
+    assert told["score"] == pytest.approx((slope * training_TN[1:] - heldout_TN[1:]).mean(0).tolist())
+
+
+def test_a_policy_is_not_narrower_than_the_family_that_helps() -> None:
+    """What helps is at most doubled, however strong its effect is."""
+    estimator = screening(rounds=4, share=0.8)
+    learn(estimator, range(STEPS), effect=0.05)
+    probability_E = estimator.policy.element_probabilities[0]
+    assert probability_E[GEOMETRY].sum() > 0.8
+    assert estimator.policy.entropy > 2 * math.log(int(GEOMETRY.sum()))
+
+
 @pytest.mark.parametrize("effect", [-0.01, 0.01])
 def test_it_finds_which_family_helps(effect: float) -> None:
     estimator = screening()
@@ -255,6 +303,31 @@ def test_evidence_is_what_permuted_scores_do_not_reach() -> None:
     assert not nothing.sides(noise_only.policy.element_probabilities).any()
 
 
+@pytest.mark.parametrize("without_is_better", [True, False])
+def test_the_end_of_the_run_tries_training_without_operations(without_is_better: bool) -> None:
+    """A finish of 6 of 24 outer steps, whose trial takes 2; in between the estimator is saved and restored."""
+    estimator = screening(finish=0.25)
+    # the best of all, the second, is not of the better kind where its kind has the lower mean
+    rewards = [0.5, 0.6, 0.45, 0.55] if without_is_better else [0.5, 0.7, 0.65, 0.3]
+    heldout_N = -torch.tensor(rewards, dtype=torch.float64)
+    without, parents = [], {}
+    for outer_step in range(STEPS):
+        if outer_step == 19:
+            saved, estimator = estimator.state(), screening(finish=0.25)
+            estimator.load_state(saved)
+        without.append([isinstance(estimator.policy_of(n), NoPolicy) for n in range(N)])
+        if estimator.is_scored(outer_step):
+            made = finished(outer_step, heldout_N, torch.ones(N, dtype=torch.float64))
+            estimator.step(made)
+            parents[outer_step] = estimator.parents(made)
+    assert not any(map(any, without[:18]))
+    assert without[18:20] == [[False, True, False, True]] * 2
+    assert without[20:] == [[without_is_better] * N] * 4
+    assert 18 not in parents
+    assert parents[19] == ([1] if without_is_better else [2]) * N
+    assert estimator.policy.provenance.get("used_until_outer_step") == (18 if without_is_better else None)
+
+
 def test_without_learning_all_keep_the_policy() -> None:
     estimator = screening()
     still = open_estimator(
@@ -264,7 +337,7 @@ def test_without_learning_all_keep_the_policy() -> None:
     assert isinstance(still, Screening)
     learn(still, range(STEPS), noise=0.1)
     assert still.policy == Policy() != estimator.policy
-    torch.testing.assert_close(still.policy_of(2).probabilities, Policy().probabilities)
+    torch.testing.assert_close(policy_of(still, 2).probabilities, Policy().probabilities)
 
 
 @pytest.mark.parametrize("stop", [2, 4, 6, 13])
@@ -275,7 +348,7 @@ def test_a_restored_estimator_continues_as_if_nothing_had_happened(stop: int) ->
     saved = {name: value.clone() for name, value in first.state().items()}
     second.load_state(saved)
     for n in range(N):
-        assert torch.equal(first.policy_of(n).theta, second.policy_of(n).theta)
+        assert torch.equal(policy_of(first, n).theta, policy_of(second, n).theta)
     learn(first, range(stop, STEPS), noise=0.02)
     learn(second, range(stop, STEPS), noise=0.02)
     assert torch.equal(first.policy.theta, second.policy.theta)

@@ -37,7 +37,7 @@ from ohl_accel.errors import RunFailedError, UserError
 from ohl_accel.observers.observer import Observer, RunInfo
 from ohl_accel.policy import Policy
 from ohl_accel.policy.estimators import Estimator, Evidence, FinishedStep
-from ohl_accel.policy.protocol import AugmentationPolicy
+from ohl_accel.policy.protocol import AugmentationPolicy, NoPolicy
 from ohl_accel.recipe import Recipe
 from ohl_accel.rng import keyed_generator
 from ohl_accel.run_folder.files import CHECKPOINTS, POLICY_FILE
@@ -120,10 +120,12 @@ class Run:
         if self.estimator is None:
             return self.fixed_policy
         policy, learned = self.estimator.policy_of(trajectory), self.estimator.policy
+        if isinstance(policy, NoPolicy):
+            return policy
         if not isinstance(policy, Policy) or policy.space != learned.space:
             raise UserError(
-                f"outer.estimator={self.recipe.outer.estimator}: policy_of({trajectory}) must be a Policy over the "
-                f"space {learned.space.name}, got {policy!r}"
+                f"outer.estimator={self.recipe.outer.estimator}: policy_of({trajectory}) must be NoPolicy(), or a "
+                f"Policy over the space {learned.space.name}, got {policy!r}"
             )
         return policy
 

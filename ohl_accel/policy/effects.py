@@ -1,7 +1,7 @@
-"""What the scores of several policies say about the elements: Bayesian linear regression on log-weights.
+"""What the scores of several policies say about the elements: Bayesian linear regression on the elements' theta.
 
-In a round every trajectory n has a policy of its own, with log-weights X_n for the E elements, and gets a score y_n. To
-first order the score is linear in the log-weights,
+In a round every trajectory n has a policy of its own, with a theta X_ne for each of the E elements, and gets a score
+y_n. To first order the score is linear in theta,
 
     y_n = c + sum_e a_e X_ne + noise,    a ~ N(0, signal P),    noise ~ N(0, 1),
 
@@ -107,7 +107,7 @@ def leading_directions(space: Space) -> tuple[Tensor, Tensor]:
 
 
 def factorial_design(space: Space, pairs: int, generator: torch.Generator) -> Tensor:
-    """Log-weights of mirrored pairs of policies that differ along the directions in which elements act alike.
+    """Theta of the elements for mirrored pairs of policies, along the directions in which elements act alike.
 
     Along the first directions, the leading eigenvectors of P, signs are a two-level factorial design: with 2 pairs all
     four combinations of two directions occur, with 4 pairs all eight of three. Along the others, signs are random.
@@ -150,10 +150,10 @@ def posterior(space: Space, designs: Sequence[Tensor], scores: Sequence[Tensor])
 
     Args:
         space: of the policies.
-        designs: log-weights of each round, float64 [N, E], N at least 2 and not the same in every round.
+        designs: theta of the elements in each round, float64 [N, E], N at least 2 and not the same in every round.
         scores: of each round, float64 [N], or [N, S] for S sets of scores.
     """
-    design_mE = torch.cat([contrasts(log_weight_NE) for log_weight_NE in designs])
+    design_mE = torch.cat([contrasts(theta_NE) for theta_NE in designs])
     score_mS = torch.cat([contrasts(score_NS.view(len(score_NS), -1)) for score_NS in scores])
     m = len(score_mS)
     means, covariances, logs = [], [], []

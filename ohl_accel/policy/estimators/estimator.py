@@ -101,7 +101,10 @@ class Estimator(ABC):
         """One step on the policy; returns plain numbers for the line of `metrics.jsonl`."""
 
     def policy_of(self, trajectory: int) -> AugmentationPolicy:
-        """The policy of a trajectory in the next outer step: the learned one itself, unless the estimator explores."""
+        """The policy of a trajectory in the next outer step: the learned one itself, unless the estimator explores.
+
+        Over the space of the learned policy; or `NoPolicy`, for an outer step without operations.
+        """
         return self.policy
 
     def records_of(self, outer_step: int) -> frozenset[str]:

@@ -5,17 +5,22 @@ that makes training harder looks worse at first. Hence
 
 - every trajectory keeps its policy and its weights through a long round (a factor screening experiment: Box, Hunter and
   Hunter, 2005, chapter 5), with policies that differ along few directions, in mirrored pairs;
+- a policy draws the elements of an operation independently, each in proportion to sigmoid(theta_e): Eq 7 for elements.
+  What harms can become as rare as can be, but what helps is at most doubled, so that no policy becomes narrow: narrow
+  ones are worse than uniform even if each of their elements is good;
 - its score is its held-out loss *extrapolated along the learning curve* to the point where the training images are
   learned: h - k t, with its loss t on training images without augmentation, and k the slope of held-out against
   training loss that all trajectories showed in the second half of the round. A trajectory that has learned less of the
-  training images has more to gain;
+  training images has more to gain. Losses are means over several times in that half, which have less noise;
 - `ohl_accel.policy.effects` estimates from the scores of all rounds what each element contributes, and what is noise;
 - in the next round the first trajectory has the policy learned so far, the others draws from what is still possible
   (Thompson sampling, Thompson, 1933);
 - the best trajectory is copied to all at the end of a round; after the last round all have the policy learned, and the
-  best is copied after each outer step, as in Algorithm 1.
+  best is copied after each outer step, as in Algorithm 1;
+- towards the end of the run every second trajectory trains without operations for a few outer steps. If these have the
+  better rewards, all finish without them (He et al., 2019, "Data augmentation revisited"), otherwise with them.
 
-Shapes: E elements, K operations, N trajectories.
+Shapes: E elements, K operations, N trajectories, R rounds.
 """
 
 import math
@@ -24,15 +29,19 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from ohl_accel.policy import effects
 from ohl_accel.policy.estimators.estimator import Estimator, FinishedStep, winner_of
 from ohl_accel.policy.evidence import LEVEL, START, UNIFORM, Evidence
 from ohl_accel.policy.policy import Policy
+from ohl_accel.policy.protocol import AugmentationPolicy, NoPolicy
 from ohl_accel.policy.structure import product_of_elements, theta_of
 from ohl_accel.rng import keyed_generator
 
 _PERMUTATIONS = 199
+_TIMES = 4
+"""Times in the second half of a round at which losses are measured, and averaged."""
 _MOST_ELEMENTS = 1000
 """The regression works on all pairs of elements."""
 _ADVICE = (
@@ -43,15 +52,17 @@ _ADVICE = (
 
 
 class Screening(Estimator):
-    """Learns log-weights of the elements in long rounds.
+    """Learns a theta for each element in long rounds.
 
     Args:
-        policy: what log-weights of 0 stand for; replaced by the learned one.
+        policy: what a theta of 0 for every element stands for; replaced by the learned one.
         rounds: of the search, at least 1.
         share: of the outer steps that belong to rounds, in (0, 1]; in the others the policy learned is only used.
-        spread: standard deviation of the log-weights in the first round.
-        gain: log-weight of an element whose effect is one prior standard deviation.
-        bound: greatest absolute log-weight.
+        spread: standard deviation of the elements' theta in the first round.
+        gain: theta of an element whose effect is one prior standard deviation.
+        bound: greatest absolute theta of an element.
+        finish: share of the outer steps, the last ones, that may be trained without operations, in [0, 1); the first
+            third of them tries which is better. 0: never.
         settings: common to all estimators; with `lr` = 0 all trajectories keep the policy, nothing is learned;
             `betas` are not used.
 
@@ -66,11 +77,12 @@ class Screening(Estimator):
         self,
         policy: Policy,
         *,
-        rounds: int = 3,
-        share: float = 0.5,
-        spread: float = 1.2,
-        gain: float = 2.0,
-        bound: float = 3.0,
+        rounds: int = 1,
+        share: float = 1 / 3,
+        spread: float = 4.0,
+        gain: float = 4.0,
+        bound: float = 4.0,
+        finish: float = 0.1,
         **settings: Any,
     ) -> None:
         super().__init__(policy, **settings)
@@ -78,6 +90,10 @@ class Screening(Estimator):
             raise ValueError("screening compares trajectories: outer.trajectories must be at least 2")
         if rounds < 1 or not 0 < share <= 1:
             raise ValueError(f"rounds must be at least 1 and share in (0, 1], got {rounds=}, {share=}")
+        if not 0 <= finish < 1 or share + finish > 1 + 1e-9:
+            raise ValueError(
+                f"finish must be in [0, 1) and share + finish at most 1, got {share=}, {finish=}"
+            )
         if min(spread, gain, bound) <= 0:
             raise ValueError(f"spread, gain and bound must be positive, got {spread=}, {gain=}, {bound=}")
         if policy.space.num_elements > _MOST_ELEMENTS:
@@ -85,22 +101,33 @@ class Screening(Estimator):
                 f"screening takes spaces of up to {_MOST_ELEMENTS} elements, but {policy.space.name} has "
                 f"{policy.space.num_elements}"
             )
-        self.round_length = int(share * self.outer_steps / rounds)
+        self.round_length = int(share * self.outer_steps / rounds + 1e-9)
         if self.round_length < 2:
             raise ValueError(
                 f"a round has at least 2 outer steps, so {rounds} rounds in {share:g} of the run need outer.steps="
                 f"{math.ceil(2 * rounds / share)} or more, got {self.outer_steps}"
             )
         self.rounds = rounds
+        half = self.round_length // 2
+        self._times = {half + (self.round_length - half) * part // _TIMES for part in range(_TIMES + 1)}
+        """Outer steps of a round after which losses are measured: its middle, and later ones, which are averaged."""
         self._spread, self._gain, self._bound = spread, gain, bound
+        self._finish = self.outer_steps - int(finish * self.outer_steps + 1e-9)
+        """The first outer step of the finish."""
+        self._decision = self._finish + (self.outer_steps - self._finish + 2) // 3
+        """The first outer step after its trial."""
+        self._without = False
+        """Whether all trajectories finish without operations."""
         self._start_K = policy.probabilities
         self._done = 0
-        self._log_weights = torch.zeros(
+        self._next = 0
+        """The outer step after the last scored one."""
+        self._theta_RNE = torch.zeros(
             rounds, self.trajectories, policy.space.num_elements, dtype=torch.float64
         )
         self._scores = torch.full((rounds, self.trajectories), torch.nan, dtype=torch.float64)
-        self._halfway = torch.zeros(2, dtype=torch.float64)
-        self._learned_E = torch.zeros_like(self._log_weights[0, 0])
+        self._loss_TNX = torch.zeros(0, self.trajectories, 2, dtype=torch.float64)
+        self._learned_E = torch.zeros_like(self._theta_RNE[0, 0])
         self._policies = self._begin_round(None)
 
     def records_of(self, outer_step: int) -> frozenset[str]:
@@ -108,27 +135,36 @@ class Screening(Estimator):
         return self.records if self._in_round(outer_step) else frozenset()
 
     def is_scored(self, outer_step: int) -> bool:
-        """In the middle and at the end of a round, and after every outer step once all have the learned policy."""
-        number, place = divmod(outer_step, self.round_length)
-        return number >= self.rounds or place + 1 in (self.round_length // 2, self.round_length)
+        """From the middle of a round to its end at a few times; later after every step but those of the trial."""
+        if self._in_round(outer_step):
+            return outer_step % self.round_length + 1 in self._times
+        return not (self._in_trial(outer_step) and self._in_trial(outer_step + 1))
 
-    def policy_of(self, trajectory: int) -> Policy:
-        """Its own in a round; then the learned one."""
-        return self._policies[trajectory] if self._done < self.rounds else self.policy
+    def policy_of(self, trajectory: int) -> AugmentationPolicy:
+        """Its own in a round; then the learned one; in the finish possibly none."""
+        if self._done < self.rounds:
+            return self._policies[trajectory]
+        none = self._without or (self._in_trial(self._next) and trajectory % 2 == 1)
+        return NoPolicy() if none else self.policy
 
     def step(self, finished: FinishedStep) -> dict[str, Any]:
         """At the end of a round: what its scores say, and the policies of the next."""
+        self._next = finished.outer_step + 1
         if not self._in_round(finished.outer_step):
-            return {"phase": "using the policy learned"}
+            return self._use(finished)
         loss_NX = torch.stack([finished.recorded["heldout_loss"], finished.recorded["training_loss"]], 1)
         finite_N = finished.finite_N
         told: dict[str, Any] = {"phase": f"round {self._done + 1} of {self.rounds}"}
         told["training_image_loss"] = loss_NX[:, 1].tolist()
+        self._loss_TNX = torch.cat([self._loss_TNX, loss_NX[None]])
         if not self._at_end(finished):
-            self._halfway = loss_NX[finite_N].mean(0)
             return told
-        slope = learning_curve_slope(self._halfway, loss_NX[finite_N].mean(0))
-        score_N = slope * loss_NX[:, 1] - loss_NX[:, 0]
+        always_N = self._loss_TNX.isfinite().all(2).all(0)
+        finite_N = finite_N & always_N if bool((finite_N & always_N).any()) else finite_N
+        slope = learning_curve_slope(self._loss_TNX[0, finite_N].mean(0), loss_NX[finite_N].mean(0))
+        heldout_N, training_N = self._loss_TNX[1:].mean(0).T
+        score_N = slope * training_N - heldout_N
+        self._loss_TNX = self._loss_TNX[:0]
         self._scores[self._done] = torch.where(finite_N, score_N, torch.nan)
         self._done += 1
         known = self._known()
@@ -140,15 +176,38 @@ class Screening(Estimator):
         return told | {
             "score": score_N.tolist(),
             "learning_curve_slope": slope,
-            "log_weights": self._learned_E.tolist(),
+            "element_theta": self._learned_E.tolist(),
             "family_share": known.family_share,
             "noise_share": known.noise_share,
         }
 
+    def _use(self, finished: FinishedStep) -> dict[str, Any]:
+        """After the rounds: which way to finish, at the end of the trial."""
+        if self._next == self._decision and self.lr:
+            reward_N = finished.reward_N
+            without, with_policy = float(reward_N[1::2].mean()), float(reward_N[::2].mean())
+            self._finish_without(without > with_policy)
+            return {
+                "phase": "trial of the finish",
+                "reward_without_policy": without,
+                "reward_with_policy": with_policy,
+            }
+        return {"phase": "finishing without the policy" if self._without else "using the policy learned"}
+
     def parents(self, finished: FinishedStep) -> list[int]:
-        """In a round each trajectory itself; at its end the one with the best score; then the winner."""
+        """In a round each trajectory itself; at its end the one with the best score; then the winner.
+
+        At the end of the trial the winner among those that were trained in the better way.
+        """
         if not self._in_round(finished.outer_step):
-            return super().parents(finished)
+            if self._next != self._decision or not self.lr:
+                return super().parents(finished)
+            way_N = torch.arange(self.trajectories) % 2 == int(self._without)
+            candidate_N = finished.finite_N & way_N
+            winner = winner_of(
+                finished.reward_N, candidate_N if bool(candidate_N.any()) else finished.finite_N
+            )
+            return [winner] * self.trajectories
         if not self._at_end(finished):
             return [n if finished.finite_N[n] else finished.winner for n in range(self.trajectories)]
         score_N = self._scores[self._done - 1]
@@ -174,7 +233,7 @@ class Screening(Estimator):
         )
 
     def _against(self, null_SE: Tensor) -> dict[str, Any]:
-        """p-value, bands and advice, from the log-weights that permuted scores would have given."""
+        """p-value, bands and advice, from the theta that permuted scores would have given."""
         space = self.policy.space
         distance_S = null_SE.square().mean(1)
         reached = int((distance_S >= self._learned_E.square().mean() - 1e-12).sum())
@@ -203,19 +262,30 @@ class Screening(Estimator):
         return {
             **super().state(),
             "rounds_done": torch.tensor(self._done),
-            "log_weights": self._log_weights,
+            "element_theta": self._theta_RNE,
             "scores": self._scores,
-            "halfway": self._halfway,
+            "losses": self._loss_TNX,
             "learned": self._learned_E,
+            "next": torch.tensor(self._next),
+            "without": torch.tensor(self._without),
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state` gave."""
         super().load_state(state)
-        self._done = int(state["rounds_done"])
-        self._log_weights, self._scores = state["log_weights"].clone(), state["scores"].clone()
-        self._halfway, self._learned_E = state["halfway"].clone(), state["learned"].clone()
+        self._done, self._next = int(state["rounds_done"]), int(state["next"])
+        self._finish_without(bool(state["without"]))
+        self._theta_RNE, self._scores = state["element_theta"].clone(), state["scores"].clone()
+        self._loss_TNX, self._learned_E = state["losses"].clone(), state["learned"].clone()
         self._policies = self._policies_of_round()
+
+    def _finish_without(self, without: bool) -> None:
+        self._without = without
+        if without:
+            self.policy.provenance["used_until_outer_step"] = self._finish
+
+    def _in_trial(self, outer_step: int) -> bool:
+        return self._finish <= outer_step < self._decision and bool(self.lr)
 
     def _in_round(self, outer_step: int) -> bool:
         return outer_step < self.rounds * self.round_length
@@ -224,11 +294,11 @@ class Screening(Estimator):
         return (finished.outer_step + 1) % self.round_length == 0
 
     def _rounds(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Log-weights and scores of the rounds that are done, of the trajectories that were finite."""
+        """Theta of the elements and scores of the rounds that are done, of the trajectories that were finite."""
         designs, scores = [], []
-        for log_weight_NE, score_N in zip(self._log_weights[: self._done], self._scores, strict=False):
+        for theta_NE, score_N in zip(self._theta_RNE[: self._done], self._scores, strict=False):
             finite_N = score_N.isfinite()
-            designs.append(log_weight_NE[finite_N])
+            designs.append(theta_NE[finite_N])
             scores.append(score_N[finite_N])
         return designs, scores
 
@@ -237,7 +307,7 @@ class Screening(Estimator):
         return effects.posterior(self.policy.space, *self._rounds())
 
     def _begin_round(self, known: effects.Posterior | None) -> list[Policy]:
-        """Choose the log-weights of a round, from what is known; returns the policies."""
+        """Choose the elements' theta of a round, from what is known; returns the policies."""
         generator = keyed_generator(self.seed, "screening", self._done)
         N = self.trajectories
         if known is None:
@@ -245,20 +315,20 @@ class Screening(Estimator):
         else:
             drawn = [each for _ in range(N // 2) for each in known.draw(generator)]
             rows = torch.stack([self._learned_E, *(self._bounded(self._gain * each_E) for each_E in drawn)])
-        self._log_weights[self._done] = rows[:N] if self.lr else 0.0
+        self._theta_RNE[self._done] = rows[:N] if self.lr else 0.0
         return self._policies_of_round()
 
     def _policies_of_round(self) -> list[Policy]:
         if self._done == self.rounds:
             return []
         space = self.policy.space
-        return [Policy(self._theta_of(row_E), space=space) for row_E in self._log_weights[self._done]]
+        return [Policy(self._theta_of(row_E), space=space) for row_E in self._theta_RNE[self._done]]
 
-    def _theta_of(self, log_weight_E: Tensor) -> Tensor:
-        return theta_of(self._start_K * product_of_elements(log_weight_E, self.policy.space))
+    def _theta_of(self, theta_E: Tensor) -> Tensor:
+        return theta_of(self._start_K * product_of_elements(logsigmoid(theta_E), self.policy.space))
 
-    def _bounded(self, log_weight_E: Tensor) -> Tensor:
-        return (log_weight_E - log_weight_E.mean()).clamp(-self._bound, self._bound)
+    def _bounded(self, theta_E: Tensor) -> Tensor:
+        return (theta_E - theta_E.mean()).clamp(-self._bound, self._bound)
 
 
 def _permuted(score_N: Tensor, sets: int, generator: torch.Generator) -> Tensor:
