@@ -183,7 +183,7 @@ class Screening(Estimator):
 
     def _use(self, finished: FinishedStep) -> dict[str, Any]:
         """After the rounds: which way to finish, at the end of the trial."""
-        if self._next == self._decision and self.lr:
+        if self._at_decision(finished):
             reward_N = finished.reward_N
             without, with_policy = float(reward_N[1::2].mean()), float(reward_N[::2].mean())
             self._finish_without(without > with_policy)
@@ -200,7 +200,7 @@ class Screening(Estimator):
         At the end of the trial the winner among those that were trained in the better way.
         """
         if not self._in_round(finished.outer_step):
-            if self._next != self._decision or not self.lr:
+            if not self._at_decision(finished):
                 return super().parents(finished)
             way_N = torch.arange(self.trajectories) % 2 == int(self._without)
             candidate_N = finished.finite_N & way_N
@@ -286,6 +286,9 @@ class Screening(Estimator):
 
     def _in_trial(self, outer_step: int) -> bool:
         return self._finish <= outer_step < self._decision and bool(self.lr)
+
+    def _at_decision(self, finished: FinishedStep) -> bool:
+        return self._in_trial(finished.outer_step) and finished.outer_step + 1 == self._decision
 
     def _in_round(self, outer_step: int) -> bool:
         return outer_step < self.rounds * self.round_length
