@@ -130,6 +130,21 @@ def test_cost_is_said_before_it_starts(tmp_path: Path) -> None:
     assert "about 2 min 45 s by the runs" in said
 
 
+def test_runs_of_a_contender_are_a_group_on_dashboards(tmp_path: Path) -> None:
+    contenders = [contender(name) for name in ("none", "ohl")]
+    for overrides, groups in (
+        ([], [None, None]),
+        (["track=wandb"], ["none", "ohl"]),
+        (["run.group=x"], [None, None]),
+    ):
+        asked = Comparison(Recipe.load(DIGITS, overrides), contenders, range(1), tmp_path)
+        found = [
+            next((text for text in job.command() if text.startswith("run.group=")), None)
+            for job in plan(asked)
+        ]
+        assert found == [group and f"run.group={group}" for group in groups]
+
+
 def test_contenders() -> None:
     assert contender("ohl").overrides == ()
     of_paper = ("outer.estimator=reinforce", "outer.estimator_args={}")

@@ -344,10 +344,10 @@ def test_axis_shows_where_the_values_are() -> None:
 
 def test_text_of_a_chart_is_never_small(small_run: Path) -> None:
     page = (small_run / "report.html").read_text()
-    sizes = [float(size) for size in re.findall(r"font: (?:[^;]*? )?([\d.]+)px", page)]
-    assert min(sizes) >= 12 * 11 / 12
-    for name in ("wide", "medium", "narrow"):
-        assert page.count(f'class="chart {name}"') == 6
+    sizes = [float(size) for size in re.findall(r'<text style="font-size: ([\d.]+)px', page)]
+    assert min(sizes) >= 12
+    for name, charts in (("wide", 2), ("medium", 2), ("narrow", 2), ("every", 4)):
+        assert page.count(f'class="chart {name}"') == charts
 
 
 def test_classes_and_confusions(run: Path) -> None:
@@ -447,7 +447,8 @@ def test_two_runs_side_by_side(run: Path, tmp_path: Path, capsys: pytest.Capture
     assert '<th scope="row">run.seed</th><td>0</td><td>5</td>' in page
     settings = page.split('id="settings"')[1].split("</section>")[0]
     assert settings.count("<tr") == 2  # of all fields only the seed
-    assert page.count('<div class="chart wide"') == 6
+    assert page.count('<div class="chart every"') == 5
+    assert page.count('<div class="chart wide"') == 1
     assert report_of(run)  # they are as before
     (other / "metrics.jsonl").unlink()
     assert main([str(run), str(other), "--output", str(output)]) == 2

@@ -1,12 +1,14 @@
 """The report in a real browser: headless Chromium opens the file, uses it, prints it, and may ask for nothing."""
 
 import json
+import runpy
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from conftest import REPOSITORY
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -129,27 +131,58 @@ def overlaps(boxes: list[dict[str, Any]], slack: float = 1.0) -> list[tuple[str,
     ]
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", ["report", "gallery", "beside"])
 def test_nothing_overlaps_or_is_cut_off(
-    name: str, width: int, theme: Literal["light", "dark"], open_page: Open, request: pytest.FixtureRequest
+    name: str, width: int, open_page: Open, request: pytest.FixtureRequest
 ) -> None:
-    page = open_page(request.getfixturevalue(name), width, theme)
-    assert widest(page) == width
-    places = page.evaluate(PLACES)
-    assert places["sizes"]
-    assert [text for size, text in places["sizes"] if size < 10.99] == []
-    assert overlaps(places["sections"]) == []
-    for chart in places["charts"]:
-        assert overlaps(chart["texts"], slack=2.0) == []
-        for text in chart["texts"]:
-            assert chart["left"] - 1 <= text["left"], text
-            assert text["right"] <= chart["right"] + 1, text
-            assert text["bottom"] <= chart["bottom"] + 2, text
-    assert [cell["text"] for cell in places["cells"] if cell["inner"] > cell["outer"] + 1 > 1] == []
+    page = open_page(request.getfixturevalue(name), width)
+    themes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+    for theme in themes:
+        page.emulate_media(color_scheme=theme)
+        assert widest(page) == width
+        places = page.evaluate(PLACES)
+        assert places["sizes"]
+        assert [text for size, text in places["sizes"] if size < 10.99] == []
+        assert overlaps(places["sections"]) == []
+        for chart in places["charts"]:
+            assert overlaps(chart["texts"], slack=2.0) == []
+            for text in chart["texts"]:
+                assert chart["left"] - 1 <= text["left"], text
+                assert text["right"] <= chart["right"] + 1, text
+                assert text["bottom"] <= chart["bottom"] + 2, text
+        assert [cell["text"] for cell in places["cells"] if cell["inner"] > cell["outer"] + 1 > 1] == []
     page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
     assert widest(page) == width
+
+
+def test_overview_in_light_and_dark(open_page: Open) -> None:
+    """Every text of the documentation's drawing is in its frame, and on no other text."""
+    page = open_page(REPOSITORY / "docs" / "overview.svg", width=1000)
+    texts = page.evaluate(
+        """() => [...document.querySelectorAll("text")].map((one) => {
+          const { left, top, right, bottom } = one.getBoundingClientRect();
+          return { text: one.textContent, left, top, right, bottom };
+        })"""
+    )
+    assert len(texts) > 15
+    assert overlaps(texts) == []
+    assert all(text["left"] >= 0 and text["right"] <= 1000 for text in texts)
+    light = page.screenshot()
+    page.emulate_media(color_scheme="dark")
+    assert page.screenshot() != light
+
+
+def test_pictures_of_the_documentation(report: Path, browser: Browser, tmp_path: Path) -> None:
+    """The program that takes them does, from any run; the left half is light, the right one dark."""
+    pictures = runpy.run_path(str(REPOSITORY / "docs" / "pictures.py"))
+    both, phone = pictures["take"](browser, report.parent, tmp_path)
+    with Image.open(both) as image:
+        grey = image.convert("L")
+        assert grey.getpixel((2, image.height - 2)) > 250
+        assert grey.getpixel((image.width - 2, 2)) < 40
+    with Image.open(phone) as image:
+        assert image.size == (3 * 390 + 2 * 16, 780)
 
 
 def test_slider_shows_the_step_that_it_stands_at(report: Path, open_page: Open) -> None:

@@ -14,10 +14,10 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ohl_accel.report.charts import ratio_axis
+from ohl_accel.report.charts import element_sizes, ratio_axis
 from ohl_accel.report.operations import POSITIONS
 from ohl_accel.report.read import OuterStep, Run
-from ohl_accel.report.svg import BEGINNING, ROW, STAND_INS, Sizes, dots, draw_chart, outer_step_axis, zoom
+from ohl_accel.report.svg import BEGINNING, ROW, STAND_INS, dots, draw_chart, half, outer_step_axis, zoom
 from ohl_accel.run_folder.result import in_words
 
 COLOURS = ("--accent", "--phase1")
@@ -175,7 +175,7 @@ def _curves(
         outer_step_axis(axes, [int(every[:, 0].min()), int(every[:, 0].max())])
 
     last = ", ".join(f"{each[-1, 1]:.4g}" if len(each) else "none" for each in points)
-    return draw_chart(draw, f"{what} of both runs; at the end {last}", Sizes.half(230))
+    return draw_chart(draw, f"{what} of both runs; at the end {last}", half(230))
 
 
 def element_chart(pair: Pair) -> Markup | None:
@@ -219,8 +219,8 @@ def element_chart(pair: Pair) -> Markup | None:
         else "one is uniform"
     )
     height = 60 + ROW * len(names)
-    sizes = Sizes((900, height), (570, space.arity * height), (340, space.arity * height))
-    return draw_chart(draw, f"Probability over uniform of each element in both policies; {known}", sizes)
+    summary = f"Probability over uniform of each element in both policies; {known}"
+    return draw_chart(draw, summary, element_sizes(height, space.arity))
 
 
 def _both(axes: Axes, ratios: Sequence[np.ndarray], rows: np.ndarray) -> None:

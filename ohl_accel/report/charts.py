@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from ohl_accel.policy import Policy
 from ohl_accel.report.operations import POSITIONS, both_ends
 from ohl_accel.report.read import OuterStep
-from ohl_accel.report.svg import ROW, STAND_INS, Sizes, dots, draw_chart, outer_step_axis, zoom
+from ohl_accel.report.svg import ROW, STAND_INS, Size, dots, draw_chart, full, half, outer_step_axis, zoom
 
 _BARS = 12
 """Number of the most probable operations, and of the least probable ones."""
@@ -63,7 +63,7 @@ def reward_chart(steps: Sequence[OuterStep], metric: str) -> Markup:
         )
     else:
         summary = f"Held-out {metric}: {best_T[0]:.2f} % {summary}"
-    return draw_chart(draw, summary, Sizes.full(400) if several else Sizes.full(260, 240))
+    return draw_chart(draw, summary, full(400) if several else full(260, 240))
 
 
 def loss_chart(steps: Sequence[OuterStep]) -> Markup | None:
@@ -108,7 +108,7 @@ def loss_chart(steps: Sequence[OuterStep]) -> Markup | None:
         f"{name} loss {values_T4[0, 2]:.4f} in the first and {values_T4[-1, 2]:.4f} in the last outer step"
         for name, (_, values_T4) in curves.items()
     )
-    return draw_chart(draw, summary, Sizes.half(270))
+    return draw_chart(draw, summary, half(270))
 
 
 def learning_rate_chart(steps: Sequence[OuterStep]) -> Markup | None:
@@ -126,7 +126,7 @@ def learning_rate_chart(steps: Sequence[OuterStep]) -> Markup | None:
         outer_step_axis(axes, steps_T)
 
     summary = f"Learning rate: {rate_T[0]:.3g} in the first and {rate_T[-1]:.3g} in the last outer step"
-    return draw_chart(draw, summary, Sizes.half(250))
+    return draw_chart(draw, summary, half(250))
 
 
 def noise_chart(policy: Policy) -> Markup | None:
@@ -171,9 +171,12 @@ def noise_chart(policy: Policy) -> Markup | None:
         f"{outside} of them lie outside the noise band"
     )
     height = 60 + ROW * len(names)
-    return draw_chart(
-        draw, summary, Sizes((900, height), (570, space.arity * height), (340, space.arity * height))
-    )
+    return draw_chart(draw, summary, element_sizes(height, space.arity))
+
+
+def element_sizes(height: float, panels: int) -> dict[str, Size]:
+    """Sizes of a chart with a panel for each position: side by side where the window is wide."""
+    return {"wide": (900, height), "medium": (570, panels * height), "narrow": (340, panels * height)}
 
 
 def ratio_axis(axes: Axes, lowest: float, highest: float) -> None:
@@ -221,7 +224,7 @@ def entropy_chart(steps: Sequence[OuterStep], uniform: float) -> Markup:
         f"Entropy of the policy over {len(steps)} outer steps: {entropy_T[0]:.4f} nats after the first, "
         f"{entropy_T[-1]:.4f} after the last one; uniform is {uniform:.4f}"
     )
-    return draw_chart(draw, summary, Sizes.half(250))
+    return draw_chart(draw, summary, half(250))
 
 
 def operation_chart(policy: Policy) -> Markup:
@@ -247,7 +250,7 @@ def operation_chart(policy: Policy) -> Markup:
         f"Probability over uniform of {len(shown)} operations, from {shown[0].ratio:.2f} for {shown[0].name} to "
         f"{shown[-1].ratio:.2f} for {shown[-1].name}"
     )
-    return draw_chart(draw, summary, Sizes.full(70 + ROW * len(shown)))
+    return draw_chart(draw, summary, full(70 + ROW * len(shown)))
 
 
 def phases_of(steps: Sequence[OuterStep]) -> list[str]:
@@ -281,4 +284,4 @@ def phase_chart(steps: Sequence[OuterStep]) -> Markup:
         f"{name} {100 * seconds / (total or 1):.0f} %"
         for name, seconds in zip(names, seconds_PT.sum(1), strict=True)
     )
-    return draw_chart(draw, f"Seconds of each outer step by phase; in total {fractions}", Sizes.half(250))
+    return draw_chart(draw, f"Seconds of each outer step by phase; in total {fractions}", half(250))

@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from ohl_accel import __version__
 from ohl_accel.policy import Policy
-from ohl_accel.policy.evidence import LEVEL
+from ohl_accel.policy.evidence import LEVEL, Evidence
 from ohl_accel.report import beside
 from ohl_accel.report.charts import (
     entropy_chart,
@@ -39,7 +39,7 @@ from ohl_accel.report.examples import TrainingExamples, originals, rows_of
 from ohl_accel.report.gallery import Gallery, Tile
 from ohl_accel.report.heatmaps import LEVELS, Heatmap, Scale, heatmap, palette
 from ohl_accel.report.next_steps import next_steps
-from ohl_accel.report.operations import POSITIONS, least_probable, most_probable, ratio_grid
+from ohl_accel.report.operations import NOISE, POSITIONS, least_probable, most_probable, ratio_grid
 from ohl_accel.report.pictures import data_uri
 from ohl_accel.report.read import OuterStep, Run
 from ohl_accel.run_folder.files import REPORT_FILE
@@ -308,6 +308,13 @@ def _element_maps(run: Run) -> dict[str, Any] | None:
     }
 
 
+def _noise_in_words(evidence: Evidence | None) -> list[str] | None:
+    """What is said of an operation below, inside and above the noise band; None if there is no band."""
+    if evidence is None or evidence.operation_band is None:
+        return None
+    return [NOISE[side if evidence.distinguishable else 0] for side in (-1, 0, 1)]
+
+
 def _matrix(policy: Policy) -> dict[str, Any] | None:
     """All operations of two elements as an E x E heatmap: rows are the first element, columns the second.
 
@@ -333,6 +340,6 @@ def _matrix(policy: Policy) -> dict[str, Any] | None:
             "percent": percent,
             "operations": space.num_operations,
             "band": band,
-            "distinguishable": evidence is None or evidence.distinguishable,
+            "noise": _noise_in_words(evidence),
         },
     }

@@ -1,14 +1,14 @@
 """Matplotlib's figures as SVG for the page.
 
 Matplotlib gets placeholder colours, which are replaced by the page's CSS variables, so that a chart follows the
-theme. Text stays text, in the page's font. Each chart is drawn for three widths of the window, so that its text is
-never smaller than 11 px.
+theme. Text stays text, in the page's font. Charts that are as wide as the page are drawn for three widths of the
+window, so that their text is never smaller than 11 px.
 """
 
 import io
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -64,37 +64,29 @@ _STYLE: Any = {
 Size = tuple[float, float]
 
 
-class Sizes(NamedTuple):
-    """Width and height of a chart in CSS pixels, for three widths of the window; the page's CSS shows one of them."""
-
-    wide: Size
-    medium: Size
-    narrow: Size
-
-    @classmethod
-    def full(cls, height: float, narrow_height: float | None = None) -> "Sizes":
-        """Of a chart that is as wide as the page."""
-        return cls((900, height), (570, height), (340, narrow_height or height))
-
-    @classmethod
-    def half(cls, height: float) -> "Sizes":
-        """Of a chart in one of two columns, which wide windows have."""
-        return cls((430, height), (570, height), (340, height))
+def full(height: float, narrow_height: float | None = None) -> dict[str, Size]:
+    """Sizes of a chart that is as wide as the page: one for each of three widths of the window."""
+    return {"wide": (900, height), "medium": (570, height), "narrow": (340, narrow_height or height)}
 
 
-def draw_chart(draw: Callable[[Figure], None], summary: str, sizes: Sizes) -> Markup:
-    """A chart for wide, medium and narrow windows.
+def half(height: float) -> dict[str, Size]:
+    """Sizes of a chart in one of two columns, which wide windows have: one, for a width that all windows have."""
+    return {"every": (350, height)}
+
+
+def draw_chart(draw: Callable[[Figure], None], summary: str, sizes: Mapping[str, Size]) -> Markup:
+    """A chart, drawn for the widths that windows have.
 
     Args:
         draw: draws it.
         summary: describes it in words, for those who do not see it.
-        sizes: of the three.
+        sizes: class of the page's CSS, which shows one of them -> width and height in CSS pixels.
     """
     return Markup("").join(
         Markup('<div class="chart {}" role="img" aria-label="{}">{}</div>').format(
             name, summary, _svg(draw, size, f"{name} {summary}")
         )
-        for name, size in sizes._asdict().items()
+        for name, size in sizes.items()
     )
 
 

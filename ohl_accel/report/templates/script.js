@@ -85,9 +85,9 @@ function setUpMatrix(data) {
   const side = data.names.length;
   let row = 0, column = 0;
   const noise = (ratio) => {
-    if (!data.band) return "";
-    if (!data.distinguishable || (ratio >= data.band[0] && ratio <= data.band[1])) return ", inside the noise";
-    return ratio > data.band[1] ? ", above the noise" : ", below the noise";
+    if (!data.noise) return "";
+    const side = ratio > data.band[1] ? 2 : ratio < data.band[0] ? 0 : 1;
+    return `, ${data.noise[side]}`;
   };
   const words = () => {
     const percent = data.percent[side * row + column];
