@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test test-fast lint types docs wheel install clean
+.PHONY: demo test test-fast lint types docs pictures wheel install clean
 
 demo: $(INSTALLED)  ## learn a policy on handwritten digits, in about a minute on two cores
 	$(BIN)/ohl-accel search digits run.overwrite=true
@@ -26,6 +26,9 @@ types: $(INSTALLED)
 
 docs: $(INSTALLED)  ## the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+pictures: $(INSTALLED)  ## the screenshots in docs/, of the run RUN (runs/digits); needs Chromium
+	$(BIN)/python docs/pictures.py $(or $(RUN),runs/digits)
 
 wheel: $(INSTALLED)  ## build the wheel, install it into an empty environment (gigabytes), search and use a policy
 	.ci/wheel $(BIN)/python

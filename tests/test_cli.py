@@ -108,7 +108,7 @@ def test_a_process_for_each_way() -> None:
         (["search", "digits", "--config", "gpus"], "error: --config gpus does not exist; did you mean gpu?"),
         (["search", "digits", "--processes", "0"], "Invalid value for '--processes': "),
         (["compare", "digits", "--policies", "none", "--seeds", "0"], "Invalid value for '--seeds'"),
-        (["report"], "give either a run folder, or --policy and --image"),
+        (["report"], "give a run folder, two without --watch, or --policy and --image"),
         (["recipes", "digit"], "error: digit does not come with the package; available: "),
         (["recipes", "--save", "x.yaml"], "error: --save needs the name of what to copy"),
         (

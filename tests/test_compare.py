@@ -1,5 +1,6 @@
 """The paired comparison: statistics against closed forms, contenders, jobs, and the whole command."""
 
+import itertools
 import json
 import os
 import signal
@@ -13,11 +14,11 @@ import pytest
 from conftest import REPOSITORY, SMALL
 
 from ohl_accel.compare import main
-from ohl_accel.comparison.compare import Comparison, plan
+from ohl_accel.comparison.compare import Comparison, cost_in_words, plan
 from ohl_accel.comparison.contenders import check, contender
 from ohl_accel.comparison.jobs import Job, last_words, run_jobs
 from ohl_accel.comparison.statistics import holm, paired_difference
-from ohl_accel.comparison.summary import markdown, rows_of
+from ohl_accel.comparison.summary import draw, markdown, rows_of
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe
 
@@ -81,6 +82,67 @@ def test_rows_compare_only_seeds_in_common() -> None:
     assert "| none | 3 | 51.00 ± 1.00 | 1 x | reference |" in text
     assert "**Missing**: same seed 2: why" in text
     assert "- late: 50.00" in text
+
+
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_figure_says_its_numbers_and_no_rows_touch(seeds: int, tmp_path: Path) -> None:
+    """Every mean is written out; one seed has neither an interval nor a mean of several; labels lie apart."""
+    names = [f"policy-{number}" for number in range(9)]
+    accuracy = {
+        name: {seed: 0.5 + 0.01 * n + 0.002 * seed for seed in range(seeds)} for n, name in enumerate(names)
+    }
+    rows = rows_of(accuracy, dict.fromkeys(names, 1), names[0])
+    about = {"recipe": {"data": {"path": "/somewhere/digits"}, "model": {"name": "resnet8"}}}
+    figure = draw(rows, names[0], about)
+    figure.savefig(tmp_path / "figure.png")
+    left, right = figure.axes
+    title = figure.get_suptitle()
+    assert "digits, resnet8" in title
+    assert "/somewhere" not in title
+    assert ("4 seeds" in title) == (seeds == 4)
+    written = [text.get_text() for axes in (left, right) for text in axes.texts]
+    assert written[:9] == [f"{100 * row.mean:.2f}" for row in rows]
+    assert written[9:] == ["reference", *(f"{100 * (row.mean - rows[0].mean):+.2f}" for row in rows[1:])]
+    assert ("interval" in right.get_xlabel()) == (seeds > 1)
+    lines = [line for line in right.lines if len(line.get_xdata()) == 2 and line.get_color() != "black"]  # type: ignore[arg-type]
+    assert len(lines) == (8 if seeds > 1 else 0)
+    heights = [label.get_window_extent() for label in left.get_yticklabels()]
+    assert all(upper.y0 > lower.y1 + 4 for upper, lower in itertools.pairwise(heights))
+
+
+def test_cost_is_said_before_it_starts(tmp_path: Path) -> None:
+    recipe = Recipe.load(DIGITS, ["outer.steps=20", "outer.trajectories=4"])
+    contenders = [contender(name) for name in ("none", "ohl", "ohl-fresh")]
+    asked = Comparison(recipe=recipe, contenders=contenders, seeds=range(2), out=tmp_path)
+    jobs = plan(asked)
+    said = cost_in_words(asked, jobs, 2)
+    assert said.startswith(
+        "6 runs, 0 of them already finished, 2 in parallel\nto do: as much training as 12 plain"
+    )
+    assert "20 outer steps" in said
+    assert "the time is known once the first run is finished" in said
+    folder = jobs[0].folder
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text("{}")
+    (folder / "metrics.jsonl").write_text('{"outer_step": 0, "seconds": {"train": 25.0, "save": 5.0}}\n')
+    said = cost_in_words(asked, jobs, 2)
+    assert "as 11 plain trainings" in said
+    assert "about 2 min 45 s by the runs" in said
+
+
+def test_runs_of_a_contender_are_a_group_on_dashboards(tmp_path: Path) -> None:
+    contenders = [contender(name) for name in ("none", "ohl")]
+    for overrides, groups in (
+        ([], [None, None]),
+        (["track=wandb"], ["none", "ohl"]),
+        (["run.group=x"], [None, None]),
+    ):
+        asked = Comparison(Recipe.load(DIGITS, overrides), contenders, range(1), tmp_path)
+        found = [
+            next((text for text in job.command() if text.startswith("run.group=")), None)
+            for job in plan(asked)
+        ]
+        assert found == [group and f"run.group={group}" for group in groups]
 
 
 def test_contenders() -> None:

@@ -1,6 +1,7 @@
 """What a run shows: bars on a terminal, lines, JSON, or next to nothing."""
 
 import json
+import math
 import os
 import pty
 import re
@@ -8,6 +9,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -15,8 +18,10 @@ from conftest import REPOSITORY, SMALL
 
 from ohl_accel.engine.objective import Classification
 from ohl_accel.engine.search import search
-from ohl_accel.observers.display import Display
+from ohl_accel.observers.display import Display, _line_in_words
 from ohl_accel.observers.observer import RunInfo
+from ohl_accel.policy import Policy
+from ohl_accel.policy.evidence import Evidence
 from ohl_accel.recipe import Recipe
 from ohl_accel.run_folder.folder import RunFolder
 from ohl_accel.run_folder.metrics import read_metrics
@@ -35,7 +40,7 @@ def test_bars_on_a_terminal(tmp_path: Path) -> None:
     terminal, end = pty.openpty()
     overrides = (*SMALL, "outer.steps=2", "outer.inner_steps=12", f"run.dir={tmp_path / 'run'}")
     command = [sys.executable, "-m", "ohl_accel.search", DIGITS, *overrides]
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=end, stderr=end) as process:
         os.close(end)
         output = b""
@@ -47,7 +52,10 @@ def test_bars_on_a_terminal(tmp_path: Path) -> None:
     assert re.search(r"outer step [01]/2 +[━╸╺]+ 0:00:\d\d 0:00:\d\d", text)
     assert re.search(r"inner step 1?\d/12 +[━╸╺]+ 0:00:\d\d 0:00:\d\d", text)
     for step in (1, 2):
-        assert len(re.findall(rf"outer step {step}/2: best reward", text)) == 1
+        (line,) = re.findall(rf"outer step {step}/2: best reward[^\r\n]*", text)
+        assert len(line) <= 80
+        assert re.search(r"p [\d.]+, \d+ % tied, loss", line)
+    assert all(len(line.rstrip()) <= 80 for line in re.split(r"[\r\n]", text) if "━" in line)
 
 
 def _read(terminal: int) -> bytes:
@@ -55,6 +63,25 @@ def _read(terminal: int) -> bytes:
         return os.read(terminal, 65536)
     except OSError:  # Linux's word for the end of a terminal
         return b""
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (math.inf, "best reward 0.5000, entropy 7.1670, winner 0, p 0.35, 12 % tied, loss 1.0000, 1.00 s"),
+        (65, "best reward 0.5000, p 0.35, 12 % tied, loss 1.0000, 1.00 s"),
+        (40, "best reward 0.5000, p 0.35, 12 % tied"),
+        (10, "best reward 0.5000"),
+    ],
+)
+def test_a_line_leaves_out_what_does_not_fit(width: float, line: str) -> None:
+    policy = Policy()
+    policy.provenance["evidence"] = Evidence(p_value=0.35, outer_steps=1, tied_share=0.12).document()
+    run = cast("RunInfo", SimpleNamespace(policy=policy, objective=Classification(10)))
+    metrics = {
+        "reward": [0.5], "winner": 0, "entropy": 7.167, "evidence": {}, "train_loss": [1.0], "seconds": {"train": 1.0},
+    }  # fmt: skip
+    assert _line_in_words(metrics, run, width) == line
 
 
 def test_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from ohl_accel.engine.search import search
 from ohl_accel.errors import UserError
 from ohl_accel.hub.card import model_card, policy_card
 from ohl_accel.hub.contents import Finished
-from ohl_accel.observers.dashboards import flatten
+from ohl_accel.observers.scalars import scalars_of
 from ohl_accel.observers.teaching import first_look
 from ohl_accel.operations.space import PAPER, Space
 from ohl_accel.policy import Policy
@@ -251,7 +251,7 @@ def test_the_search_keeps_what_it_knows(small_run: Path) -> None:
     assert evidence.outer_steps == 4
     lines = read_metrics(small_run / "metrics.jsonl")
     assert lines[-1]["evidence"] == evidence.line()
-    scalars = flatten(lines[-1])
+    scalars = scalars_of(lines[-1], policy)
     assert scalars["evidence/p_value"] == evidence.p_value
     assert scalars["evidence/tied_share"] == evidence.tied_share
     assert evidence.verdict in repr(policy)

@@ -1,6 +1,10 @@
 """Publishing, over real HTTP with the real client: what goes up, what comes down, and what may go wrong."""
 
+import json
+import re
 import shlex
+import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +14,13 @@ import pytest
 import yaml
 from conftest import REPOSITORY, SMALL
 from hub_server import READER, WRITER, Fault, HubServer
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from markdown_it import MarkdownIt
 from PIL import Image
 from processes import Client, check, classify, command, draw, run_search, upload_all
 
+from ohl_accel import cli
 from ohl_accel.engine.search import search
 from ohl_accel.hub.card import model_card
 from ohl_accel.hub.contents import Finished
@@ -83,7 +90,11 @@ def test_a_search_publishes_its_end_in_one_commit(hub: HubServer, client: Client
     ]
     assert f"{100 * measured:.2f} %" in text
     assert 'timm.create_model("hf-hub:user/digits", pretrained=True)' in text
-    assert 'PolicyTransform("user/digits")' in text
+    blocks = re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
+    assert ("bash", "pip install ohl-accel\n") in blocks
+    two_lines = 'from ohl_accel import PolicyTransform\ntransform = PolicyTransform("user/digits")\n'
+    assert ("python", two_lines) in blocks
+    assert "No: it is not known whether this policy is better than a uniform one" in text
     assert "](figures/policy.png)" in text
 
     published = tmp_path / "recipe.yaml"  # runs again as it is, and publishes nothing
@@ -93,6 +104,57 @@ def test_a_search_publishes_its_end_in_one_commit(hub: HubServer, client: Client
     secret = WRITER.encode()
     assert not any(secret in path.read_bytes() for path in folder.rglob("*") if path.is_file())
     assert not any(secret in body for body in hub.bodies)
+
+
+def test_the_card_is_what_the_hubs_library_reads(run: Path, tmp_path: Path) -> None:
+    """The library finds every score in the metadata, and accepts it; a comparison is there as a table."""
+    folder = Path(shutil.copytree(run, tmp_path / "digits"))
+    (tmp_path / "compare-digits").mkdir()
+    rows = [
+        {"policy": "none", "n": 3, "mean": 0.5},
+        {"policy": str(folder), "n": 3, "mean": 0.51, "difference": 0.01, "t_interval": [-0.02, 0.04],
+         "verdict": "no difference shown"},
+        {"policy": "/home/me/other/policy.json", "n": 3, "mean": 0.4, "difference": -0.1},
+    ]  # fmt: skip
+    document = {"reference": "none", "command": "secret", "rows": rows}
+    (tmp_path / "compare-digits" / "comparison.json").write_text(json.dumps(document))
+    finished = Finished.read(folder)
+    text = model_card(finished, HubSection(repo="user/name", license="mit"))
+    card = ModelCard(text)
+    found = {result.metric_type: result for result in card.data.eval_results or []}
+    assert found["accuracy"].metric_value == pytest.approx(finished.result["test_accuracy"], abs=1e-6)
+    assert (found["accuracy"].task_type, found["accuracy"].dataset_split) == ("image-classification", "test")
+    index = eval_results_to_model_index("name", list(found.values()))
+    assert model_index_to_eval_results(index) == ("name", list(found.values()))
+    assert yaml.safe_load(card.data.to_yaml())["model-index"] == index
+    table = MarkdownIt("commonmark").enable("table").render(text.split("## Was it compared?")[1])
+    assert table.count("<tr>") >= 4
+    assert "| **this policy** | 3 | 51.00 | +1.00 | -2.00 to +4.00 | no difference shown |" in text
+    assert "/home/me" not in text
+    assert "secret" not in text
+
+
+def test_a_license_is_asked_for(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal by a question, elsewhere by a warning; one that the recipe has is not asked for."""
+    pushed: list[HubSection] = []
+
+    def push(path: Path, section: HubSection, say: object) -> str:
+        pushed.append(section)
+        return "address"
+
+    monkeypatch.setattr("ohl_accel.hub.transfer.push", push)
+    assert cli.main("hub", ["push", str(run), "user/name"]) == 0
+    assert "no license is given" in capsys.readouterr().err
+    for stream in (sys.stdin, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr(
+        "typer.prompt", lambda question, **options: " apache-2.0 " if "License" in question else ""
+    )
+    assert cli.main("hub", ["push", str(run), "user/name"]) == 0
+    assert cli.main("hub", ["push", str(run), "user/name", "--license", "mit"]) == 0
+    assert [section.license for section in pushed] == [None, "apache-2.0", "mit"]
 
 
 def test_push_and_pull(hub: HubServer, client: Client, run: Path, tmp_path: Path) -> None:

@@ -34,8 +34,10 @@ except UserError as error:
     print(error)
 import re, torch, PIL.Image
 from huggingface_hub import ModelCard
-(block,) = re.findall(r"```python\\n(.*?)```", ModelCard.load("user/mine").content, re.DOTALL)
-exec(block)
+two_lines, pipeline = re.findall(r"```python\\n(.*?)```", ModelCard.load("user/mine").content, re.DOTALL)
+exec(two_lines)
+assert transform(PIL.Image.new("RGB", (12, 10))).size == (12, 10)
+exec(pipeline)
 print(transform(PIL.Image.new("RGB", (12, 10))).shape)
 """
 

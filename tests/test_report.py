@@ -9,10 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
+from ohl_accel.engine.evaluate import evaluate
+from ohl_accel.engine.objective import Classification
 from ohl_accel.errors import UserError
 from ohl_accel.hub.contents import Finished
 from ohl_accel.operations import transforms
@@ -21,12 +25,15 @@ from ohl_accel.operations.space_file import open_space
 from ohl_accel.policy import Policy
 from ohl_accel.report import figures
 from ohl_accel.report.__main__ import main
+from ohl_accel.report.classes import class_table, wilson
+from ohl_accel.report.comparisons import comparisons_of
 from ohl_accel.report.examples import open_examples, rows_of
 from ohl_accel.report.gallery import draw_gallery, load_policy
 from ohl_accel.report.heatmaps import LEVELS, Scale, heatmap, palette
 from ohl_accel.report.operations import least_probable, most_probable
 from ohl_accel.report.pictures import data_uri, read_image, to_tensor, upright_rgb
-from ohl_accel.report.read import read_run
+from ohl_accel.report.read import Classes, read_run
+from ohl_accel.report.svg import zoom
 from ohl_accel.report.write import write_at_end, write_gallery, write_report
 from ohl_accel.rng import keyed_generator
 from ohl_accel.run_folder.atomic import write_text
@@ -59,7 +66,18 @@ def test_search_draws_its_report(small_run: Path) -> None:
     result = json.loads((small_run / "result.json").read_text())
     assert f"{100 * result['test_accuracy']:.2f} %" in page
     assert "finished after 4 outer steps" in page
-    for name in ("rewards", "elements", "matrix", "operations", "entropy", "times", "test", "recipe"):
+    names = (
+        "rewards",
+        "loss",
+        "learning-rate",
+        "evidence",
+        "elements",
+        "matrix",
+        "operations",
+        "classes",
+        "entropy",
+    )
+    for name in (*names, "times", "test", "next", "recipe"):
         assert f'id="{name}"' in page
     assert page.count('src="data:image/png') == 2 * (1 + 6) * 5  # originals and 6 operations, gained and lost
     assert "optimizer:" in page
@@ -294,6 +312,150 @@ def test_foreign_text_stays_text(run: Path) -> None:
     assert "<img src=x" not in page
 
 
+def test_noise_is_pale_and_what_is_outside_is_not() -> None:
+    """The band is at most half of the colours on either side; unmeasured, only a factor of 2 has the full colour."""
+    band = (0.5, 1.25)
+    ratios = torch.tensor([0.5, 0.9, 1.0, 1.1, 1.25, 3.0], dtype=torch.float64)
+    scale = Scale.of(ratios, band)
+    low, *_, high, gained = scale.levels(ratios).tolist()
+    assert low >= LEVELS // 4
+    assert LEVELS // 2 < high <= 3 * LEVELS // 4
+    assert gained == LEVELS - 1
+    assert scale.ends == pytest.approx((0.25, 3.0))
+    small = torch.tensor([0.97, 1.04], dtype=torch.float64)
+    assert Scale.of(small).ends == (0.5, 2.0)
+    assert Scale.of(small, (0.99, 1.01)).ends[1] == pytest.approx(2**0.0566, rel=1e-3)
+
+
+def test_axis_shows_where_the_values_are() -> None:
+    """A few values far away, and the beginning of a run, are marked at the edge instead of flattening all others."""
+    axes = Figure().subplots()
+    x, y = np.arange(100.0), np.full(100, 90.0) + np.sin(np.arange(100.0))
+    y[:3], y[50], y[60] = (10, 40, 60), 0, np.nan
+    outside = zoom(axes, x, y)
+    low, high = axes.get_ylim()
+    assert outside == 4
+    assert 80 < low < 89
+    assert 91 <= high < 95
+    marked = {int(step) for line in axes.get_lines() for step in line.get_xdata()}  # type: ignore[union-attr]
+    assert marked == {0, 1, 2, 50}
+    assert zoom(Figure().subplots(), x[:1], y[:1]) == 0
+
+
+def test_text_of_a_chart_is_never_small(small_run: Path) -> None:
+    page = (small_run / "report.html").read_text()
+    sizes = [float(size) for size in re.findall(r'<text style="font-size: ([\d.]+)px', page)]
+    assert min(sizes) >= 12
+    for name, charts in (("wide", 2), ("medium", 2), ("narrow", 2), ("every", 4)):
+        assert page.count(f'class="chart {name}"') == charts
+
+
+def test_classes_and_confusions(run: Path) -> None:
+    """The file has what scikit-learn's confusion matrix of a second evaluation has; the page shows it."""
+    evaluation = evaluate(run)
+    document = json.loads((run / "classes.json").read_text())
+    assert document["classes"] == evaluation.classes
+    assert sum(count for *_, count in document["confusions"]) == round(
+        500 * (1 - evaluation.scores["accuracy"])
+    )
+    worst = min(document["classes"], key=lambda row: row["top1"])
+    page = report_of(run)
+    assert (
+        f'<th scope="row">{worst["class"]}</th><td>{worst["images"]}</td><td>{100 * worst["top1"]:.2f}'
+        in page
+    )
+    assert page.count('<td class="right">') == 10
+    many = Classes(
+        images=600,
+        classes=[{"class": f"c{i}", "images": 20, "top1": i / 30} for i in range(30)],
+        confusions=[(3, 4, 7), (5, 6, 9)],
+    )
+    table = class_table(many)
+    assert (table.matrix, table.confusions) == ([], [("c5", "c6", 9), ("c3", "c4", 7)])
+    assert table.rows[0][0] == "c0"
+    write_text(run / "classes.json", json.dumps({**document, "confusions": [[0, 99, 1]]}))
+    with pytest.raises(UserError, match=r"classes\.json: .* a confusion of a class that is not in the table"):
+        read_run(run)
+
+
+def test_confusions_by_hand() -> None:
+    predicted = [1, 1, 0, 2, 1]
+    outcomes = torch.tensor([[0, 0, 0, p] for p in predicted], dtype=torch.float64)
+    found = Classification(3).confusions(outcomes, torch.tensor([0, 0, 0, 1, 1]))
+    assert found.tolist() == [[0, 1, 2], [1, 2, 1]]
+
+
+def test_wilson_interval_of_the_tables() -> None:
+    """Newcombe (1998), table I: 81 of 263 gives 0.2553 to 0.3662; 0 of 20 gives 0 to 0.1611."""
+    assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(0.0, 20) == pytest.approx((0, 0.1611), abs=5e-5)
+
+
+def compare_with(run: Path, folder: Path, recipe: dict[str, Any]) -> None:
+    """A finished comparison in a folder, in which `run` has a policy."""
+    rows = [
+        {"policy": "none", "n": 3, "mean": 0.5, "difference": None, "t_interval": None, "verdict": ""},
+        {"policy": str(run), "n": 3, "mean": 0.51, "difference": 0.01, "t_interval": [-0.02, 0.04],
+         "verdict": "no difference shown"},
+        {"policy": "ohl", "n": 3, "mean": 0.52, "difference": 0.02, "t_interval": [0.01, 0.03], "verdict": "better"},
+    ]  # fmt: skip
+    folder.mkdir()
+    document = {"reference": "none", "command": "ohl-accel compare ...", "rows": rows, "recipe": recipe}
+    write_text(folder / "comparison.json", json.dumps(document))
+
+
+def test_comparisons_of_a_run_are_found(run: Path) -> None:
+    """By its policy, by its recipe with other seeds, and as a run of the comparison; not those of others."""
+    recipe = read_run(run).recipe
+    assert recipe is not None
+    asked = recipe.model_dump(mode="json")
+    asked["run"]["seed"], asked["data"]["mean"] = 7, None
+    beside = run.parent / "compare-it"
+    compare_with(run, beside, {})
+    (found,) = comparisons_of(run, recipe)
+    assert (found.folder, found.own) == (beside, {str(run)})
+    page = report_of(run)
+    assert "this run&#39;s policy was compared with others" in page
+    assert "<td>+1.00</td><td>-2.00 to +4.00</td><td>no difference shown</td>" in page
+    assert "ohl-accel compare" not in page.split('id="next"')[1].split("</section>")[0]
+    shutil.rmtree(beside)
+    assert "To find out whether the policy is worth anything" in report_of(run)
+    compare_with(run.parent / "other", beside, asked)
+    assert [each.own for each in comparisons_of(run, recipe)] == [{"ohl"}]
+    compare_with(run.parent / "other", run.parent / "different", {**asked, "model": {"name": "resnet50"}})
+    assert len(comparisons_of(run, recipe)) == 1
+    (run.parent / "different" / "comparison.json").write_text("[")
+    inside = beside / "runs" / "ohl" / "seed-0"
+    shutil.copytree(run, inside)
+    assert [(each.folder, each.own) for each in comparisons_of(inside, None)] == [(beside, {"ohl"})]
+    (beside / "report.html").touch()
+    assert '<a href="../../../report.html">' in write_report(inside, lambda text: None).read_text()
+
+
+def test_two_runs_side_by_side(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    rewrite("recipe.yaml", "seed: 0", "seed: 5")(other)
+    result = json.loads((other / "result.json").read_text())
+    accuracy = json.loads((run / "result.json").read_text())["test_accuracy"]
+    result["test_accuracy"] = accuracy - 0.1
+    write_text(other / "result.json", json.dumps(result))
+    output = tmp_path / "both.html"
+    assert main([str(run), str(other), "--output", str(output)]) == 0
+    page = output.read_text()
+    half = 196 * (accuracy * (1 - accuracy) / 500 + (accuracy - 0.1) * (1.1 - accuracy) / 500) ** 0.5
+    assert f"-10.00 points (± {half:.2f}): more than" in page
+    assert '<th scope="row">run.seed</th><td>0</td><td>5</td>' in page
+    settings = page.split('id="settings"')[1].split("</section>")[0]
+    assert settings.count("<tr") == 2  # of all fields only the seed
+    assert page.count('<div class="chart every"') == 5
+    assert page.count('<div class="chart wide"') == 1
+    assert report_of(run)  # they are as before
+    (other / "metrics.jsonl").unlink()
+    assert main([str(run), str(other), "--output", str(output)]) == 2
+    assert "has no finished outer step" in capsys.readouterr().err
+    assert main([str(run), str(other), "--watch", "5"]) == 2
+
+
 def test_comparison_and_sweep_are_shown(run: Path) -> None:
     rows = [
         {"policy": "learned", "n": 3, "mean": 0.9812, "t": [0.1, 0.25], "seeds": [0, 1, 2]},
@@ -407,7 +569,7 @@ def test_report_that_fails_loses_no_search(run: Path) -> None:
 def test_heatmap_has_every_cell_once() -> None:
     ratios = torch.tensor([[1.0, 2.0, 2.0], [0.5, 1.0, 0.01]], dtype=torch.float64)
     scale = Scale.of(ratios)
-    drawn = heatmap(ratios, Scale(1.0))
+    drawn = heatmap(ratios, Scale(1.0, 1.0))
     assert scale.ends[1] > 2
     assert drawn.paths == [
         (0, "M0 1h1v1h-1zM2 1h1v1h-1z"),

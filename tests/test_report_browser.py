@@ -1,18 +1,20 @@
 """The report in a real browser: headless Chromium opens the file, uses it, prints it, and may ask for nothing."""
 
 import json
+import runpy
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from conftest import REPOSITORY
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from ohl_accel.operations.space import PAPER
 from ohl_accel.policy import Policy
-from ohl_accel.report.write import write_gallery, write_report
+from ohl_accel.report.write import write_beside, write_gallery, write_report
 from ohl_accel.run_folder.metrics import read_metrics
 
 ARGUMENTS = [
@@ -76,17 +78,111 @@ def gallery(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "gallery.html"
 
 
+@pytest.fixture(scope="module")
+def beside(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("beside")
+    other = Path(shutil.copytree(small_run, folder / "other"))
+    (other / "recipe.yaml").write_text((other / "recipe.yaml").read_text().replace("seed: 0", "seed: 5"))
+    write_beside(small_run, other, folder / "page.html")
+    return folder / "page.html"
+
+
 def widest(page: Page) -> int:
     return int(page.evaluate("document.documentElement.scrollWidth"))
 
 
-@pytest.mark.parametrize("width", [360, 1280])
-@pytest.mark.parametrize("name", ["report", "gallery"])
-def test_fits_the_window(name: str, width: int, open_page: Open, request: pytest.FixtureRequest) -> None:
+WIDTHS = (390, 768, 1440)
+PLACES = """() => {
+  const seen = (one) => one.checkVisibility() && one.getClientRects().length > 0;
+  const texts = [...document.querySelectorAll("main *, main svg text")].filter((one) =>
+    seen(one) && !one.closest("option, select, .repeated") &&
+    [...one.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()));
+  const size = (one) => {
+    const font = parseFloat(getComputedStyle(one).fontSize);
+    if (!(one instanceof SVGElement)) return font;
+    const matrix = one.getScreenCTM();
+    return font * Math.hypot(matrix.a, matrix.b);
+  };
+  const box = (one) => {
+    const { left, top, right, bottom } = one.getBoundingClientRect();
+    return { text: one.textContent.trim(), left, top, right, bottom };
+  };
+  const charts = [...document.querySelectorAll(".chart, .matrix")].filter(seen);
+  return {
+    sizes: texts.map((one) => [size(one), one.textContent.trim()]),
+    charts: charts.map((one) => ({ ...box(one), texts: texts.filter((text) => one.contains(text) &&
+      text instanceof SVGElement).map(box) })),
+    sections: [...document.querySelectorAll("main section")].filter(seen).map((one) => ({ ...box(one), text: one.id })),
+    cells: [...document.querySelectorAll(".cards li, .numbers td, .numbers th, .legend > span, .pick > *")]
+      .filter(seen).map((one) => ({ ...box(one), inner: one.scrollWidth, outer: one.clientWidth })),
+  };
+}"""
+"""Where everything visible is: sizes of all text, charts with their text, sections, and cells."""
+
+
+def overlaps(boxes: list[dict[str, Any]], slack: float = 1.0) -> list[tuple[str, str]]:
+    """Pairs of boxes that have more in common than `slack` pixels in both directions."""
+    return [
+        (one["text"], other["text"])
+        for number, one in enumerate(boxes)
+        for other in boxes[:number]
+        if min(one["right"], other["right"]) - max(one["left"], other["left"]) > slack
+        and min(one["bottom"], other["bottom"]) - max(one["top"], other["top"]) > slack
+    ]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["report", "gallery", "beside"])
+def test_nothing_overlaps_or_is_cut_off(
+    name: str, width: int, open_page: Open, request: pytest.FixtureRequest
+) -> None:
     page = open_page(request.getfixturevalue(name), width)
-    assert widest(page) == width
+    themes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+    for theme in themes:
+        page.emulate_media(color_scheme=theme)
+        assert widest(page) == width
+        places = page.evaluate(PLACES)
+        assert places["sizes"]
+        assert [text for size, text in places["sizes"] if size < 10.99] == []
+        assert overlaps(places["sections"]) == []
+        for chart in places["charts"]:
+            assert overlaps(chart["texts"], slack=2.0) == []
+            for text in chart["texts"]:
+                assert chart["left"] - 1 <= text["left"], text
+                assert text["right"] <= chart["right"] + 1, text
+                assert text["bottom"] <= chart["bottom"] + 2, text
+        assert [cell["text"] for cell in places["cells"] if cell["inner"] > cell["outer"] + 1 > 1] == []
     page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
     assert widest(page) == width
+
+
+def test_overview_in_light_and_dark(open_page: Open) -> None:
+    """Every text of the documentation's drawing is in its frame, and on no other text."""
+    page = open_page(REPOSITORY / "docs" / "overview.svg", width=1000)
+    texts = page.evaluate(
+        """() => [...document.querySelectorAll("text")].map((one) => {
+          const { left, top, right, bottom } = one.getBoundingClientRect();
+          return { text: one.textContent, left, top, right, bottom };
+        })"""
+    )
+    assert len(texts) > 15
+    assert overlaps(texts) == []
+    assert all(text["left"] >= 0 and text["right"] <= 1000 for text in texts)
+    light = page.screenshot()
+    page.emulate_media(color_scheme="dark")
+    assert page.screenshot() != light
+
+
+def test_pictures_of_the_documentation(report: Path, browser: Browser, tmp_path: Path) -> None:
+    """The program that takes them does, from any run; the left half is light, the right one dark."""
+    pictures = runpy.run_path(str(REPOSITORY / "docs" / "pictures.py"))
+    both, phone = pictures["take"](browser, report.parent, tmp_path)
+    with Image.open(both) as image:
+        grey = image.convert("L")
+        assert grey.getpixel((2, image.height - 2)) > 250
+        assert grey.getpixel((image.width - 2, 2)) < 40
+    with Image.open(phone) as image:
+        assert image.size == (3 * 390 + 2 * 16, 780)
 
 
 def test_slider_shows_the_step_that_it_stands_at(report: Path, open_page: Open) -> None:
@@ -141,28 +237,43 @@ def test_matrix_tells_what_is_pointed_at(report: Path, open_page: Open) -> None:
 def check_tip(text: str, policy: Policy, first: int, second: int) -> None:
     """`Rotate 10, then Invert: 0.07716 %, 1.00 × uniform` with the policy's numbers."""
     names, numbers = text.split(": ")
-    percent, ratio = (float(number.split()[0]) for number in numbers.split(", "))
+    percent, ratio = (float(number.split()[0]) for number in numbers.split(", ")[:2])
     probability = float(policy.probabilities[PAPER.operation_of(first, second)])
     assert names == f"{PAPER.elements[first].name}, then {PAPER.elements[second].name}"
     assert percent == pytest.approx(100 * probability, rel=1e-3)
     assert ratio == pytest.approx(probability * PAPER.num_operations, abs=0.0051)
+    assert policy.evidence is not None
+    assert numbers.endswith(" the noise")
 
 
-def test_matrix_by_touch(report: Path, open_page: Open) -> None:
-    page = open_page(report, width=360)
+def test_matrix_on_a_phone(report: Path, open_page: Open) -> None:
+    """The whole map is in view; a cell is tapped, or chosen by the names of its elements."""
+    policy = Policy.load(report.parent)
+    page = open_page(report, width=390)
     page.locator("#matrix-map").scroll_into_view_if_needed()
     box = page.locator("#matrix-map .cells").bounding_box()
     assert box is not None
-    for side in (0.02, 0.35):  # of the map, of which a part is in view
+    assert box["x"] >= 0
+    assert 340 <= box["width"] <= 390 - box["x"]
+    for side in (0.02, 0.35, 0.99):
         page.touchscreen.tap(box["x"] + side * box["width"], box["y"] + 2)
         column = int(side * PAPER.num_elements)
         tip = page.locator("#matrix-says")
-        check_tip(tip.inner_text(), Policy.load(report.parent), 0, column)
+        check_tip(tip.inner_text(), policy, 0, column)
         tip_box = tip.bounding_box()
         assert tip_box is not None
         assert tip_box["x"] >= 0
-        assert tip_box["x"] + tip_box["width"] <= 360
-    assert widest(page) == 360
+        assert tip_box["x"] + tip_box["width"] <= 390
+        assert page.locator("#matrix-second").input_value() == PAPER.elements[column].name
+    page.locator("#matrix-first").select_option(PAPER.elements[13].name)
+    page.locator("#matrix-second").select_option(PAPER.elements[35].name)
+    names = f"{PAPER.elements[13].name}, then {PAPER.elements[35].name}: "
+    check_tip(names + page.locator("#matrix-picked").inner_text(), policy, 13, 35)
+    for pick in page.locator(".pick select").all():
+        pick_box = pick.bounding_box()
+        assert pick_box is not None
+        assert pick_box["height"] >= 44
+    assert widest(page) == 390
 
 
 def test_light_and_dark(report: Path, open_page: Open) -> None:

@@ -10,17 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import REPOSITORY, SMALL, launch, rewind
 from hub_server import WRITER, HubServer
 from processes import Process, run_search, tracked_by_trackio
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 from wandb.proto import wandb_internal_pb2
 from wandb_server import KEY, WandBServer
 
 from ohl_accel.errors import UserError
-from ohl_accel.observers.dashboards import Dashboards, flatten
+from ohl_accel.observers.dashboards import Dashboards, tags_of
+from ohl_accel.observers.scalars import LAYOUT, memory, results_of, scalars_of
+from ohl_accel.operations.space import PAPER
 from ohl_accel.policy import Policy
+from ohl_accel.policy.evidence import Evidence
 from ohl_accel.recipe import Recipe
+from ohl_accel.report import figures
 from ohl_accel.run_folder.metrics import read_metrics
 
 pytestmark = pytest.mark.network
@@ -48,6 +54,7 @@ def tracked(process: Process, tmp_path_factory: pytest.TempPathFactory) -> tuple
     folder = tmp_path_factory.mktemp("tracked") / "run"
     track = "track=[wandb, tensorboard, trackio]"
     arguments = (DIGITS, *SMALL, f"run.dir={folder}", track, "run.keep_checkpoints=4", "run.project=test")
+    arguments += ("run.group=pairs", "run.tags=[mine]")
     first = process(run_search, *arguments)
     assert first.code == 0, first
     rewind(folder, "step-000002")
@@ -56,14 +63,10 @@ def tracked(process: Process, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return folder, first.out + second.out
 
 
-def expected(folder: Path) -> dict[int, dict[str, float | str]]:
-    """Outer step -> all that a dashboard must have."""
+def expected(folder: Path) -> dict[int, dict[str, float]]:
+    """Outer step -> the numbers that a dashboard must have."""
     lines = read_metrics(folder / "metrics.jsonl")
-    result = set(json.loads((folder / "result.json").read_text()))
-    return {
-        line["outer_step"]: flatten({key: value for key, value in line.items() if key not in result})
-        for line in lines
-    }
+    return {line["outer_step"]: scalars_of(line, None) for line in lines}
 
 
 def wandb_records(file: Path) -> list[Any]:
@@ -106,6 +109,8 @@ def test_wandb_offline(tracked: tuple[Path, str]) -> None:
         records = wandb_records(file)
         (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
         assert (run.run_id, run.project, run.display_name) == (identity, "test", "run")
+        assert (run.run_group, run.job_type) == ("pairs", "search")
+        assert set(run.tags) == {"mine", "sklearn:digits", "resnet8_cifar", "reinforce"}
         config = {update.key: json.loads(update.value_json) for update in run.config.update}
         assert config["outer"]["steps"] == 4
         metrics = [record.metric for record in records if record.WhichOneof("record_type") == "metric"]
@@ -116,6 +121,9 @@ def test_wandb_offline(tracked: tuple[Path, str]) -> None:
     assert sorted(history) == [0, 1, 2, 3]
     for step, values in expected(folder).items():
         assert values.items() <= history[step].items()
+        assert "memory/host_peak_gib" in history[step]
+        scalars = {name for name in history[step] if not name.startswith("_") and "/_" not in name}
+        assert len({name for name in scalars if not name.startswith("result/")}) <= 30
         assert {f"{name}/_type" for name in IMAGES} <= set(history[step])
     assert {f"{name}/_type" for name in TABLES} <= set(history[3])
     (table,) = (files[1].parent / "files" / "media" / "table" / "policy").glob("elements*.json")
@@ -141,14 +149,52 @@ def test_the_workspace_shows_what_is_logged(tracked: tuple[Path, str]) -> None:
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    panels = [panel for section in module.workspace("me", "test").sections for panel in section.panels]
-    logged = {name for values in expected(tracked[0]).values() for name in values} | {"result/test_accuracy"}
+    made = module.workspace("me", "test")
+    again = type(made)._from_model(made._to_model())  # what would be saved, read back
+    assert [section.name for section in again.sections] == list(LAYOUT)
+    panels = [panel for section in again.sections for panel in section.panels]
     shown = {name for panel in panels for name in getattr(panel, "y", [])}
-    assert shown <= logged, shown - logged
+    assert shown <= logged_names(tracked[0]), shown
     assert {key for panel in panels for key in getattr(panel, "media_keys", [])} == IMAGES
     patterns = [panel.metric_regex for panel in panels if getattr(panel, "metric_regex", None)]
-    assert patterns
-    assert all(any(re.fullmatch(pattern, name) for name in logged) for pattern in patterns)
+    assert len(patterns) == 3
+    assert all(any(re.fullmatch(pattern, name) for name in logged_names(tracked[0])) for pattern in patterns)
+
+
+def logged_names(folder: Path) -> set[str]:
+    """All series of a run, and of one that learned something."""
+    names = {name for values in expected(folder).values() for name in values}
+    return names | set(scalars_of({"outer_step": 0}, learned_policy())) | memory().keys()
+
+
+def learned_policy() -> Policy:
+    """A policy with one element and one operation outside of the noise."""
+    policy = Policy()
+    rotations = PAPER.elements_of(torch.arange(PAPER.num_operations))[:, 0] == 13
+    policy.theta[rotations] = 3.0
+    uniform_AE = PAPER.uniform_marginals
+    evidence = Evidence(
+        p_value=0.025,
+        outer_steps=5,
+        low_AE=tuple(map(tuple, (uniform_AE / 1.2).tolist())),
+        high_AE=tuple(map(tuple, (uniform_AE * 1.2).tolist())),
+        operation_band=(0.5, 1.5),
+    )
+    policy.provenance["evidence"] = evidence.document()
+    return policy
+
+
+def test_learned_elements_have_series_of_their_own() -> None:
+    policy = learned_policy()
+    ratio = float(policy.element_probabilities[0, 13]) * PAPER.num_elements
+    found = scalars_of({"outer_step": 2}, policy)
+    name = PAPER.elements[13].name
+    assert found[f"policy/first/{name}"] == pytest.approx(ratio)
+    assert found[f"policy/operation/{name} > {PAPER.elements[0].name}"] == pytest.approx(ratio)
+    assert len(found) == 1 + 1 + 3  # the step, one element, three operations
+    policy.provenance["evidence"]["p_value"] = 0.5
+    assert scalars_of({"outer_step": 2}, policy) == {"outer_step": 2}
+    assert scalars_of({"outer_step": 2}, Policy()) == {"outer_step": 2}
 
 
 def test_tensorboard(tracked: tuple[Path, str]) -> None:
@@ -161,6 +207,16 @@ def test_tensorboard(tracked: tuple[Path, str]) -> None:
                 assert logged == pytest.approx(value, rel=1e-6)
     assert set(events.Tags()["images"]) == IMAGES
     assert [event.step for event in events.Images("policy/heatmap")] == [0, 1, 2, 3]
+    (layout,) = {event.tensor_proto.string_val[0] for event in events.Tensors("custom_scalars__config__")}
+    read = layout_pb2.Layout.FromString(layout)
+    charts = {
+        category.title: {chart.title: ["Multiline", list(chart.multiline.tag)] for chart in category.chart}
+        for category in read.category
+    }
+    assert charts == LAYOUT
+    scalars = events.Tags()["scalars"]
+    for pattern in ("score/best", "loss/train", "loss/heldout", "learning_rate", "memory/.*"):
+        assert any(re.fullmatch(pattern, name) for name in scalars)
     texts = {tag.removesuffix("/text_summary") for tag in events.Tags()["tensors"]}
     assert {"recipe", "files", *TABLES} <= texts
 
@@ -237,13 +293,28 @@ def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_names_of_what_is_logged() -> None:
     line = {
         "outer_step": 3, "reward": [0.25, 0.75], "advantage": [-0.25, 0.25], "train_loss": [1.0, 3.0],
-        "diverged": [1], "seconds": {"train": 2.0}, "top_operations": [{"operation": "A > B", "probability": 0.1}],
-        "entropy": None, "test_loss": float("nan"),
+        "diverged": [1], "seconds": {"train": 2.0, "save": 0.5}, "heldout_loss": [None, 2.0], "winner": 1,
+        "top_operations": [{"operation": "A > B", "probability": 0.1}], "evidence": {"p_value": 0.5},
+        "entropy": None, "learning_rate": 0.1, "element_probabilities": [[0.5, 0.5]],
     }  # fmt: skip
-    assert flatten(line) == {
-        "outer_step": 3, "diverged": 1, "seconds/train": 2.0, "reward/mean": 0.5, "reward/best": 0.75,
-        "train_loss/mean": 2.0, "trajectory/0/reward": 0.25, "trajectory/1/reward": 0.75,
-        "trajectory/0/advantage": -0.25, "trajectory/1/advantage": 0.25, "trajectory/0/train_loss": 1.0,
-        "trajectory/1/train_loss": 3.0, "top_operations/0/operation": "A > B",
-        "top_operations/0/probability": 0.1,
+    assert scalars_of(line, None) == {
+        "outer_step": 3, "score/best": 0.75, "score/mean": 0.5, "score/spread": 0.5, "loss/train": 2.0,
+        "loss/heldout": 2.0, "learning_rate": 0.1, "evidence/p_value": 0.5, "speed/seconds": 2.5,
+        "trouble/diverged": 1,
     }  # fmt: skip
+    assert scalars_of({"outer_step": 0, "reward": [None, None]}, None) == {"outer_step": 0}
+    assert results_of({"test_accuracy": 0.5, "metric": "accuracy", "test_loss": float("nan"), "x": None}) == {
+        "result/test_accuracy": 0.5, "result/metric": "accuracy"
+    }  # fmt: skip
+    recipe = Recipe.load(DIGITS, ["augment.policy=trivialaugment", "run.tags=[a, a]"])
+    assert tags_of(recipe) == ["a", "sklearn:digits", "resnet8_cifar", "trivialaugment"]
+
+
+def test_small_images_are_enlarged() -> None:
+    image = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
+    grid = figures.image_grid(image, columns=1)
+    assert grid.shape == (64, 64, 3)
+    assert (grid[::8, ::8, 0] == image[0, 0].numpy()).all()
+    assert (grid[7::8, 7::8, 2] == image[0, 0].numpy()).all()
+    large = torch.zeros(3, 3, 70, 90, dtype=torch.uint8)
+    assert figures.image_grid(large, columns=2).shape == (141, 181, 3)

@@ -199,7 +199,12 @@ def compare(
 
 @app.command()
 def report(
-    run: Annotated[Path | None, typer.Argument(help="A run folder, finished or in progress.")] = None,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="RUN [RUN]", help="A run folder, finished or in progress; or two, side by side."
+        ),
+    ] = None,
     watch: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Redraw every SECONDS until the run is finished.")
     ] = None,
@@ -211,10 +216,12 @@ def report(
     seed: Annotated[int, typer.Option(help="Seed of the random augmentations.")] = 0,
     output: Annotated[
         Path | None,
-        typer.Option(help="The HTML file (default: RUN/report.html, or policy_gallery.html)."),
+        typer.Option(
+            help="The HTML file (default: RUN/report.html, side_by_side.html or policy_gallery.html)."
+        ),
     ] = None,
 ) -> None:
-    """Draw the report page of a run, or what a policy does to an image: one HTML file."""
+    """Draw the report page of a run, of two runs side by side, or what a policy does to an image: one HTML file."""
     if watch is not None and not watch > 0:
         raise typer.BadParameter(f"--watch {watch:g}: must be above 0 seconds")
 
@@ -233,13 +240,22 @@ def report(
         except KeyboardInterrupt:
             print("stopped")
 
-    if run is not None and policy is None and image is None:
-        folder = run
-        _end(run_command(lambda: draw_report(folder)))
-    if run is None and policy is not None and image is not None:
+    def draw_beside(first: Path, second: Path) -> None:
+        from ohl_accel.report.write import write_beside
+
+        path = output or Path("side_by_side.html")
+        write_beside(first, second, path)
+        print(path)
+
+    folders = runs or []
+    if len(folders) == 1 and policy is None and image is None:
+        _end(run_command(lambda: draw_report(folders[0])))
+    if len(folders) == 2 and policy is None and image is None and watch is None:
+        _end(run_command(lambda: draw_beside(*folders)))
+    if not folders and policy is not None and image is not None:
         name, file = policy, image
         _end(run_command(lambda: draw_gallery(name, file)))
-    raise typer.BadParameter("give either a run folder, or --policy and --image")
+    raise typer.BadParameter("give a run folder, two without --watch, or --policy and --image")
 
 
 @hub.command()
@@ -278,6 +294,8 @@ def push(
 
         changes = {name: value for name, value in given.items() if value is not None}
         section = Finished.read(run).recipe.with_values(hub=changes).hub
+        if section.license is None:
+            section = section.model_copy(update={"license": _ask_for_license()})
         print(f"published: {push(run, section, _say)}")
 
     _end(run_command(command, "the same command begins again"))
@@ -386,6 +404,17 @@ def _repeat_option(argv: Sequence[str], option: str) -> list[str]:
         within = word == option or (within and not word.startswith("-"))
         repeated.append(word)
     return repeated
+
+
+def _ask_for_license() -> str | None:
+    """The license to publish under: asked for on a terminal; elsewhere a warning, and None."""
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        question = "License of what is published, in the Hub's spelling, such as apache-2.0 (empty: none)"
+        return str(typer.prompt(question, default="", show_default=False, err=True)).strip() or None
+    from ohl_accel.hub.access import NO_LICENSE
+
+    _say(f"warning: {NO_LICENSE}")
+    return None
 
 
 def _say(text: str) -> None:

@@ -22,8 +22,11 @@ from ohl_accel.comparison.jobs import Job, default_side_by_side, last_words, run
 from ohl_accel.comparison.summary import MARKDOWN_FILE, Row, rows_of, write
 from ohl_accel.errors import RunFailedError, UserError
 from ohl_accel.recipe import Recipe
+from ohl_accel.report.page import duration
+from ohl_accel.report.write import write_at_end
 from ohl_accel.run_folder.atomic import write_text
-from ohl_accel.run_folder.files import RECIPE_FILE
+from ohl_accel.run_folder.files import METRICS_FILE, RECIPE_FILE, REPORT_FILE
+from ohl_accel.run_folder.metrics import read_metrics
 
 _SETTINGS_FILE = "settings.json"
 _OWN_FIELDS = ("run.dir", "run.seed", "run.resume", "run.overwrite", "augment.policy", "train.match")
@@ -113,7 +116,7 @@ def compare(
     try:
         write_text(asked.out / RECIPE_FILE, resolved.to_yaml())
         planned = plan(asked)
-        missing = _run(planned, jobs or default_side_by_side(resolved.run.cpu_threads), console)
+        missing = _run(asked, planned, jobs or default_side_by_side(resolved.run.cpu_threads), console)
         rows = _collect(planned, asked, reference)
         problems = [f"{job.contender} seed {job.seed}: {last_words(job)}" for job in missing]
         if rows:
@@ -124,7 +127,10 @@ def compare(
             }
             write(asked.out, rows, reference, about)
             console.print(_table(rows, reference))
-            console.print(f"{asked.out / MARKDOWN_FILE} and beside it comparison.json, comparison.png")
+            write_at_end(asked.out, console.print)
+            console.print(
+                f"{asked.out / MARKDOWN_FILE} and beside it comparison.json, .png and {REPORT_FILE}"
+            )
     finally:
         lock.release()
     if problems:
@@ -163,6 +169,8 @@ def plan(asked: Comparison) -> list[Job]:
 
 def _command(asked: Comparison, one: Contender, seed: int, folder: Path, after: Job | None) -> list[str]:
     own = [f"run.seed={seed}", f"run.dir={folder}", "run.resume=auto"]
+    if asked.recipe.track and asked.recipe.run.group is None:
+        own.append(f"run.group={one.folder}")
     overrides = [*arguments(one, after.folder if after else None), *own]
     return [f"ohl_accel.{one.command}", str(asked.out / RECIPE_FILE), *overrides]
 
@@ -205,25 +213,67 @@ def _is_of(recipe: Recipe, settings: dict[str, Any]) -> bool:
     return _settings(earlier) == _settings(recipe)
 
 
-def _run(jobs: Sequence[Job], side_by_side: int, console: Console) -> list[Job]:
-    finished = sum(job.result is not None for job in jobs)
-    console.print(f"{len(jobs)} runs, {finished} of them already finished, {side_by_side} in parallel")
-    began, count = time.monotonic(), 0
+def _run(asked: Comparison, jobs: Sequence[Job], side_by_side: int, console: Console) -> list[Job]:
+    shares = _shares(asked, jobs)
+    to_do = [job for job in jobs if job.result is None]
+    console.print(cost_in_words(asked, jobs, side_by_side), markup=False)
+    began, done, count = time.monotonic(), 0, 0
+    whole = sum(shares[job.folder] for job in to_do)
 
     def ended(job: Job, seconds: float) -> None:
-        nonlocal count
+        nonlocal count, done
         count += 1
+        done += shares[job.folder]
         score = job.test_score
         text = f"{100 * score:.2f} %" if score is not None else f"failed: {last_words(job)}"
-        remaining = len(jobs) - finished - count
-        left = (time.monotonic() - began) / count * remaining / 60
+        left = duration((time.monotonic() - began) / done * (whole - done))
         console.print(
-            f"{finished + count}/{len(jobs)} {job.contender} seed {job.seed}: {text} ({seconds:.0f} s), about "
-            f"{left:.0f} min left",
+            f"{len(jobs) - len(to_do) + count}/{len(jobs)} {job.contender} seed {job.seed}: {text} "
+            f"({seconds:.0f} s), about {left} left",
             markup=False,
         )
 
     return run_jobs(jobs, side_by_side, ended)
+
+
+def _shares(asked: Comparison, jobs: Sequence[Job]) -> dict[Path, int]:
+    """Folder of each run -> the images that it trains on itself, as a multiple of one plain training."""
+    trajectories = asked.recipe.outer.trajectories
+    own = {one.name: one.compute(trajectories) if one.after is None else 1 for one in asked.contenders}
+    return {job.folder: own[job.contender] for job in jobs}
+
+
+def cost_in_words(asked: Comparison, jobs: Sequence[Job], side_by_side: int) -> str:
+    """What a comparison will cost: its runs, in multiples of one plain training, and the time if a run has finished.
+
+    Args:
+        asked: the comparison.
+        jobs: all of its runs, finished or not.
+        side_by_side: runs in parallel.
+    """
+    shares = _shares(asked, jobs)
+    to_do = [job for job in jobs if job.result is None]
+    finished = len(jobs) - len(to_do)
+    amount = sum(shares[job.folder] for job in to_do)
+    text = f"{len(jobs)} runs, {finished} of them already finished, {side_by_side} in parallel"
+    if not to_do:
+        return text
+    text += f"\nto do: as much training as {amount} plain trainings of {asked.recipe.outer.steps} outer steps"
+    seconds = [(_seconds(job), shares[job.folder]) for job in jobs if job.result is not None]
+    measured = sum(share for spent, share in seconds if spent)
+    if measured:
+        each = sum(spent for spent, _ in seconds) / measured
+        return f"{text}, about {duration(each * amount / side_by_side)} by the runs that are finished"
+    return f"{text}; the time is known once the first run is finished"
+
+
+def _seconds(job: Job) -> float:
+    """How long a finished run took, by its metrics; 0 if they are not there."""
+    try:
+        lines = read_metrics(job.folder / METRICS_FILE)
+        return float(sum(sum(line["seconds"].values()) for line in lines))
+    except (UserError, KeyError, TypeError, AttributeError):
+        return 0.0
 
 
 def _collect(jobs: Sequence[Job], asked: Comparison, reference: str) -> list[Row]:

@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -101,7 +102,8 @@ def write(folder: Path, rows: Sequence[Row], reference: str, about: Mapping[str,
     }
     write_text(folder / JSON_FILE, json.dumps(document, indent=2, allow_nan=False) + "\n")
     write_text(folder / MARKDOWN_FILE, markdown(rows, reference, about))
-    _draw(rows, reference, folder / FIGURE_FILE)
+    with replacing(folder / FIGURE_FILE) as aside:
+        draw(rows, reference, about).savefig(aside, dpi=150, format="png")
 
 
 def environment() -> dict[str, Any]:
@@ -192,30 +194,58 @@ def _plain(row: Row) -> dict[str, Any]:
     }
 
 
-def _draw(rows: Sequence[Row], reference: str, path: Path) -> None:
-    """Left, every seed and the mean; right, the paired differences with Student's interval."""
-    figure = Figure(figsize=(10, 1.2 + 0.42 * len(rows)), layout="constrained")
+def draw(rows: Sequence[Row], reference: str, about: Mapping[str, Any]) -> Figure:
+    """Left, every seed and the mean; right, the paired differences with Student's interval, where there is one.
+
+    Args:
+        rows, reference, about: as in `write`.
+    """
+    figure = Figure(figsize=(11, 1.8 + 0.5 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     heights = range(len(rows))
     for y, row in zip(heights, rows, strict=True):
         values = [100 * value for value in row.accuracy.values()]
         left.plot(values, [y] * len(values), "o", color="0.6", markersize=4)
-        left.plot(100 * row.mean, y, "|", color="black", markersize=16, markeredgewidth=2)
+        if len(values) > 1:
+            left.plot([100 * row.mean] * 2, [y - 0.3, y + 0.3], color="black", linewidth=2)
+        _number(left, y, f"{100 * row.mean:.2f}")
         found = row.difference
         if found is not None:
             colour = {"better": "#117733", "worse": "#aa3311"}.get(row.verdict, "0.35")
-            low, high = found.t_interval or (found.mean, found.mean)
-            right.plot([100 * low, 100 * high], [y, y], color=colour, linewidth=2)
+            if found.t_interval is not None:
+                low, high = found.t_interval
+                right.plot([100 * low, 100 * high], [y, y], color=colour, linewidth=2)
             right.plot(100 * found.mean, y, "o", color=colour, markersize=6)
+            _number(right, y, f"{100 * found.mean:+.2f}")
+        elif row.policy == reference:
+            _number(right, y, "reference")
     left.set_yticks(list(heights), [row.policy for row in rows])
-    left.invert_yaxis()
-    left.set_xlabel("final test accuracy (%): seeds, mean")
-    right.set_xlabel(f"difference from {reference} (points), 95 % t interval")
+    left.set_ylim(len(rows) - 0.5, -0.5)
+    counts = {len(row.accuracy) for row in rows}
+    several = max(counts) > 1
+    number = f"{min(counts)} to {max(counts)} seeds" if len(counts) > 1 else f"{max(counts)} seeds"
+    section = about.get("recipe", {})
+    names = (section.get("data", {}).get("path"), section.get("model", {}).get("name"))
+    what = ", ".join(Path(str(name)).name for name in names if name)
+    figure.suptitle(
+        f"Augmentation policies{f' on {what}' if what else ''}: "
+        + (number if several else "one seed, so nothing is known about the noise")
+    )
+    left.set_xlabel("final test accuracy, %: every seed" + (", and their mean" if several else ""))
+    right.set_xlabel(f"difference from {reference}, points" + (", with 95 % t interval" if several else ""))
     right.axvline(0, color="black", linewidth=0.8)
     for axes in (left, right):
         axes.grid(axis="x", color="0.9")
         axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as aside:
-        figure.savefig(aside, dpi=150, format="png")
+        axes.tick_params(axis="y", length=0)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    return figure
+
+
+def _number(axes: Axes, y: float, text: str) -> None:
+    """A number at the right edge of a row."""
+    axes.annotate(
+        text, (1, y), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
+        fontsize=9, annotation_clip=False,
+    )  # fmt: skip

@@ -11,11 +11,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ohl_accel.data.cache import cached, write_once
 from ohl_accel.data.shards import (
@@ -160,7 +162,7 @@ def build_index(files: SplitFiles, image_column: str, label_column: str, retries
         found.shard[:] += first
         return found
 
-    with ThreadPoolExecutor(_THREADS) as threads:
+    with report, ThreadPoolExecutor(_THREADS) as threads:
         try:
             firsts = range(0, len(files.urls), step)
             parts = list(threads.map(partial(find, wait=False), firsts))
@@ -172,14 +174,33 @@ def build_index(files: SplitFiles, image_column: str, label_column: str, retries
 
 
 class _Report:
-    """Reports the progress of a pass that takes longer than 30 seconds, every 30 seconds."""
+    """Reports the progress of a pass: a bar on a terminal; elsewhere a line every 30 seconds."""
 
     def __init__(self, files: int) -> None:
         self._files, self._done, self._said = files, 0, time.monotonic()
+        self._bar = Progress(
+            TextColumn("indexing files {task.completed}/{task.total}"),
+            BarColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task("", total=files)
+
+    def __enter__(self) -> Self:
+        if not self._bar.disable:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self._bar.disable:
+            self._bar.stop()
 
     def add(self, files: int) -> None:
         """Count files that are done."""
         self._done += files
-        if time.monotonic() - self._said > _SECONDS_BETWEEN_REPORTS:
+        self._bar.update(self._task, completed=self._done)
+        if self._bar.disable and time.monotonic() - self._said > _SECONDS_BETWEEN_REPORTS:
             self._said = time.monotonic()
             print(f"indexed {self._done} of {self._files} files", file=sys.stderr, flush=True)

@@ -50,6 +50,13 @@ class Objective(ABC):
     ) -> list[dict[str, Any]]:
         """A row for each class: `class`, `images` and scores, which are None for a class without images."""
 
+    def confusions(self, outcomes_nM: Tensor, labels_n: Tensor) -> Tensor | None:
+        """Which classes were taken for which others: int64 [P, 3], rows of class, class it was taken for, and images.
+
+        None, as by default, for tasks in which an image is not taken for one class.
+        """
+        return None
+
     def reward(self, scores: Mapping[str, float]) -> float:
         """What the policy is to maximize: the metric, or its negative."""
         return scores[self.metric] if self.greater_is_better else -scores[self.metric]
@@ -102,6 +109,12 @@ class Classification(Objective):
                 }
             )
         return rows
+
+    def confusions(self, outcomes_nM: Tensor, labels_n: Tensor) -> Tensor:
+        """From the predicted classes: int64 [P, 3], in the order of the classes."""
+        pairs_n2 = torch.stack([labels_n.long(), outcomes_nM[:, 3].long()], 1)
+        mistaken_P2, count_P = pairs_n2[pairs_n2[:, 0] != pairs_n2[:, 1]].unique(dim=0, return_counts=True)
+        return torch.cat([mistaken_P2, count_P[:, None]], 1)
 
 
 class MultiLabel(Objective):

@@ -40,7 +40,7 @@ from ohl_accel.policy.estimators import Estimator, Evidence, FinishedStep
 from ohl_accel.policy.protocol import AugmentationPolicy, NoPolicy
 from ohl_accel.recipe import Recipe
 from ohl_accel.rng import keyed_generator
-from ohl_accel.run_folder.files import CHECKPOINTS, POLICY_FILE
+from ohl_accel.run_folder.files import CHECKPOINTS, CLASSES_FILE, POLICY_FILE
 from ohl_accel.run_folder.folder import RunFolder
 
 CHECK_EVERY = 100
@@ -398,10 +398,13 @@ class Run:
                 "Once fixed, rerun the same command with run.resume=auto to test the network"
             ) from error
         if test is not None:
-            own = self._outcomes([self.hosted[0].network], test, groups.rank, groups.processes)
+            own = self._outcomes([self.hosted[0].network], test, groups.rank, groups.processes, "test")
             self.replacements.count(recipe.outer.steps, test, everywhere=True)
-            scores = self.objective.scores(groups.sum_in_world(own)[0], test.labels)
+            (outcomes_nM,) = groups.sum_in_world(own)
+            scores = self.objective.scores(outcomes_nM, test.labels)
             result |= {f"test_{name}": score for name, score in scores.items()}
+            if self.info is not None:
+                self._write_classes(self.info, outcomes_nM, test)
             result["test_images"] = len(test)
         rewards = groups.broadcast_object(rewards or self.rewards_before)
         sign = 1.0 if self.objective.greater_is_better else -1.0
@@ -411,8 +414,29 @@ class Run:
             self.observers.finish(self.info, result)
         return result
 
-    def _outcomes(self, networks: list[nn.Module], images: Images, rank: int, num_replicas: int) -> Tensor:
+    def _write_classes(self, info: RunInfo, outcomes_nM: Tensor, test: Images) -> None:
+        """Write `classes.json`: the scores of each class, and which classes were taken for which others."""
+        objective, names = self.objective, self.data.schema.class_names
+        try:
+            confusions_P3 = objective.confusions(outcomes_nM, test.labels)
+            document = {
+                "images": len(test),
+                "classes": objective.table(outcomes_nM, test.labels, names),
+                "confusions": [] if confusions_P3 is None else confusions_P3.tolist(),
+            }
+            info.folder.write_json(CLASSES_FILE, document)
+        except (TypeError, ValueError) as error:  # of an objective of the user's own
+            info.warn(f"{CLASSES_FILE} is not written: {error}")
+
+    def _outcomes(
+        self, networks: list[nn.Module], images: Images, rank: int, num_replicas: int, phase: str = "scoring"
+    ) -> Tensor:
         """[R, n, M], zero for the images that other processes score."""
+
+        def advanced(done: int, total: int) -> None:
+            if self.info is not None:
+                self.observers.phase(self.info, phase, done, total)
+
         return outcomes_of(
             networks,
             images,
@@ -423,4 +447,5 @@ class Run:
             rank=rank,
             num_replicas=num_replicas,
             in_step=self.groups.sharded,
+            advanced=advanced,
         )

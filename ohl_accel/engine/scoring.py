@@ -3,7 +3,7 @@
 Shapes: R networks, n images of the split, M numbers kept per image (`Objective.outcomes`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ def outcomes_of(
     rank: int = 0,
     num_replicas: int = 1,
     in_step: bool = False,
+    advanced: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
     """`Objective.outcomes` for each network and image: float64 [R, n, M] on the CPU, zero for other processes' images.
 
@@ -39,12 +40,15 @@ def outcomes_of(
         workers: decoding processes.
         rank, num_replicas: of this process, among those that share the split.
         in_step: run the networks equally often on every process, as sharded ones require.
+        advanced: called with the number of chunks that this process has scored, and of all that it will.
     """
     for network in networks:
         network.eval()
     rows: Tensor | None = None
     blank = torch.zeros(1, images.decoding.channels, *images.decoding.size, dtype=torch.uint8)
-    for chunk, (pixels, labels) in evaluation_batches(images, batch_size, rank, num_replicas, workers):
+    own = -(-(-(-len(images) // batch_size) - rank) // num_replicas)
+    batches = evaluation_batches(images, batch_size, rank, num_replicas, workers)
+    for done, (chunk, (pixels, labels)) in enumerate(batches, 1):
         inputs = augmentation.normalize(pixels)
         labels = labels.to(inputs.device, non_blocking=True)
         first = chunk * batch_size
@@ -53,6 +57,7 @@ def outcomes_of(
             if rows is None:
                 rows = torch.zeros(len(networks), len(images), found.shape[1], dtype=torch.float64)
             rows[number, first : first + len(found)] = found
+        advanced(done, own)
     if rows is None or in_step:
         chunks = -(-len(images) // batch_size)
         if rows is None or 0 < chunks % num_replicas <= rank:  # others have one more chunk

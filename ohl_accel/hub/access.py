@@ -11,6 +11,10 @@ from ohl_accel.hub.retry import AccessError, reason, with_retries
 from ohl_accel.recipe import HubSection
 
 _RETRY_SECONDS_AT_THE_START = 10.0
+NO_LICENSE = (
+    "no license is given, so nobody may use what is published: set hub.license or --license (apache-2.0, ...)"
+)
+"""What is said about a publication without `hub.license`."""
 
 
 def check_name(repo: str) -> None:

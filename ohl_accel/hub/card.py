@@ -1,7 +1,7 @@
 """The model card: what the Hub shows about a published run, with metadata for its search."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -12,6 +12,7 @@ from ohl_accel.hub.contents import HEATMAP, MARGINALS, REWARDS, Finished
 from ohl_accel.operations.space import Space
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import DataSection, HubSection, Recipe
+from ohl_accel.report.comparisons import Found, comparisons_of
 from ohl_accel.report.operations import least_probable, most_probable
 from ohl_accel.run_folder.result import in_words, main_score, metric_of
 
@@ -34,6 +35,7 @@ def model_card(run: Finished, section: HubSection) -> str:
         parts.append(_use_of_the_network(run, section))
     if run.policy is not None:
         parts += [_use_of_the_policy(section), _learned(run.policy)]
+        parts.append(_compared(comparisons_of(run.path, run.recipe)))
     parts.append(_training(run))
     parts.append(_CITED)
     return "\n".join(parts)
@@ -58,6 +60,7 @@ def policy_card(policy: Policy, section: HubSection) -> str:
         f"ohl_accel {__version__}).\n",
         _use_of_the_policy(section),
         _learned(policy),
+        _compared([]),
     ]
     if known:
         parts.append(f"## Where it was learned\n\n{_table(known)}\n")
@@ -157,21 +160,71 @@ network = timm.create_model("hf-hub:{section.repo}", pretrained=True).eval()
 def _use_of_the_policy(section: HubSection) -> str:
     return f"""## How to use the policy
 
+```bash
+pip install ohl-accel
+```
+
+```python
+from ohl_accel import PolicyTransform
+transform = PolicyTransform("{section.repo}")
+```
+
+In a pipeline it comes before what makes floats:
+
 ```python
 import torch
-from ohl_accel import PolicyTransform  # pip install ohl-accel
+from ohl_accel import PolicyTransform
 from torchvision.transforms import v2
 
 transform = v2.Compose([
     v2.RandomHorizontalFlip(),
-    PolicyTransform("{section.repo}"),  # PIL images, or uint8 tensors; before ToTensor and Normalize
+    PolicyTransform("{section.repo}"),  # PIL images, or uint8 tensors
     v2.ToImage(),
     v2.ToDtype(torch.float32, scale=True),
 ])
 ```
 
-To train a network with it: `python -m ohl_accel.train RECIPE augment.policy={section.repo}`.
+To train a network with it: `ohl-accel train RECIPE augment.policy={section.repo}`.
 """
+
+
+def _compared(found: Sequence[Found]) -> str:
+    """The comparisons of a run as tables; or that there is none."""
+    if not found:
+        return """## Was it compared?
+
+No: it is not known whether this policy is better than a uniform one, or than none. `ohl-accel compare` finds out.
+"""
+    parts = ["## Was it compared?\n"]
+    for each in found:
+        comparison = each.comparison
+        lines = [
+            f"Yes: {each.why}. Test scores in %, and differences from {_contender(comparison.reference, each)} in "
+            "points, paired by seed:\n",
+            "| policy | seeds | mean | difference | 95 % interval | verdict |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in comparison.rows:
+            interval = row.t_interval
+            cells = [
+                _contender(row.policy, each),
+                f"{row.n}",
+                f"{100 * row.mean:.2f}",
+                "" if row.difference is None else f"{100 * row.difference:+.2f}",
+                "" if interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}",
+                row.verdict,
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _contender(name: str, found: Found) -> str:
+    """A contender's name; of a path only the last part, which reveals nothing about the machine."""
+    if name in found.own and "/" in name:
+        return "**this policy**"
+    text = _code((Path(name).name or "policy").replace("|", "/"))
+    return f"{text} (as this run)" if name in found.own else text
 
 
 def _learned(policy: Policy) -> str:
@@ -237,11 +290,11 @@ def _training(run: Finished) -> str:
         rows[f"held-out {metric} of the winner (selected by it, so optimistic)"] = in_words(metric, score)
     return f"""## Training
 
-![held-out accuracy over the outer steps]({REWARDS})
+![held-out scores and losses over the outer steps]({REWARDS})
 
 {_table(rows)}
 
-`recipe.yaml` reproduces the run: `python -m ohl_accel.search recipe.yaml run.dir=runs/again`. `metrics.jsonl` has a
+`recipe.yaml` reproduces the run: `ohl-accel search recipe.yaml run.dir=runs/again`. `metrics.jsonl` has a
 line for each outer step.
 """
 

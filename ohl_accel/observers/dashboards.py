@@ -1,4 +1,4 @@
-"""Dashboards: the contents of metrics.jsonl, and images of the policy, in W&B, TensorBoard and trackio.
+"""Dashboards: the numbers that a person reads, and images of the policy, in W&B, TensorBoard and trackio.
 
 They are Accelerate's trackers: one run in each for one search, even if it is resumed. A dashboard that fails is
 disabled; the run continues.
@@ -8,7 +8,6 @@ import contextlib
 import importlib.util
 import io
 import json
-import math
 import os
 import secrets
 import threading
@@ -22,6 +21,7 @@ from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 
 from ohl_accel.errors import UserError, first_line
 from ohl_accel.observers.observer import Observer, RunInfo
+from ohl_accel.observers.scalars import LAYOUT, memory, results_of, scalars_of
 from ohl_accel.policy import Policy
 from ohl_accel.policy.evidence import ORDINALS
 from ohl_accel.recipe import Recipe
@@ -30,9 +30,10 @@ from ohl_accel.run_folder.files import TENSORBOARD, TRACKERS_FILE
 
 PICTURES = 20
 """Maximum number of times that images are logged in a run."""
+_TAG = 64
+"""Characters of a tag, at most, as W&B has it."""
 SAMPLES = 32
 """Training images in the logged image grid."""
-_PER_TRAJECTORY = ("reward", "advantage", "train_loss", "heldout_loss")
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ class Dashboards(Observer):
             self._try(run, dashboard, "all", begin)
 
     def outer_step(self, run: RunInfo, line: Mapping[str, Any]) -> None:
-        """Log a line of `metrics.jsonl`; at intervals, and at the end, also images."""
+        """Log the numbers of an outer step; at intervals, and at the end, also images."""
         step, steps = line["outer_step"], run.recipe.outer.steps
-        values = flatten(line)
+        values = {**scalars_of(line, run.policy), **memory()}
         self._each(run, "numbers", lambda dashboard: dashboard.log(values, step=step))
         every = max(1, steps // PICTURES)
         if self._begun and ((step + 1) % every == 0 or step + 1 == steps):
@@ -109,7 +110,7 @@ class Dashboards(Observer):
     def finish(self, run: RunInfo, result: Mapping[str, Any]) -> None:
         """Log the result, tables and files."""
         step = run.recipe.outer.steps - 1
-        values = {f"result/{key}": value for key, value in flatten(result).items()}
+        values = results_of(result)
         tables, files = tables_of(run.policy) if run.policy else {}, run.folder.results()
         self._each(run, "numbers", lambda dashboard: dashboard.log(values, step=step))
         self._each(run, "files", lambda dashboard: dashboard.keep(tables, files, step))
@@ -164,37 +165,6 @@ def tables_of(policy: Policy) -> dict[str, Table]:
     }
 
 
-def flatten(line: Mapping[str, Any]) -> dict[str, float | str]:
-    """Stable names for everything in a line of `metrics.jsonl`.
-
-    `trajectory/0/reward` and so on for values of each trajectory, with `reward/best` and means over the
-    trajectories; `seconds/train`, `top_operations/0/probability` for nested values; `diverged` is a count.
-    Values that were not measured are omitted.
-    """
-    flat: dict[str, Any] = {}
-    for key, value in line.items():
-        if key in _PER_TRAJECTORY and isinstance(value, list):
-            flat |= {f"trajectory/{number}/{key}": one for number, one in enumerate(value)}
-            if key != "advantage":
-                flat[f"{key}/mean"] = float(np.mean(np.array(value, dtype=float)))
-        elif key == "diverged":
-            flat[key] = len(value)
-        else:
-            flat |= _leaves(key, value)
-    if "reward" in line:
-        flat["reward/best"] = float(np.max(np.array(line["reward"], dtype=float)))
-    known = {key: value for key, value in flat.items() if value is not None}
-    return {key: value for key, value in known.items() if isinstance(value, str) or math.isfinite(value)}
-
-
-def _leaves(name: str, value: Any) -> dict[str, Any]:
-    if isinstance(value, list):
-        value = {str(number): one for number, one in enumerate(value)}
-    if not isinstance(value, Mapping):
-        return {name: value}
-    return {key: leaf for part, one in value.items() for key, leaf in _leaves(f"{name}/{part}", one).items()}
-
-
 class _WandB(WandBTracker):
     """Online if there is a key and a server, else offline; `wandb sync` sends it later."""
 
@@ -205,6 +175,9 @@ class _WandB(WandBTracker):
             name=_name(recipe),
             dir=str(folder),
             resume="allow",
+            group=recipe.run.group,
+            job_type="train" if recipe.augment.policy is not None else "search",
+            tags=tags_of(recipe),
             config=recipe.model_dump(mode="json"),
         )
 
@@ -281,6 +254,7 @@ class _TensorBoard(TensorBoardTracker):
     def begin(self) -> str:
         """As in `Dashboard`."""
         self.start()
+        self.writer.add_custom_scalars(LAYOUT)
         self.writer.add_text("recipe", f"```yaml\n{self._recipe.to_yaml()}```")
         return f"tensorboard --logdir {self.logging_dir}"
 
@@ -354,6 +328,14 @@ _KINDS: dict[str, Callable[[Recipe, Path, str, int], Dashboard]] = {
     "tensorboard": _TensorBoard,
     "trackio": _Trackio,
 }
+
+
+def tags_of(recipe: Recipe) -> list[str]:
+    """What runs are filtered by: the recipe's own tags, data, network, and how the policy is learned or which it is."""
+    fixed = recipe.augment.policy
+    how = recipe.outer.estimator if fixed is None else Path(str(fixed)).name
+    kinds = (Path(recipe.data.path).name, recipe.model.name, how)
+    return list(dict.fromkeys(tag[:_TAG] for tag in (*recipe.run.tags, *map(str, kinds)) if tag))
 
 
 def _name(recipe: Recipe) -> str:

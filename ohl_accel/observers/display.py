@@ -48,6 +48,7 @@ class Display(Observer):
         )
         self._outer = self._progress.add_task("outer step", start=False, done=0, all=0)
         self._inner = self._progress.add_task("inner step", start=False, done=0, all=0)
+        self._phase = self._progress.add_task("", start=False, visible=False, done=0, all=0)
         self._steps_done = 0
 
     def say(self, text: str) -> None:
@@ -87,8 +88,14 @@ class Display(Observer):
         self._progress.advance(self._outer)
         self._progress.update(self._inner, advance=1, done=self._steps_done)
 
+    def phase(self, run: RunInfo, name: str, done: int, total: int) -> None:
+        """Show a third bar while a long phase lasts."""
+        if done <= 1:
+            self._progress.reset(self._phase, description=name, total=total, visible=True)
+        self._progress.update(self._phase, completed=done, done=done, all=total, visible=done < total)
+
     def outer_step(self, run: RunInfo, line: Mapping[str, Any]) -> None:
-        """Show the results of an outer step in one line."""
+        """Show the results of an outer step in one line, which a terminal does not have to wrap."""
         done, steps = line["outer_step"] + 1, run.recipe.outer.steps
         self._steps_done = 0
         self._progress.update(self._outer, done=done)
@@ -100,7 +107,9 @@ class Display(Observer):
             numbers = ", ".join(map(str, line["diverged"]))
             self.warn(f"outer step {done}: trajectories {numbers} diverged; they cannot win")
         if self.mode in ("auto", "plain"):
-            self.say(f"outer step {done}/{steps}: {_line_in_words(line, run)}")
+            start = f"outer step {done}/{steps}: "
+            width = self.console.width - len(start) if self.console.is_terminal else math.inf
+            self.say(start + _line_in_words(line, run, width))
 
     def finish(self, run: RunInfo, result: Mapping[str, Any]) -> None:
         """Show the summary: test score, evidence, what was gained and lost, files written, next commands."""
@@ -190,23 +199,27 @@ def _learned(policy: Policy) -> Iterator[tuple[str, str]]:
             yield f"operations {what}", "\n".join(lines)
 
 
-def _line_in_words(metrics: Mapping[str, Any], run: RunInfo) -> str:
+def _line_in_words(metrics: Mapping[str, Any], run: RunInfo, width: float) -> str:
     """Such as `best reward 0.9125, entropy 7.1650, winner 2, p 0.35, 12 % tied, loss 0.3312, 4.25 s`.
 
-    Without a search, what applies; `p` and `tied` are what `Evidence` says of the run so far.
+    Without a search, what applies; `p` and `tied` are what `Evidence` says of the run so far. What does not fit the
+    width is left out, the least important first.
     """
-    parts = []
     best, objective = max(metrics["reward"]), run.objective
+    parts: dict[str, str] = {}
     if "winner" in metrics:
-        parts += [
-            f"best reward {best:.4f}",
-            f"entropy {metrics['entropy']:.4f}",
-            f"winner {metrics['winner']}",
-        ]
+        parts["score"] = f"best reward {best:.4f}"
+        parts["entropy"] = f"entropy {metrics['entropy']:.4f}"
+        parts["winner"] = f"winner {metrics['winner']}"
         if "evidence" in metrics and run.policy is not None and run.policy.evidence is not None:
-            parts.append(run.policy.evidence.short)
+            parts["evidence"] = run.policy.evidence.short
     elif not math.isnan(best):
         score = best if objective.greater_is_better else -best
-        parts.append(f"held-out {objective.metric} {score:.4f}")
+        parts["score"] = f"held-out {objective.metric} {score:.4f}"
     loss = metrics["train_loss"][metrics.get("winner", 0)]
-    return ", ".join([*parts, f"loss {loss:.4f}", f"{sum(metrics['seconds'].values()):.2f} s"])
+    parts["loss"] = f"loss {loss:.4f}"
+    parts["seconds"] = f"{sum(metrics['seconds'].values()):.2f} s"
+    for least in ("entropy", "winner", "seconds", "loss", "evidence"):
+        if len(", ".join(parts.values())) > width:
+            parts.pop(least, None)
+    return ", ".join(parts.values())

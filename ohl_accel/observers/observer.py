@@ -62,6 +62,9 @@ class Observer:
     def inner_step(self, run: RunInfo) -> None:
         """All hosted trajectories have done one more inner step."""
 
+    def phase(self, run: RunInfo, name: str, done: int, total: int) -> None:
+        """A phase that can take long, `scoring` or the final `test`, has done so many of all its chunks of images."""
+
     def outer_step(self, run: RunInfo, line: Mapping[str, Any]) -> None:
         """An outer step is finished; `line` is its line of `metrics.jsonl`."""
 
@@ -96,6 +99,10 @@ class Observers(Observer):
     def inner_step(self, run: RunInfo) -> None:
         """As in `Observer`."""
         self._tell(lambda observer: observer.inner_step(run))
+
+    def phase(self, run: RunInfo, name: str, done: int, total: int) -> None:
+        """As in `Observer`."""
+        self._tell(lambda observer: observer.phase(run, name, done, total))
 
     def outer_step(self, run: RunInfo, line: Mapping[str, Any]) -> None:
         """As in `Observer`."""

@@ -116,6 +116,10 @@ class RunSection(Section):
     """Project name on the dashboards (`track`), shared by runs to be compared."""
     name: str | None = Field(default=None, min_length=1)
     """Name of the run on the dashboards; None: the name of the run folder."""
+    group: str | None = Field(default=None, min_length=1)
+    """Group of the run in W&B, such as the runs of one setting with several seeds; `compare` sets it."""
+    tags: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    """Tags of the run in W&B, besides its data, network and estimator or policy."""
     seed: Annotated[Whole, Field(ge=0)] = 0
     """Seed of all randomness of the run."""
     resume: Literal["never", "auto"] = "never"

@@ -1,92 +1,59 @@
-"""Charts of a run, drawn by matplotlib as SVG for the page.
+"""Charts of a run: rewards, losses, the learning rate, the policy beside the noise, entropy and time.
 
-Matplotlib gets placeholder colours, which are replaced by the page's CSS variables, so that a chart follows the
-theme. Text stays text, in the page's font. Each chart is drawn twice, for wide and for narrow windows.
-
-Shapes: T outer steps, N trajectories.
+Shapes: T outer steps, N trajectories, A positions in an operation, E elements.
 """
 
-import io
-import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from ohl_accel.policy import Policy
-from ohl_accel.report.operations import both_ends
+from ohl_accel.report.operations import POSITIONS, both_ends
 from ohl_accel.report.read import OuterStep
+from ohl_accel.report.svg import ROW, STAND_INS, Size, dots, draw_chart, full, half, outer_step_axis, zoom
 
 _BARS = 12
 """Number of the most probable operations, and of the least probable ones."""
-_STAND_INS = {
-    "--ink": "#010101",
-    "--muted": "#020202",
-    "--line": "#030303",
-    "--accent": "#040404",
-    "--dot": "#050505",
-    **{f"--phase{number}": f"#0606{number:02d}" for number in range(10)},
-}
 PHASES = ("train", "load", "augment", "validate", "gather", "update", "adopt", "check", "save")
 """The phases of an outer step as in `metrics.jsonl`; any others follow."""
 
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "path.simplify": False,
-    "font.size": 10.5,
-    "text.color": _STAND_INS["--muted"],
-    "axes.labelcolor": _STAND_INS["--muted"],
-    "axes.edgecolor": _STAND_INS["--line"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": _STAND_INS["--line"],
-    "grid.linewidth": 0.8,
-    "xtick.color": _STAND_INS["--line"],
-    "ytick.color": _STAND_INS["--line"],
-    "xtick.labelcolor": _STAND_INS["--muted"],
-    "ytick.labelcolor": _STAND_INS["--muted"],
-    "ytick.major.size": 0,
-    "lines.solid_capstyle": "round",
-    "lines.solid_joinstyle": "round",
-}
 
-
-def reward_chart(steps: Sequence[OuterStep]) -> Markup:
+def reward_chart(steps: Sequence[OuterStep], metric: str) -> Markup:
     """Rewards of every trajectory and of the winner, and below their differences from the mean.
+
+    The axes show where the rewards are; the few outside, such as those of the first outer steps, are triangles.
 
     Args:
         steps: those with rewards.
+        metric: what a reward is, in words.
     """
     steps_T = [step.outer_step + 1 for step in steps]
     reward_TN = 100 * np.array([step.reward for step in steps], dtype=float)
     winner_T = np.array([step.winner or 0 for step in steps])
     best_T = reward_TN[np.arange(len(steps)), winner_T]
     several = reward_TN.shape[1] > 1
-    panels = [("reward, %", reward_TN)]
+    panels = [(f"held-out {metric}, %", reward_TN)]
     if several:
         differences_TN = reward_TN - reward_TN.mean(1, keepdims=True)
-        panels.append(("reward minus the mean of its outer step, points", differences_TN))
+        panels.append(("minus the mean of its outer step, points", differences_TN))
 
     def draw(figure: Figure) -> None:
         heights = (3, 2)[: len(panels)]
         rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         every_T = np.repeat(steps_T, reward_TN.shape[1])
         for axes, (title, values_TN) in zip(rows, panels, strict=True):
-            _dots(axes, every_T, values_TN.ravel(), "--dot")
-            _dots(axes, steps_T, values_TN[np.arange(len(steps)), winner_T], "--accent")
-            axes.set_title(title, loc="left", fontsize=10.5)
-        rows[0].plot(steps_T, best_T, color=_STAND_INS["--accent"], linewidth=1.2)
+            dots(axes, every_T, values_TN.ravel(), "--dot")
+            dots(axes, steps_T, values_TN[np.arange(len(steps)), winner_T], "--accent")
+            outside = zoom(axes, every_T, values_TN.ravel())
+            axes.set_title(f"{title} ({outside} outside)" if outside else title)
+        rows[0].plot(steps_T, best_T, color=STAND_INS["--accent"], linewidth=1.2)
         if several:
-            rows[1].axhline(0, color=_STAND_INS["--muted"], linewidth=0.8, zorder=1)
-        _outer_step_axis(rows[-1], steps_T)
+            rows[1].axhline(0, color=STAND_INS["--muted"], linewidth=0.8, zorder=1)
+        outer_step_axis(rows[-1], steps_T)
 
     summary = f"in the first and {best_T[-1]:.2f} % in the last of {len(steps)} outer steps"
     if several:
@@ -95,8 +62,136 @@ def reward_chart(steps: Sequence[OuterStep]) -> Markup:
             f"of one outer step lie {np.ptp(reward_TN, axis=1).mean():.2f} points apart on average"
         )
     else:
-        summary = f"Accuracy on the held-out images: {best_T[0]:.2f} % {summary}"
-    return _in_both_sizes(draw, summary, (960, 400 if several else 260), (360, 380 if several else 240))
+        summary = f"Held-out {metric}: {best_T[0]:.2f} % {summary}"
+    return draw_chart(draw, summary, full(400) if several else full(260, 240))
+
+
+def loss_chart(steps: Sequence[OuterStep]) -> Markup | None:
+    """Training and held-out loss, mean over the trajectories, and the range of the trajectories.
+
+    Returns:
+        None for runs of older versions, whose lines have no losses.
+    """
+    losses = {
+        "training, augmented images": ("--accent", [step.train_loss for step in steps]),
+        "held-out": ("--phase1", [step.heldout_loss for step in steps]),
+    }
+    curves = {}
+    for name, (colour, loss) in losses.items():
+        known = [
+            (step.outer_step + 1, [value for value in values if value is not None])
+            for step, values in zip(steps, loss, strict=True)
+        ]
+        measured = [(number, min(v), float(np.mean(v)), max(v)) for number, v in known if v]
+        if measured:
+            curves[name] = colour, np.array(measured, dtype=float)
+    if not curves:
+        return None
+    steps_T = [step.outer_step + 1 for step in steps]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for name, (colour, values_T4) in curves.items():
+            numbers_T, low_T, mean_T, high_T = values_T4.T
+            axes.fill_between(numbers_T, low_T, high_T, color=STAND_INS[colour], alpha=0.22, linewidth=0)
+            line = {"linewidth": 1.6, "marker": "o", "markersize": 2}
+            axes.plot(numbers_T, mean_T, color=STAND_INS[colour], label=name, **line)  # type: ignore[arg-type]
+        every = np.concatenate([values_T4 for _, values_T4 in curves.values()])
+        outside = zoom(axes, every[:, 0], every[:, 2], beginning=0)
+        axes.set_title(f"nats ({outside} outside)" if outside else "nats")
+        figure.legend(
+            loc="outside lower left", frameon=False, ncols=2, labelcolor=STAND_INS["--ink"], handlelength=1
+        )
+        outer_step_axis(axes, steps_T)
+
+    summary = "; ".join(
+        f"{name} loss {values_T4[0, 2]:.4f} in the first and {values_T4[-1, 2]:.4f} in the last outer step"
+        for name, (_, values_T4) in curves.items()
+    )
+    return draw_chart(draw, summary, half(270))
+
+
+def learning_rate_chart(steps: Sequence[OuterStep]) -> Markup | None:
+    """The learning rate at the end of every outer step; None for runs of older versions, which do not have it."""
+    known = [(step.outer_step + 1, step.learning_rate) for step in steps if step.learning_rate is not None]
+    if not known:
+        return None
+    steps_T, rate_T = zip(*known, strict=True)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.plot(steps_T, rate_T, color=STAND_INS["--accent"], linewidth=1.6, marker="o", markersize=2)
+        axes.set_ylim(0, max(rate_T) * 1.08 or 1)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        outer_step_axis(axes, steps_T)
+
+    summary = f"Learning rate: {rate_T[0]:.3g} in the first and {rate_T[-1]:.3g} in the last outer step"
+    return draw_chart(draw, summary, half(250))
+
+
+def noise_chart(policy: Policy) -> Markup | None:
+    """The probability of each element, in multiples of uniform, in front of the band in which noise would leave it.
+
+    Returns:
+        None if no band was measured.
+    """
+    evidence, space = policy.evidence, policy.space
+    if evidence is None or evidence.low_AE is None or evidence.high_AE is None:
+        return None
+    uniform_AE = space.uniform_marginals.numpy()
+    low_AE, high_AE = (np.array(rows) / uniform_AE for rows in (evidence.low_AE, evidence.high_AE))
+    ratio_AE = policy.element_probabilities.numpy() / uniform_AE
+    side_AE = evidence.sides(policy.element_probabilities).numpy()
+    names = [element.name for element in space.elements]
+    lowest = float(min(low_AE.min(), ratio_AE.min(), 0.98))
+    highest = float(max(high_AE.max(), ratio_AE.max(), 1.02))
+
+    def draw(figure: Figure) -> None:
+        beside = figure.get_figwidth() * 72 > 600
+        shape = (1, space.arity) if beside else (space.arity, 1)
+        panels = figure.subplots(*shape, sharex=True, sharey=True, squeeze=False).ravel()
+        rows = np.arange(len(names))
+        for number, axes in enumerate(panels):
+            axes.barh(
+                rows, high_AE[number] - low_AE[number], 0.8, left=low_AE[number], color=STAND_INS["--noise"]
+            )
+            for side, colour in ((0, "--dot"), (1, "--accent"), (-1, "--accent")):
+                chosen = side_AE[number] == side
+                dots(axes, ratio_AE[number][chosen], rows[chosen].astype(float), colour)
+            if space.arity > 1:
+                axes.set_title(f"{POSITIONS[number]} element")
+            ratio_axis(axes, lowest, highest)
+            axes.set_yticks(rows, names)
+            axes.tick_params(labelbottom=True)
+        panels[0].set_ylim(len(names) - 0.4, -0.6)
+
+    outside = int((side_AE != 0).sum())
+    summary = (
+        f"Probability over uniform of {side_AE.size} elements, from {ratio_AE.min():.2f} to {ratio_AE.max():.2f}; "
+        f"{outside} of them lie outside the noise band"
+    )
+    height = 60 + ROW * len(names)
+    return draw_chart(draw, summary, element_sizes(height, space.arity))
+
+
+def element_sizes(height: float, panels: int) -> dict[str, Size]:
+    """Sizes of a chart with a panel for each position: side by side where the window is wide."""
+    return {"wide": (900, height), "medium": (570, panels * height), "narrow": (340, panels * height)}
+
+
+def ratio_axis(axes: Axes, lowest: float, highest: float) -> None:
+    """Ratios on a logarithmic x axis, with few ticks at round factors; symmetric, so that 1 is in the middle."""
+    reach = 1.06 * max(-np.log2(max(lowest, 2.0**-10)), np.log2(highest))
+    axes.set_xscale("log")
+    axes.set_xlim(2**-reach, 2**reach)
+    steps = [(1.05,), (1.1,), (1.2,), (1.5,), (2.0,), (2.0, 4.0), (4.0, 16.0), (8.0, 64.0), (16.0, 256.0)]
+    factors = next((each for each in reversed(steps) if np.log2(max(each)) <= reach), steps[0])
+    ticks = sorted({1.0, *factors, *(1 / factor for factor in factors)})
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g} ×"))
+    axes.axvline(1, color=STAND_INS["--muted"], linewidth=0.8, zorder=1)
+    axes.grid(visible=False, axis="y")
 
 
 def entropy_chart(steps: Sequence[OuterStep], uniform: float) -> Markup:
@@ -111,45 +206,51 @@ def entropy_chart(steps: Sequence[OuterStep], uniform: float) -> Markup:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        axes.axhline(uniform, color=_STAND_INS["--muted"], linewidth=1, linestyle=(0, (4, 3)))
+        axes.axhline(uniform, color=STAND_INS["--muted"], linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(
             "uniform", (1, uniform), (0, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="right", fontsize=9.5,
+            ha="right",
         )  # fmt: skip
-        axes.plot(steps_T, entropy_T, color=_STAND_INS["--accent"], linewidth=1.8, marker="o", markersize=2)
+        axes.plot(steps_T, entropy_T, color=STAND_INS["--accent"], linewidth=1.8, marker="o", markersize=2)
         axes.ticklabel_format(axis="y", useOffset=False)
-        axes.margins(y=0.14)
+        lowest = min(
+            float(entropy_T.min()), 0.99 * uniform
+        )  # a change of less than 1 % is not to look like one
+        axes.set_ylim(lowest - 0.1 * (uniform - lowest), uniform + 0.2 * (uniform - lowest))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        _outer_step_axis(axes, steps_T)
+        outer_step_axis(axes, steps_T)
 
     summary = (
         f"Entropy of the policy over {len(steps)} outer steps: {entropy_T[0]:.4f} nats after the first, "
         f"{entropy_T[-1]:.4f} after the last one; uniform is {uniform:.4f}"
     )
-    return _in_both_sizes(draw, summary, (470, 250), (360, 230))
+    return draw_chart(draw, summary, half(250))
 
 
 def operation_chart(policy: Policy) -> Markup:
     """Bars for the most and the least probable operations, relative to uniform; for spaces without a matrix."""
-    shown = both_ends(policy, _BARS)
+    shown, evidence = both_ends(policy, _BARS), policy.evidence
+    band = None if evidence is None else evidence.operation_band
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         position = np.arange(len(shown))
-        widths = [operation.ratio - 1 for operation in shown]
-        axes.barh(position, widths, 0.7, left=1, color=_STAND_INS["--accent"])
-        axes.axvline(1, color=_STAND_INS["--muted"], linewidth=0.8)
-        axes.grid(visible=False, axis="y")
-        axes.set_yticks(position, [operation.name for operation in shown], fontsize=8.5)
+        ratios = [operation.ratio for operation in shown]
+        if band is not None:
+            axes.axvspan(max(band[0], 2.0**-10), band[1], color=STAND_INS["--noise"], linewidth=0)
+        widths = [ratio - 1 for ratio in ratios]
+        axes.barh(position, widths, 0.6, left=1, color=STAND_INS["--accent"])
+        axes.set_yticks(position, [operation.name for operation in shown])
         axes.invert_yaxis()
+        ends = (*ratios, *(band or ()), 0.98, 1.02)
+        ratio_axis(axes, min(ends), max(ends))
         axes.set_xlabel("probability / uniform")
 
     summary = (
         f"Probability over uniform of {len(shown)} operations, from {shown[0].ratio:.2f} for {shown[0].name} to "
         f"{shown[-1].ratio:.2f} for {shown[-1].name}"
     )
-    height = 70 + 17 * len(shown)
-    return _in_both_sizes(draw, summary, (960, height), (360, height))
+    return draw_chart(draw, summary, full(70 + ROW * len(shown)))
 
 
 def phases_of(steps: Sequence[OuterStep]) -> list[str]:
@@ -169,70 +270,18 @@ def phase_chart(steps: Sequence[OuterStep]) -> Markup:
         axes = figure.subplots()
         below_T = np.zeros(len(steps))
         for number, values_T in enumerate(seconds_PT):
-            colour = _STAND_INS[f"--phase{number % 10}"]
+            colour = STAND_INS[f"--phase{number % 10}"]
             axes.stairs(below_T + values_T, edges_T, baseline=below_T, fill=True, color=colour, linewidth=0)
             below_T = below_T + values_T
         axes.set_axisbelow(True)
         axes.set_ylim(0, below_T.max() * 1.06 or 1)
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.set_title("seconds", loc="left", fontsize=10.5)
-        _outer_step_axis(axes, steps_T)
+        axes.set_title("seconds")
+        outer_step_axis(axes, steps_T)
 
     total = seconds_PT.sum()
     fractions = ", ".join(
         f"{name} {100 * seconds / (total or 1):.0f} %"
         for name, seconds in zip(names, seconds_PT.sum(1), strict=True)
     )
-    return _in_both_sizes(
-        draw, f"Seconds of each outer step by phase; in total {fractions}", (470, 250), (360, 230)
-    )
-
-
-def _dots(axes: Axes, x: Sequence[int] | np.ndarray, y: np.ndarray, colour: str) -> None:
-    """Dots as lines of zero length with round caps: one path, a quarter of the text of markers."""
-    gap = np.full(len(y), np.nan)
-    xs, ys = np.stack([x, x, gap], 1).ravel(), np.stack([y, y, gap], 1).ravel()
-    width = 4.2 if len(y) <= 400 else 2.8
-    axes.plot(xs, ys, color=_STAND_INS[colour], linewidth=width, solid_capstyle="round")
-
-
-def _outer_step_axis(axes: Axes, steps_T: Sequence[int]) -> None:
-    axes.set_xlim(steps_T[0] - 0.7, steps_T[-1] + 0.7)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)))
-    axes.set_xlabel("outer step")
-
-
-def _in_both_sizes(
-    draw: Callable[[Figure], None], summary: str, wide: tuple[int, int], narrow: tuple[int, int]
-) -> Markup:
-    """The chart for wide and for narrow windows, sizes in CSS pixels; the summary describes it in words."""
-    return Markup("").join(
-        Markup('<div class="chart {}" role="img" aria-label="{}">{}</div>').format(
-            name, summary, _svg(draw, size, f"{name} {summary}")
-        )
-        for name, size in (("wide", wide), ("narrow", narrow))
-    )
-
-
-def _svg(draw: Callable[[Figure], None], size: tuple[int, int], salt: str) -> Markup:
-    """SVG without a fixed size; equal input gives equal text."""
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": salt}):
-        figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
-        draw(figure)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", text)
-    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.S)
-    text = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.S)
-    text = re.sub(r' id="[\w.]+_\d+"', "", text)  # names of its parts, the same in every chart
-    text = re.sub(r"font-family: [^;]*; ", "", text)
-    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"\d+\.\d{3,}", _rounded, tag[0]), text)
-    for variable, stand_in in _STAND_INS.items():
-        text = text.replace(stand_in, f"var({variable})")
-    return Markup(text)
-
-
-def _rounded(number: re.Match[str]) -> str:
-    return f"{float(number[0]):.2f}"
+    return draw_chart(draw, f"Seconds of each outer step by phase; in total {fractions}", half(250))

@@ -1,9 +1,10 @@
-"""Figures of a run as PNG: the policy's heatmap, its marginals (Figure 4), rewards over the outer steps.
+"""Figures of a run as PNG: the policy's heatmap, its marginals (Figure 4), scores and losses over the outer steps.
 
 Drawn without a display.
 """
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from ohl_accel.policy import Policy
+from ohl_accel.report.heatmaps import Scale
 from ohl_accel.report.operations import POSITIONS, both_ends, ratio_grid
+from ohl_accel.report.svg import zoom
 
 _BARS = 20
+_SMALLEST = 64
+"""Sides of an image in a grid, at least, in pixels."""
 
 
 def policy_heatmap(policy: Policy) -> bytes:
@@ -29,16 +34,22 @@ def policy_heatmap(policy: Policy) -> bytes:
     if policy.space.arity != 2:
         return _policy_bars(policy)
     names = [element.name for element in policy.space.elements]
-    ratio = ratio_grid(policy).numpy()
-    figure = _figure(9, 8)
+    ratio_EE, evidence = ratio_grid(policy), policy.evidence
+    scale = Scale.of(ratio_EE[ratio_EE.isfinite()], None if evidence is None else evidence.operation_band)
+    figure = _figure(11, 10)
     axes = figure.subplots()
-    reach = max(float(np.nanmax(np.abs(ratio - 1))), 1e-3)
-    norm = TwoSlopeNorm(1, max(0.0, 1 - reach) if reach < 1 else 0.0, 1 + reach)
-    picture = axes.imshow(ratio, cmap="RdBu_r", norm=norm)
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-    axes.set_yticks(range(len(names)), names, fontsize=7)
-    axes.set(xlabel="second element", ylabel="first element", title="probability of an operation / uniform")
-    figure.colorbar(picture, ax=axes, shrink=0.8)
+    norm = TwoSlopeNorm(0, -scale.below, scale.above)
+    picture = axes.imshow(ratio_EE.clamp_min(2.0**-10).log2().numpy(), cmap="RdBu_r", norm=norm)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    title = "probability of an operation / uniform"
+    if evidence is not None:
+        title += f": {evidence.verdict}"
+    axes.set(xlabel="second element", ylabel="first element", title=title)
+    bar = figure.colorbar(picture, ax=axes, shrink=0.8)
+    ends = [-scale.below, *(math.log2(max(end, 2.0**-10)) for end in scale.noise or ()), scale.above]
+    bar.set_ticks([*ends, 0.0], labels=[f"{2**end:.2g} ×" for end in ends] + ["uniform"])
+    bar.set_label("pale: what noise alone does" if scale.noise else "what noise does was not measured")
     return _png(figure)
 
 
@@ -92,29 +103,44 @@ def policy_marginals(policy: Policy) -> bytes:
 
 
 def reward_curves(lines: Sequence[Mapping[str, Any]]) -> bytes:
-    """Held-out accuracy of every trajectory, and the policy's entropy, over the outer steps.
+    """Held-out score of every trajectory and, below, the losses over the outer steps.
+
+    The axis of the scores shows where they are; those outside, such as the first ones, are triangles at its edge.
 
     Args:
         lines: of `metrics.jsonl`; a reward of None was not measured.
     """
-    figure = _figure(9, 4.5)
-    axes = figure.subplots()
-    steps = [line["outer_step"] + 1 for line in lines]
+    losses = {name: _means(lines, f"{name}_loss") for name in ("train", "heldout")}
+    has_losses = any(len(curve) for curve in losses.values())
+    figure = _figure(9, 7 if has_losses else 4.5)
+    rows = figure.subplots(1 + has_losses, 1, sharex=True, squeeze=False)[:, 0]
+    steps = np.array([line["outer_step"] + 1 for line in lines], dtype=float)
     reward = np.array([line["reward"] for line in lines], dtype=float)
+    axes = rows[0]
     axes.plot(steps, reward, ".", color="tab:blue", alpha=0.35, markersize=4)
     measured = ~np.isnan(reward).all(1)
-    axes.plot(
-        np.array(steps)[measured], reward[measured].max(1), color="tab:blue", label="best held-out accuracy"
+    if measured.any():
+        axes.plot(steps[measured], reward[measured].max(1), color="tab:blue", label="the best trajectory")
+        zoom(axes, np.repeat(steps, reward.shape[1]), reward.ravel())
+        axes.legend(loc="lower right")
+    axes.set(
+        title="Score on the held-out images, by which the best trajectory is chosen", ylabel="held-out score"
     )
-    axes.set(xlabel="outer step", ylabel="held-out accuracy")
-    if all("entropy" in line for line in lines):
-        entropy_axes = axes.twinx()
-        entropy_axes.plot(steps, [line["entropy"] for line in lines], color="tab:orange", label="entropy")
-        entropy_axes.ticklabel_format(useOffset=False)
-        entropy_axes.set_ylabel("entropy of the policy (nats)", color="tab:orange")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="upper left")
+    if has_losses:
+        for curve, label in zip(losses.values(), ("training, augmented images", "held-out"), strict=True):
+            if len(curve):
+                rows[1].plot(*curve.T, label=label)
+        rows[1].set(title="Loss, mean over the trajectories", ylabel="nats")
+        rows[1].legend(loc="upper right")
+    rows[-1].set_xlabel("outer step")
+    rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     return _png(figure)
+
+
+def _means(lines: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
+    """(outer step, mean over the trajectories) of what was measured: float64 [n, 2]."""
+    known = [(line["outer_step"] + 1, [v for v in line.get(key) or [] if v is not None]) for line in lines]
+    return np.array([(step, sum(values) / len(values)) for step, values in known if values], dtype=float)
 
 
 def pixels_of(png: bytes) -> np.ndarray:
@@ -126,10 +152,14 @@ def pixels_of(png: bytes) -> np.ndarray:
 def image_grid(images_nCHW: Tensor, columns: int) -> np.ndarray:
     """Images side by side, with a grey line between them: uint8 [height, width, 3].
 
+    Small images are enlarged by a whole factor, to sides of 64 pixels or more, so that each of their pixels shows.
+
     Args:
         images_nCHW: uint8, 1 or 3 channels.
         columns: images in a row.
     """
+    factor = -(-_SMALLEST // min(images_nCHW.shape[2:])) if min(images_nCHW.shape[2:]) < _SMALLEST else 1
+    images_nCHW = images_nCHW.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     images = images_nCHW.cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
     n, height, width, _ = images.shape
     rows = -(-n // columns)

@@ -8,6 +8,7 @@ stay small.
 Shapes: R rows, C columns.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,33 +21,48 @@ _LIGHT = colormaps["RdBu_r"]
 _DARK = LinearSegmentedColormap.from_list("dark", ["#9cd0ff", "#2f74b5", "#20252b", "#b54a2c", "#ffb793"])
 _MARGIN = 0.06  # at both ends of a colour map, where neighbours are hard to tell apart
 _NARROWEST, _WIDEST = 0.05, 3.0
+_UNMEASURED = 1.0
+"""Reach of the scale, at least, where it is not known what noise does: a factor of 2 has the full colour."""
+_LOWEST = 2.0**-10
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The range of colours: the outermost ones stand for ratios of `2^-limit` or less, and of `2^limit` or more."""
+    """The range of colours: the outermost ones stand for ratios of `2^-below` or less, and of `2^above` or more."""
 
-    limit: float
+    below: float
+    above: float
+    noise: tuple[float, float] | None = None
+    """The band in which noise leaves the ratios; None if it was not measured."""
 
     @classmethod
-    def of(cls, ratios: Tensor) -> "Scale":
-        """Wide enough for the largest gain and for 95 % of all ratios, from 1.04 (or noise would look strong) to 8.
+    def of(cls, ratios: Tensor, noise: tuple[float, float] | None = None) -> "Scale":
+        """Wide enough for the largest gain and for 95 % of all ratios, up to a factor of 8, and so wide that what noise
+        does has at most half of the full colour.
 
-        The probability of an operation can fall towards 0; a scale down to that would leave the gains
-        without colour.
+        The probability of an operation can fall towards 0; a scale down to that would leave the gains without colour.
+
+        Args:
+            ratios: all that are shown, relative to uniform.
+            noise: the smallest and the largest ratio that noise alone reaches; None if it was not measured.
         """
         gain = float(ratios.max().log2())
-        common = float(ratios.clamp_min(1e-12).log2().abs().quantile(0.95))
-        return cls(min(max(gain, common, _NARROWEST), _WIDEST))
+        common = float(ratios.clamp_min(_LOWEST).log2().abs().quantile(0.95))
+        reach = min(max(gain, common, _NARROWEST), _WIDEST)
+        if noise is None:
+            return cls(max(reach, _UNMEASURED), max(reach, _UNMEASURED))
+        low, high = (math.log2(max(end, _LOWEST)) for end in noise)
+        return cls(max(reach, -2 * low), max(reach, 2 * high), noise)
 
     @property
     def ends(self) -> tuple[float, float]:
         """The ratios at both ends."""
-        return 2**-self.limit, 2**self.limit
+        return 2**-self.below, 2**self.above
 
     def levels(self, ratios: Tensor) -> Tensor:
         """int64 of the same shape, 0 (lost) to 32 (gained); 16 is uniform."""
-        position = (ratios.clamp_min(1e-12).log2() / self.limit).clamp(-1, 1)
+        logarithm = ratios.clamp_min(_LOWEST).log2()
+        position = torch.where(logarithm < 0, logarithm / self.below, logarithm / self.above).clamp(-1, 1)
         return ((position + 1) / 2 * (LEVELS - 1)).round().long()
 
 

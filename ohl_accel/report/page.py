@@ -8,9 +8,12 @@ import base64
 import hashlib
 import itertools
 import math
+import os
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import torch
@@ -18,14 +21,28 @@ from markupsafe import Markup
 
 from ohl_accel import __version__
 from ohl_accel.policy import Policy
-from ohl_accel.policy.evidence import LEVEL
-from ohl_accel.report.charts import entropy_chart, operation_chart, phase_chart, phases_of, reward_chart
+from ohl_accel.policy.evidence import LEVEL, Evidence
+from ohl_accel.report import beside
+from ohl_accel.report.charts import (
+    entropy_chart,
+    learning_rate_chart,
+    loss_chart,
+    noise_chart,
+    operation_chart,
+    phase_chart,
+    phases_of,
+    reward_chart,
+)
+from ohl_accel.report.classes import class_table
+from ohl_accel.report.comparisons import comparisons_of
 from ohl_accel.report.examples import TrainingExamples, originals, rows_of
 from ohl_accel.report.gallery import Gallery, Tile
 from ohl_accel.report.heatmaps import LEVELS, Heatmap, Scale, heatmap, palette
-from ohl_accel.report.operations import POSITIONS, least_probable, most_probable, ratio_grid
+from ohl_accel.report.next_steps import next_steps
+from ohl_accel.report.operations import NOISE, POSITIONS, least_probable, most_probable, ratio_grid
 from ohl_accel.report.pictures import data_uri
 from ohl_accel.report.read import OuterStep, Run
+from ohl_accel.run_folder.files import REPORT_FILE
 from ohl_accel.run_folder.result import in_words
 
 _SHOWN_OPERATIONS = 6
@@ -49,6 +66,14 @@ _environment.globals["in_words"] = in_words
 _environment.globals["level"] = LEVEL
 
 
+def _ratio(value: float) -> str:
+    """A multiple of the uniform probability, such as `1.25 ×`."""
+    return f"{value:.2f} ×" if 0.1 <= value < 10 else f"{value:.2g} ×" if value < 100 else f"{value:,.0f} ×"
+
+
+_environment.globals["ratio"] = _ratio
+
+
 def run_page(run: Run, examples: TrainingExamples | None, no_examples: str, refresh: float) -> str:
     """The report of a run.
 
@@ -59,6 +84,7 @@ def run_page(run: Run, examples: TrainingExamples | None, no_examples: str, refr
         refresh: seconds after which the page of an unfinished run reloads.
     """
     ranked = (most_probable, least_probable)
+    compared = comparisons_of(run.folder, run.recipe) if run.is_run else []
     return _page(
         "run.html",
         run=run,
@@ -67,6 +93,9 @@ def run_page(run: Run, examples: TrainingExamples | None, no_examples: str, refr
         facts=_facts(run),
         cards=_cards(run),
         charts=_charts(run),
+        classes=class_table(run.classes) if run.classes is not None else None,
+        compared=[(found, _address(found.folder, run.folder)) for found in compared],
+        next_steps=next_steps(run, compared),
         phases=_phases(run.steps),
         evidence=run.policy.evidence if run.policy else None,
         moved=run.policy.moved_elements if run.policy else [],
@@ -78,6 +107,26 @@ def run_page(run: Run, examples: TrainingExamples | None, no_examples: str, refr
         originals=originals(examples) if examples else [],
         class_names=examples.class_names if examples else [],
         no_examples=no_examples,
+    )
+
+
+def beside_page(first: Run, second: Run) -> str:
+    """Two runs side by side."""
+    pair = first, second
+    names = [run.folder.resolve().name for run in pair]
+    if names[0] == names[1]:
+        names = [str(run.folder) for run in pair]
+    return _page(
+        "beside.html",
+        names=names,
+        folders=[run.folder for run in pair],
+        notes=[f"{name}: {note}" for name, run in zip(names, pair, strict=True) for note in run.notes],
+        refresh=None,
+        results=beside.result_lines(pair),
+        settings=beside.recipe_lines(pair),
+        charts=beside.charts(pair),
+        elements=beside.element_chart(pair),
+        classes=beside.class_lines(pair),
     )
 
 
@@ -160,9 +209,10 @@ def _cards(run: Run) -> list[tuple[str, str, str]]:
         cards.append(("Entropy", f"{run.steps[-1].entropy:.4f}", f"nats; uniform is {uniform:.4f}"))
     if run.policy is not None:
         (top,) = most_probable(run.policy, 1)
-        noise = f", {top.noise}" if top.noise else ""
-        cards.append(("Most probable operation", f"{top.ratio:.2f} ×", f"uniform, {top.name}{noise}"))
         evidence = run.policy.evidence
+        if evidence is None or evidence.side_of_operation(top.ratio) > 0:
+            noise = top.noise or "whether that is noise was not measured"
+            cards.append(("Most probable operation", f"{top.ratio:.2f} ×", f"uniform, {top.name}; {noise}"))
         if evidence is not None:
             what = "distinguishable" if evidence.distinguishable else "indistinguishable"
             cards.append(("Evidence", f"p = {evidence.p_value:.3g}", f"{what} from {evidence.reference}"))
@@ -190,11 +240,22 @@ def _charts(run: Run) -> dict[str, Markup | None]:
     looked = [step for step in steps if None not in step.reward]
     learned = [step for step in steps if step.entropy is not None]
     return {
-        "reward": reward_chart(looked) if looked else None,
+        "reward": reward_chart(looked, run.result.metric if run.result else "score") if looked else None,
+        "loss": loss_chart(steps),
+        "learning_rate": learning_rate_chart(steps),
+        "noise": noise_chart(policy) if policy and run.learned else None,
         "entropy": entropy_chart(learned, run.space.max_entropy) if learned else None,
         "phases": phase_chart(steps),
         "operations": operation_chart(policy) if policy and policy.space.arity != 2 else None,
     }
+
+
+def _address(comparison: Path, run: Path) -> str | None:
+    """The address of a comparison's own page, from the page in a run folder; None if there is no such page."""
+    if not (comparison / REPORT_FILE).is_file():
+        return None
+    path = os.path.relpath(comparison.resolve() / REPORT_FILE, run.resolve())
+    return quote(path.replace(os.sep, "/"))
 
 
 def _phases(steps: Sequence[OuterStep]) -> list[tuple[str, float, float]]:
@@ -212,7 +273,14 @@ def _element_maps(run: Run) -> dict[str, Any] | None:
     space = run.space
     probabilities_TAE = torch.tensor([step.element_probabilities for step in known], dtype=torch.float64)
     ratios_TAE = probabilities_TAE / space.uniform_marginals
-    scale = Scale.of(ratios_TAE)
+    evidence = run.policy.evidence if run.policy is not None else None
+    noise = None
+    if evidence is not None and evidence.low_AE is not None and evidence.high_AE is not None:
+        ends_AE = [
+            torch.tensor(rows) / space.uniform_marginals for rows in (evidence.low_AE, evidence.high_AE)
+        ]
+        noise = float(ends_AE[0].min()), float(ends_AE[1].max())
+    scale = Scale.of(ratios_TAE, noise)
     maps: dict[str, Heatmap] = {
         position: heatmap(ratios_TAE[:, number].T, scale)
         for number, position in enumerate(POSITIONS[: space.arity])
@@ -227,7 +295,8 @@ def _element_maps(run: Run) -> dict[str, Any] | None:
         "levels": scale.levels(ratios_TAE[-1]).tolist(),
         "steps": [step.outer_step + 1 for step in known],
         "data": {
-            "limit": scale.limit,
+            "below": scale.below,
+            "above": scale.above,
             "levels": LEVELS,
             "names": [element.name for element in space.elements],
             "ratios": [[[round(ratio, 4) for ratio in row] for row in step] for step in ratios_TAE.tolist()],
@@ -239,6 +308,13 @@ def _element_maps(run: Run) -> dict[str, Any] | None:
     }
 
 
+def _noise_in_words(evidence: Evidence | None) -> list[str] | None:
+    """What is said of an operation below, inside and above the noise band; None if there is no band."""
+    if evidence is None or evidence.operation_band is None:
+        return None
+    return [NOISE[side if evidence.distinguishable else 0] for side in (-1, 0, 1)]
+
+
 def _matrix(policy: Policy) -> dict[str, Any] | None:
     """All operations of two elements as an E x E heatmap: rows are the first element, columns the second.
 
@@ -248,7 +324,9 @@ def _matrix(policy: Policy) -> dict[str, Any] | None:
     if space.arity != 2:
         return None
     ratios_EE = ratio_grid(policy)
-    scale = Scale.of(ratios_EE[ratios_EE.isfinite()])
+    evidence = policy.evidence
+    band = evidence.operation_band if evidence is not None else None
+    scale = Scale.of(ratios_EE[ratios_EE.isfinite()], band)
     percent_EE = 100 * ratios_EE / space.num_operations
     names = [element.name for element in space.elements]
     percent = [None if math.isnan(p) else float(f"{p:.6g}") for p in percent_EE.flatten().tolist()]
@@ -257,5 +335,11 @@ def _matrix(policy: Policy) -> dict[str, Any] | None:
         "count": space.num_operations,
         "names": names,
         "scale": scale,
-        "data": {"names": names, "percent": percent, "operations": space.num_operations},
+        "data": {
+            "names": names,
+            "percent": percent,
+            "operations": space.num_operations,
+            "band": band,
+            "noise": _noise_in_words(evidence),
+        },
     }

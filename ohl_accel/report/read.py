@@ -13,7 +13,7 @@ from ohl_accel.operations.space_file import open_space
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import Recipe
 from ohl_accel.report.tables import Table, read_tables
-from ohl_accel.run_folder.files import METRICS_FILE, POLICY_FILE, RECIPE_FILE, RESULT_FILE
+from ohl_accel.run_folder.files import CLASSES_FILE, METRICS_FILE, POLICY_FILE, RECIPE_FILE, RESULT_FILE
 from ohl_accel.run_folder.metrics import read_metrics
 from ohl_accel.run_folder.result import main_score
 
@@ -35,6 +35,11 @@ class OuterStep(BaseModel):
     """In nats."""
     seconds: dict[str, Annotated[float, Field(ge=0)]]
     images_per_second: float
+    train_loss: list[float | None] = []
+    """Mean of the outer step, in nats."""
+    heldout_loss: list[float | None] = []
+    learning_rate: float | None = None
+    """Of the last inner step."""
     element_probabilities: Annotated[list[_Marginal], Field(min_length=1)] | None = None
     """p(element) at each position of an operation, [A][E]; missing in runs of older versions."""
 
@@ -78,6 +83,31 @@ class Result(BaseModel):
         }
 
 
+class Classes(BaseModel):
+    """`classes.json`: test scores of each class, and which classes were taken for which others."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    images: int
+    classes: Annotated[list[dict[str, float | int | str | None]], Field(min_length=1)]
+    """As `Objective.table`: `class`, `images` and scores."""
+    confusions: list[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], int]]
+    """(class, the class it was taken for, how many images)."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if any(not isinstance(row.get("class"), str) or "images" not in row for row in self.classes):
+            raise ValueError("every row needs its class and images")
+        if any(max(pair[:2]) >= len(self.classes) for pair in self.confusions):
+            raise ValueError("a confusion of a class that is not in the table")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """Of the classes, in their order."""
+        return [str(row["class"]) for row in self.classes]
+
+
 @dataclass(frozen=True)
 class Run:
     """The contents of a run folder."""
@@ -88,6 +118,8 @@ class Run:
     """None before the first checkpoint."""
     result: Result | None
     """None until the search is finished."""
+    classes: Classes | None
+    """None without a test split, and for runs of older versions."""
     space: Space
     """The space of the policy."""
     recipe: Recipe | None
@@ -100,7 +132,7 @@ class Run:
     @property
     def is_run(self) -> bool:
         """False for a folder with only a comparison or a sweep."""
-        return bool(self.steps or self.recipe_text or self.policy)
+        return bool(self.steps or self.policy or (self.recipe_text and not self.tables))
 
     @property
     def finished(self) -> bool:
@@ -142,7 +174,8 @@ def read_run(folder: Path) -> Run:
     policy = _read_policy(folder / POLICY_FILE)
     space = policy.space if policy is not None else space
     steps = _read_steps(folder / METRICS_FILE, space)
-    run = Run(folder, steps, policy, result, space, recipe, recipe_text, tables, notes)
+    classes = _read_classes(folder / CLASSES_FILE) if result is not None else None
+    run = Run(folder, steps, policy, result, classes, space, recipe, recipe_text, tables, notes)
     if run.is_run:
         notes += _missing(run)
     return run
@@ -229,6 +262,17 @@ def _read_result(path: Path) -> Result | None:
     if f"heldout_{result.metric}" not in values:
         raise UserError(f"{path}: heldout_{result.metric}: Field required: it is damaged; {way_out}")
     return result
+
+
+def _read_classes(path: Path) -> Classes | None:
+    if not path.exists():
+        return None
+    way_out = "move it away to continue without it"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}; {way_out}") from None
+    return _checked(Classes, values, str(path), way_out)
 
 
 def _read_policy(path: Path) -> Policy | None:

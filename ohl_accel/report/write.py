@@ -7,7 +7,7 @@ from pathlib import Path
 from ohl_accel.errors import UserError
 from ohl_accel.report.examples import examples_or_reason
 from ohl_accel.report.gallery import draw_gallery, load_policy
-from ohl_accel.report.page import gallery_page, run_page
+from ohl_accel.report.page import beside_page, gallery_page, run_page
 from ohl_accel.report.pictures import read_image
 from ohl_accel.report.read import Run, read_run
 from ohl_accel.run_folder.atomic import write_text
@@ -35,7 +35,7 @@ def write_report(folder: Path, say: Say, output: Path | None = None, watch: floa
     """
     output = output or folder / REPORT_FILE
     run = read_run(folder)
-    examples, no_examples = examples_or_reason(run.recipe)
+    examples, no_examples = examples_or_reason(run.recipe) if run.is_run else (None, "")
     while True:
         _save(output, run_page(run, examples, no_examples, watch or _REFRESH))
         say(f"{output}: {_status(run)}")
@@ -45,6 +45,23 @@ def write_report(folder: Path, say: Say, output: Path | None = None, watch: floa
             return output
         time.sleep(watch)
         run = read_run(folder)
+
+
+def write_beside(first: Path, second: Path, output: Path) -> None:
+    """Draw two runs side by side.
+
+    Args:
+        first, second: run folders, finished or in progress.
+        output: the HTML file.
+
+    Raises:
+        UserError: if a folder is not one of a run, or the file cannot be written.
+    """
+    runs = [read_run(folder) for folder in (first, second)]
+    for run in runs:
+        if not run.steps:
+            raise UserError(f"{run.folder} has no finished outer step to show beside another run")
+    _save(output, beside_page(*runs))
 
 
 def write_at_end(folder: Path, say: Say) -> None:

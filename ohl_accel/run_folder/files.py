@@ -4,6 +4,7 @@ RECIPE_FILE = "recipe.yaml"
 HELDOUT_FILE = "heldout.json"
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
+CLASSES_FILE = "classes.json"
 REPLACED_FILE = "replaced.jsonl"
 REPORT_FILE = "report.html"
 POLICY_FILE = "policy.json"
@@ -20,6 +21,7 @@ RUN_FILES = (
     HELDOUT_FILE,
     METRICS_FILE,
     RESULT_FILE,
+    CLASSES_FILE,
     REPORT_FILE,
     REPLACED_FILE,
     TRACKERS_FILE,

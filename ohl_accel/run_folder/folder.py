@@ -15,6 +15,7 @@ from ohl_accel.errors import UserError
 from ohl_accel.run_folder.atomic import make_folder, write_text
 from ohl_accel.run_folder.files import (
     CHECKPOINTS,
+    CLASSES_FILE,
     HELDOUT_FILE,
     LOCK_FILE,
     METRICS_FILE,
@@ -86,15 +87,16 @@ class RunFolder:
     def contents(self) -> dict[str, str]:
         """Path of each existing file -> what it is."""
         known = {
-            REPORT_FILE: "everything about the run, for a browser",
+            REPORT_FILE: "all about the run, for a browser",
             POLICY_FILE: "the policy",
             NETWORK_FILES[0]: "the network's weights",
-            NETWORK_FILES[1]: "the network's architecture, classes and normalization, as timm reads them",
+            NETWORK_FILES[1]: "architecture, classes, normalization, for timm",
             METRICS_FILE: "one line for each outer step",
             RESULT_FILE: "the test result",
+            CLASSES_FILE: "the test result of each class, and confusions",
             RECIPE_FILE: "reproduces the run",
-            REPLACED_FILE: "images that could not be decoded, and what replaced them",
-            HELDOUT_FILE: "which images scored the trajectories (of a stream, also their hashes)",
+            REPLACED_FILE: "undecodable images, and what replaced them",
+            HELDOUT_FILE: "which images scored the trajectories",
             CHECKPOINTS: "what run.resume=auto resumes from",
             TENSORBOARD: "for tensorboard --logdir",
             WANDB: "for wandb sync",

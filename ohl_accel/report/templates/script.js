@@ -32,7 +32,8 @@ function setUpElements(data) {
   const last = data.steps.length - 1;
   const tables = [...document.querySelectorAll("table.elements")];
   const level = (ratio) => {
-    const position = Math.min(1, Math.max(-1, Math.log2(Math.max(ratio, 1e-12)) / data.limit));
+    const logarithm = Math.log2(Math.max(ratio, 2 ** -10));
+    const position = Math.min(1, Math.max(-1, logarithm / (logarithm < 0 ? data.below : data.above)));
     return Math.round(((position + 1) / 2) * (data.levels - 1));
   };
   const show = () => {
@@ -79,31 +80,41 @@ function setUpElements(data) {
 function setUpMatrix(data) {
   const map = byId("matrix-map"), cell = byId("matrix-cell"), tip = byId("matrix-says");
   const cells = map.querySelector(".cells");
+  const picks = [byId("matrix-first"), byId("matrix-second")], picked = byId("matrix-picked");
+  const view = tip.parentElement;
   const side = data.names.length;
   let row = 0, column = 0;
-  const show = () => {
+  const noise = (ratio) => {
+    if (!data.noise) return "";
+    const side = ratio > data.band[1] ? 2 : ratio < data.band[0] ? 0 : 1;
+    return `, ${data.noise[side]}`;
+  };
+  const words = () => {
     const percent = data.percent[side * row + column];
+    if (percent === null) return "not in this space";
     const ratio = (percent / 100) * data.operations;
-    tip.textContent = `${data.names[row]}, then ${data.names[column]}: ` +
-      (percent === null ? "not in this space" : `${percent.toPrecision(4)} %, ${ratio.toFixed(2)} × uniform`);
+    return `${percent.toPrecision(4)} %, ${ratio.toFixed(2)} × uniform${noise(ratio)}`;
+  };
+  const mark = () => {
+    [picks[0].selectedIndex, picks[1].selectedIndex] = [row, column];
+    picked.textContent = words();
     cell.setAttribute("x", column);
     cell.setAttribute("y", row);
     cell.setAttribute("visibility", "visible");
+  };
+  const show = () => {
+    mark();
+    tip.textContent = `${data.names[row]}, then ${data.names[column]}: ${words()}`;
     tip.hidden = false;
-    const view = tip.closest(".scroll");
     tip.style.maxWidth = `${view.clientWidth}px`;
-    const mark = cell.getBoundingClientRect();
-    const around = tip.parentElement.getBoundingClientRect();
-    const left = mark.left - around.left + mark.width / 2 - tip.offsetWidth / 2;
-    const first = view.scrollLeft; // on a narrow screen only a part of the map is in view
-    tip.style.left = `${Math.max(first, Math.min(first + view.clientWidth - tip.offsetWidth, left))}px`;
-    const above = mark.top - around.top - tip.offsetHeight - 6;
-    tip.style.top = `${above >= 0 ? above : mark.bottom - around.top + 6}px`;
+    const spot = cell.getBoundingClientRect();
+    const around = view.getBoundingClientRect();
+    const left = spot.left - around.left + spot.width / 2 - tip.offsetWidth / 2;
+    tip.style.left = `${Math.max(0, Math.min(view.clientWidth - tip.offsetWidth, left))}px`;
+    const above = spot.top - around.top - tip.offsetHeight - 6;
+    tip.style.top = `${above >= 0 ? above : spot.bottom - around.top + 6}px`;
   };
-  const hide = () => {
-    cell.setAttribute("visibility", "hidden");
-    tip.hidden = true;
-  };
+  const hide = () => { tip.hidden = true; };
   const point = (event) => {
     const box = cells.getBoundingClientRect();
     const x = Math.floor(((event.clientX - box.left) / box.width) * side);
@@ -112,6 +123,13 @@ function setUpMatrix(data) {
     [row, column] = [y, x];
     show();
   };
+  for (const pick of picks) {
+    pick.addEventListener("change", () => {
+      [row, column] = picks.map((each) => each.selectedIndex);
+      hide();
+      mark();
+    });
+  }
   map.addEventListener("pointermove", point);
   map.addEventListener("pointerdown", point);
   map.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") hide(); });
@@ -126,6 +144,7 @@ function setUpMatrix(data) {
     }
     show();
   });
+  mark();
 }
 
 setUpTheme();
