@@ -15,6 +15,7 @@ from ohl_accel.errors import UserError
 from ohl_accel.run_folder.atomic import make_folder, write_text
 from ohl_accel.run_folder.files import (
     CHECKPOINTS,
+    DIGESTS_FILE,
     HELDOUT_FILE,
     LOCK_FILE,
     METRICS_FILE,
@@ -94,6 +95,7 @@ class RunFolder:
             RESULT_FILE: "the test result",
             RECIPE_FILE: "reproduces the run",
             REPLACED_FILE: "images that could not be decoded, and what replaced them",
+            DIGESTS_FILE: "SHA-256 of the policy and the network, checked when they are read",
             HELDOUT_FILE: "which images scored the trajectories (of a stream, also their hashes)",
             CHECKPOINTS: "what run.resume=auto resumes from",
             TENSORBOARD: "for tensorboard --logdir",
