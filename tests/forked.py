@@ -4,6 +4,7 @@ The pytest process does not fork itself, because it has threads and listening se
 process, which starts once, to fork.
 """
 
+import errno
 import importlib
 import multiprocessing
 import os
@@ -16,10 +17,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from processes import Process
+from torch import Tensor
 
-from ohl_accel.engine import setup
+from ohl_accel.engine import saving, setup
 from ohl_accel.engine.search import search
+from ohl_accel.engine.trajectory import Trajectory
 
 DIGITS = str(Path(__file__).resolve().parent.parent / "recipes" / "digits.yaml")
 SECONDS = 300.0
@@ -97,3 +101,26 @@ def search_digits(*overrides: str) -> None:
     if "model.shard=true" in overrides and os.environ["RANK"] != "0":
         vars(setup)["create_network"] = None
     search(DIGITS, overrides)
+
+
+def search_without_memory(*overrides: str) -> None:
+    """A search of which one trajectory asks for more memory than there is, in the third outer step of three steps."""
+    inner_step = Trajectory.inner_step
+
+    def hungry(self: Trajectory, inputs: Tensor, targets: Tensor, step: int) -> None:
+        if self.number == 2 and step == 7:
+            torch.empty(2**50, dtype=torch.uint8)
+        inner_step(self, inputs, targets, step)
+
+    Trajectory.inner_step = hungry  # type: ignore[method-assign]
+    run_command_line("search", [DIGITS, *overrides])
+
+
+def search_that_cannot_end(*overrides: str) -> None:
+    """A search whose network cannot be written, because the disk is full."""
+
+    def write_digests(folder: Path, names: Sequence[str]) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    vars(saving)["write_digests"] = write_digests
+    run_command_line("search", [DIGITS, *overrides])

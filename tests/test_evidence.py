@@ -291,6 +291,7 @@ def with_evidence(run: Path, folder: Path, **changes: Any) -> tuple[Path, Policy
     band = {"low_AE": [[0.02] * 36] * 2, "high_AE": [[0.04] * 36] * 2, "operation_band": [0.5, 1.5]}
     policy.provenance["evidence"] = {**evidence.document(), **band, "p_value": LEVEL / 2, **changes}
     policy.save(folder / "policy.json")
+    (folder / "digests.json").unlink(missing_ok=True)  # the policy is no longer what the run wrote
     return folder, policy
 
 

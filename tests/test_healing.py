@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, SMALL, final_state, rewind
+from forked import call_on_ranks, search_without_memory
 
 from ohl_accel.engine import checkpoint
 from ohl_accel.engine.search import search
@@ -160,3 +161,19 @@ def test_versions(folder: Path) -> None:
     state_json(path, schema_version=1)
     (path / "digests.json").unlink()
     assert outer_step(folder) == (4, [])
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_one_trajectory_without_memory(tmp_path: Path, small_run: Path, ranks: int) -> None:
+    """Each process ends with one message, in time; the last checkpoint is whole, and the run ends as if undisturbed."""
+    overrides = [*SMALL, f"run.dir={tmp_path / 'run'}", "outer.lr=0.3", "run.timeout=60"]
+    with pytest.raises(AssertionError) as failed:
+        call_on_ranks(ranks, search_without_memory, *overrides)
+    printed = str(failed.value)
+    assert f"exit codes {[1] * ranks}" in printed
+    assert printed.count("error: there is not enough memory. More processes") == 1
+    assert "run.resume=auto resumes from the last checkpoint" in printed
+    assert "Traceback" not in printed
+    assert outer_step(tmp_path / "run") == (2, [])
+    resume(tmp_path / "run")
+    assert final_state(tmp_path / "run") == final_state(small_run)

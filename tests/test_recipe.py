@@ -7,7 +7,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from benchmarks.mutations import mutate_recipe
+from benchmarks.mutations import mutate
 from ohl_accel.errors import UserError
 from ohl_accel.recipe import Recipe
 
@@ -232,7 +232,8 @@ def test_hostile_files_give_one_short_message(tmp_path: Path, content: str, mess
 
 def test_mutated_recipes_are_read_or_refused(repository: Path, tmp_path: Path) -> None:
     content = (repository / "recipes" / "digits.yaml").read_bytes()
-    outcomes = mutate_recipe(content, tmp_path / "recipe.yaml", count=200, seed=0)
+    file = tmp_path / "recipe.yaml"
+    outcomes = mutate(content, file, lambda: Recipe.load(str(file)).to_yaml(), count=200)
     assert sum(outcomes.values()) == 200
     assert outcomes["refused"] > 50
     assert outcomes["read"] > 5

@@ -95,6 +95,16 @@ def test_damaged_images_are_judged_by_their_share_of_the_whole_run() -> None:
         RunFailedError, match=r"^12 of 1100 images of split 'train' could not be decoded, more"
     ):
         replacements.count(10, many)
+    resumed = Replacements(
+        groups=groups, allowed=0.01, log=None, first_outer_step=1, before={"split 'train'": [1000, 9]}
+    )
+    another = images(5000)
+    decode(another, 100, 2)
+    assert resumed.count(1, another) == 2  # 11 of 1,100
+    assert resumed.totals == {"split 'train'": (1100, 11)}
+    decode(another, 100, 2)
+    with pytest.raises(RunFailedError, match=r"^13 of 1200 images"):
+        resumed.count(2, another)
     few = images(100)
     decode(few, 50, 2)
     with pytest.raises(RunFailedError, match=r"^2 of 50 images"):

@@ -12,7 +12,7 @@ PACKAGE = REPOSITORY / "ohl_accel"
 
 LAYERS = [
     {"errors", "rng", "run_folder.files", "run_folder.atomic"},
-    {"extensions", "plain_yaml"},
+    {"extensions", "plain_json", "plain_yaml"},
     {"run_folder", "hub.download", "models"},
     {"operations", "distributed", "recipe"},
     {"policy"},
@@ -39,7 +39,8 @@ ONLY_IN = {
 }
 TRAINING_LIBRARIES = {"accelerate", "datasets", "timm", "wandb", "pydantic", "huggingface_hub", "yaml"}
 FOR_USING_A_POLICY = (
-    *("errors", "rng", "extensions", "operations", "run_folder.files", "run_folder.atomic", "hub.download"),
+    *("errors", "rng", "extensions", "plain_json", "operations", "hub.download"),
+    *("run_folder.files", "run_folder.atomic", "run_folder.digests"),
     *("policy.policy", "policy.file", "policy.protocol", "policy.transform", "policy.zoo"),
 )
 

@@ -21,6 +21,7 @@ from ohl_accel.comparison.contenders import Contender, arguments, check, contend
 from ohl_accel.comparison.jobs import Job, default_side_by_side, last_words, run_jobs
 from ohl_accel.comparison.summary import MARKDOWN_FILE, Row, rows_of, write
 from ohl_accel.errors import RunFailedError, UserError
+from ohl_accel.plain_json import read_object
 from ohl_accel.recipe import Recipe
 from ohl_accel.report.page import duration
 from ohl_accel.report.write import write_at_end
@@ -183,7 +184,11 @@ def _claim(out: Path, recipe: Recipe) -> FileLock:
         lock = FileLock(out / ".lock")
         lock.acquire(timeout=0)
         if file.exists():
-            if not _is_of(recipe, json.loads(file.read_text())):
+            try:
+                settings = read_object(file)
+            except ValueError as error:
+                raise UserError(f"{file} is damaged: {error}; choose another --out") from None
+            if not _is_of(recipe, settings):
                 raise UserError(
                     f"--out {out} holds a comparison of another recipe or with other overrides: choose another folder, "
                     "or give the same ones to continue it"
@@ -208,7 +213,7 @@ def _is_of(recipe: Recipe, settings: dict[str, Any]) -> bool:
     """Whether a recipe has these settings, possibly written before a field was added to recipes."""
     try:
         earlier = Recipe.check({**settings, "run": {**settings["run"], "dir": recipe.run.dir}})
-    except UserError:
+    except (UserError, KeyError, TypeError):
         return False
     return _settings(earlier) == _settings(recipe)
 

@@ -1,6 +1,5 @@
 """The runs of a comparison, several in parallel, each in its own process."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,8 +11,7 @@ from typing import Any
 
 import torch
 
-from ohl_accel.run_folder.files import RESULT_FILE
-from ohl_accel.run_folder.result import main_score
+from ohl_accel.run_folder.result import main_score, read_result
 
 
 @dataclass
@@ -32,10 +30,12 @@ class Job:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """`result.json` of the finished run, else None."""
-        file = self.folder / RESULT_FILE
-        result: dict[str, Any] | None = json.loads(file.read_text()) if file.is_file() else None
-        return result
+        """`result.json` of the finished run, else None.
+
+        Raises:
+            UserError: if it is damaged.
+        """
+        return read_result(self.folder)
 
     @property
     def test_score(self) -> float | None:

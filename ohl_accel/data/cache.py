@@ -3,15 +3,16 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import datasets
 from filelock import FileLock, Timeout
 
-from ohl_accel.errors import UserError
+from ohl_accel.errors import UserError, first_line
 from ohl_accel.run_folder.atomic import replacing
 
 _FORMAT = 1
+T = TypeVar("T")
 
 
 def cached(*key: str, ending: str) -> Path:
@@ -47,3 +48,34 @@ def write_once(path: Path, write: Callable[[BinaryIO], None], wait: bool = True)
     except OSError as error:
         raise UserError(f"the dataset cache cannot be written (HF_HOME moves it): {error}") from error
     return True
+
+
+def read_once(
+    path: Path, write: Callable[[BinaryIO], None], read: Callable[[Path], T], wait: bool = True
+) -> T | None:
+    """What a file of the cache holds; it is made as by `write_once`, and made again if it is damaged.
+
+    Args:
+        path, write, wait: as in `write_once`.
+        read: raises any error for a damaged file.
+
+    Returns:
+        What `read` returns; None if another process is making it and this one does not wait.
+
+    Raises:
+        UserError: if it cannot be written, or not read even once it has been made again.
+    """
+    if not write_once(path, write, wait):
+        return None
+    try:
+        return read(path)
+    except Exception:  # numpy and zipfile raise errors of many kinds for damaged files
+        path.unlink(missing_ok=True)
+    if not write_once(path, write, wait):
+        return None
+    try:
+        return read(path)
+    except Exception as error:
+        raise UserError(
+            f"{path}, in the dataset cache (HF_HOME moves it), cannot be read: {first_line(error)}"
+        ) from error

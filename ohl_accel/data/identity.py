@@ -4,16 +4,17 @@ A split of a run is known by its fingerprint when the run is resumed; equal hash
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ohl_accel.data.cache import cached, write_once
+from ohl_accel.data.cache import cached, read_once
 from ohl_accel.data.shards import hash_of, open_file
 from ohl_accel.data.source import stamp
 
@@ -49,28 +50,33 @@ def hashes_of_rows(rows: datasets.Dataset, column: str) -> NDArray[np.uint64]:
     with ThreadPoolExecutor(_THREADS) as threads:
         stamps = list(threads.map(stamp, files))
     # datasets' own fingerprint tells which rows of the files these are
-    path = cached(rows._fingerprint, str(len(rows)), column, *files, *stamps, ending="npy")
-
-    def write(file: BinaryIO) -> None:
-        np.save(file, _hashed(rows, column))
-
-    write_once(path, write)
-    hashes: NDArray[np.uint64] = np.load(path, allow_pickle=False)
-    return hashes
+    path = cached(rows._fingerprint, str(len(rows)), column, *files, *stamps, ending="npz")
+    return _cached(path, lambda: _hashed(rows, column))
 
 
 def hashes_of_files(paths: Sequence[str]) -> NDArray[np.uint64]:
     """The same of files, one for each image, cached under their names, sizes and times."""
     with ThreadPoolExecutor(_THREADS) as threads:
-        path = cached(*paths, *threads.map(stamp, paths), ending="npy")
+        path = cached(*paths, *threads.map(stamp, paths), ending="npz")
 
-        def write(file: BinaryIO) -> None:
+        def hashes() -> NDArray[np.uint64]:
             cells = ({"bytes": None, "path": path} for path in paths)
-            np.save(file, np.fromiter(threads.map(_hash_of_cell, range(len(paths)), cells), np.uint64))
+            return np.fromiter(threads.map(_hash_of_cell, range(len(paths)), cells), np.uint64)
 
-        write_once(path, write)
-    hashes: NDArray[np.uint64] = np.load(path, allow_pickle=False)
-    return hashes
+        return _cached(path, hashes)
+
+
+def _cached(path: Path, hashes: Callable[[], NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    """Hashes from a file of the cache, in a zip archive, whose checksum finds damage."""
+
+    def read(path: Path) -> NDArray[np.uint64]:
+        with np.load(path, allow_pickle=False) as arrays:
+            found: NDArray[np.uint64] = arrays["hashes"]
+            return found
+
+    found = read_once(path, lambda file: np.savez(file, hashes=hashes()), read)
+    assert found is not None  # it has waited
+    return found
 
 
 def path_of_row(rows: datasets.Dataset, column: str, number: int) -> str | None:

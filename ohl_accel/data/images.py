@@ -20,10 +20,13 @@ from torch import Tensor
 from ohl_accel.data.crops import centre
 from ohl_accel.data.identity import hashes_of_rows, path_of_row
 from ohl_accel.errors import UserError, first_line
+from ohl_accel.operations.depth import DEEP_GREY, eight_bits
 from ohl_accel.rng import keyed_generator
 
 _IN_MEMORY_BYTES = 2**30
 _REPLACEMENTS_TRIED = 100
+_GREY = ("1", "L", *DEEP_GREY)
+_LOOKED_AT = 256
 Opened = Image.Image | str
 """A PIL image, or the reason why it cannot be decoded."""
 Crop = Callable[[Image.Image, int], Image.Image]
@@ -240,7 +243,10 @@ class Images:
         decoding = self.decoding
         mode = "L" if decoding.channels == 1 else "RGB"
         if image.mode != mode:  # convert always copies
-            image = image.convert(mode)
+            try:
+                image = eight_bits(image).convert(mode)
+            except ValueError as error:
+                raise UserError(f"{self.source.name(number)} cannot be used: {error}") from error
         height, width = decoding.size
         if crop is not None:
             image = crop(image, index)
@@ -335,8 +341,29 @@ def first_image(source: Source, description: str) -> Image.Image:
 
 def is_grey(source: Source) -> bool:
     """Whether all of the first 256 images are grey."""
-    return all(isinstance(image, str) or image.mode in ("1", "L") for image in _first_images(source))
+    return all(isinstance(image, str) or image.mode in _GREY for image in _first_images(source))
 
 
 def _first_images(source: Source) -> Iterator[Opened]:
-    return source.open(range(min(256, len(source))))
+    return source.open(range(min(_LOOKED_AT, len(source))))
+
+
+def check_not_constant(images: Images) -> None:
+    """Refuse images that show nothing; looks at images spread over the split until a pixel differs from the first.
+
+    Raises:
+        UserError: if all pixels of up to 256 images have one colour.
+    """
+    number = min(len(images), _LOOKED_AT)
+    image_1CHW, colour_1C11 = images.empty(1), None
+    for index in torch.linspace(0, len(images) - 1, number, dtype=torch.float64).long().tolist():
+        images.decode([index], image_1CHW)  # not counted: it is decoded again when it is used
+        colour_1C11 = image_1CHW[..., :1, :1].clone() if colour_1C11 is None else colour_1C11
+        if bool((image_1CHW != colour_1C11).any()):
+            return
+    if colour_1C11 is not None:
+        levels = ", ".join(map(str, colour_1C11.flatten().tolist()))
+        raise UserError(
+            f"{images.description}: every image is of one and the same colour ({levels} of 255; {number} of "
+            f"{len(images)} were looked at), so there is nothing to learn: look at the files"
+        )

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import BinaryIO, Self
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ohl_accel.data.cache import cached, write_once
+from ohl_accel.data.cache import cached, read_once
 from ohl_accel.data.shards import (
     Findings,
     joined,
@@ -128,7 +129,12 @@ class Index:
                     for contents in threads.map(images, blocks[first : first + _THREADS].tolist()):
                         file.writelines(content or b"" for content in contents)
 
-        write_once(path, write)
+        def check_size(path: Path) -> bool:
+            if path.stat().st_size != size.sum(dtype=np.int64):
+                raise ValueError("it is not as large as its images")
+            return True
+
+        read_once(path, write, check_size)
         hashes, labels = self.found.hash[numbers], self.found.label[numbers]
         lengths = np.array(runs(list(zip(offset.tolist(), size.tolist(), strict=True))), np.int32)
         file, number = np.zeros(len(lengths), np.int32), np.arange(len(lengths), dtype=np.int32)
@@ -154,12 +160,14 @@ def build_index(files: SplitFiles, image_column: str, label_column: str, retries
         def write(file: BinaryIO) -> None:
             np.savez(file, **vars(scan(urls, image_column, label_column, retries)))
 
-        if not write_once(path, write, wait):
-            return None
-        report.add(len(urls))
-        with np.load(path, allow_pickle=False) as arrays:
-            found = Findings(**arrays)
-        found.shard[:] += first
+        def read(path: Path) -> Findings:
+            with np.load(path, allow_pickle=False) as arrays:
+                return Findings(**arrays)
+
+        found = read_once(path, write, read, wait)
+        if found is not None:
+            report.add(len(urls))
+            found.shard[:] += first
         return found
 
     with report, ThreadPoolExecutor(_THREADS) as threads:

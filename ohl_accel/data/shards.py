@@ -9,8 +9,9 @@ import hashlib
 import io
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
@@ -23,12 +24,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
+from ohl_accel.data.source import SplitFiles
 from ohl_accel.errors import UserError, first_line
 
 FIRST_WAIT = 0.5
 """Seconds before a failed read is retried; each further wait is twice as long."""
 _BLOCK_BYTES, _BLOCK_IMAGES = 2**23, 256
 _TAR_LABEL = "cls"
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 T = TypeVar("T")
 
 
@@ -81,14 +84,44 @@ def kind_of(url: str) -> str:
     Raises:
         UserError: for any other kind.
     """
-    suffix = PurePosixPath(url).suffix.lower()
-    kinds = {".parquet": "parquet", ".tar": "tar"} | dict.fromkeys(Image.registered_extensions(), "image")
-    if suffix not in kinds:
+    kind = _kind_by_ending(url)
+    if kind is None:
         raise UserError(
             f"{url} cannot be streamed: it must be parquet, tar (webdataset, not compressed) or an image; "
             "data.streaming=false reads more formats"
         )
-    return kinds[suffix]
+    return kind
+
+
+def _kind_by_ending(url: str) -> str | None:
+    suffix = PurePosixPath(url).suffix.lower()
+    kinds = {".parquet": "parquet", ".tar": "tar"} | dict.fromkeys(Image.registered_extensions(), "image")
+    return kinds.get(suffix)
+
+
+def without_strays(files: SplitFiles) -> SplitFiles:
+    """The files of the kind that most of them have; notes, archives and the like are skipped.
+
+    Raises:
+        UserError: if one of them describes the others, which a stream does not read; or if none can be streamed.
+    """
+    metadata = next((url for url in files.urls if PurePosixPath(url).name in _METADATA), None)
+    if metadata is not None:
+        raise UserError(
+            f"{metadata} describes the other files, which a stream does not read: set data.streaming=false"
+        )
+    kinds = [_kind_by_ending(url) for url in files.urls]
+    known = Counter(kind for kind in kinds if kind is not None)
+    if not known:
+        kind_of(files.urls[0])
+    most = known.most_common(1)[0][0]
+    kept = [number for number, kind in enumerate(kinds) if kind == most]
+    return replace(
+        files,
+        urls=[files.urls[number] for number in kept],
+        stamps=[files.stamps[number] for number in kept],
+        skipped=files.skipped + len(kinds) - len(kept),
+    )
 
 
 def features_of(url: str, retries: int) -> datasets.Features:

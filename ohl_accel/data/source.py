@@ -72,6 +72,8 @@ class SplitFiles:
     """What changes with the content of a file: size and modification time, or the commit of a Hub dataset."""
     features: datasets.Features | None
     """From the dataset's card; None if it has none."""
+    skipped: int = 0
+    """Other files among them, which are not read."""
 
 
 def files_of_split(data: DataSection, split: str, path: str | None = None) -> SplitFiles:
@@ -98,8 +100,11 @@ def files_of_split(data: DataSection, split: str, path: str | None = None) -> Sp
         )
     files = builder.config.data_files[split]
     origins = getattr(files, "origin_metadata", [])  # a list of patterns was resolved to files
+    skipped = len(origins) - len(files)  # datasets has left some out, but not their origins
+    if skipped:
+        origins = [tuple(sorted(set(origins)))] * len(files)  # of a Hub dataset they are all the same commit
     stamps = [stamp(url, *origin) for url, origin in zip(files, origins, strict=True)]
-    return SplitFiles([str(url) for url in files], stamps, builder.info.features)
+    return SplitFiles([str(url) for url in files], stamps, builder.info.features, skipped)
 
 
 def stamp(url: str, *origin: object) -> str:

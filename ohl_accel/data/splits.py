@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ohl_accel.data.identity import fingerprint
-from ohl_accel.data.images import Images
+from ohl_accel.data.images import Images, check_not_constant
 from ohl_accel.data.memory import GivenData, Items, open_given, section_of
 from ohl_accel.data.schema import Schema
 from ohl_accel.data.source import check_split_exists, open_split
@@ -67,17 +67,23 @@ class Data:
             record["hashes"] = [f"{value:016x}" for value in hash_n.tolist()]
         return record
 
+    @property
+    def skipped_files(self) -> int:
+        """Files among those of a stream's training split that are not images or shards."""
+        return self.train.source.skipped if isinstance(self.train.source, Shards) else 0
+
     def open_test(self) -> Images | None:
         """The test split, opened and decoded only now; None if the recipe has none.
 
         Raises:
-            UserError: if it cannot be read, or has labels that are not in the training split.
+            UserError: if it cannot be read, has labels that are not in the training split, or only constant images.
         """
         data = self.section
         if data.test_split is None:
             return None
         test, _ = open_images(data, data.test_split, data.test_path, self.schema, self.dataset)
         test.keep(data.in_memory)
+        check_not_constant(test)
         return test
 
     def resolve(self, recipe: Recipe) -> Recipe:
@@ -169,8 +175,10 @@ def open_data(recipe: Recipe, dataset: GivenData | None = None) -> Data:
         )
     if not data.streaming and recipe.augment.random_resized_crop is None:
         train.keep(data.in_memory)
+    check_not_constant(train)
     if heldout is not None:
         heldout = _keep_near(heldout, data)
+        check_not_constant(heldout)
     mean, std = data.mean, data.std
     if mean is None or std is None:
         mean, std = channel_statistics(train, seed)

@@ -22,7 +22,7 @@ from ohl_accel.data.images import Images, Opened, why_not
 from ohl_accel.data.index import Index, build_index
 from ohl_accel.data.labels import class_index, is_list
 from ohl_accel.data.schema import Schema, image_column_of, label_column_of
-from ohl_accel.data.shards import decode, default_label, features_of
+from ohl_accel.data.shards import decode, default_label, features_of, without_strays
 from ohl_accel.data.source import files_of_split
 from ohl_accel.errors import UserError
 from ohl_accel.recipe import DataSection
@@ -37,10 +37,11 @@ class Shards:
 
     Args:
         index: of the split.
+        skipped: files among those of the split that were not read.
     """
 
-    def __init__(self, index: Index) -> None:
-        self.index = index
+    def __init__(self, index: Index, skipped: int = 0) -> None:
+        self.index, self.skipped = index, skipped
         self.blocks = torch.from_numpy(index.block)
         self.bytes_per_block = index.bytes_per_block
         self._last: tuple[int, list[bytes | None]] = (-1, [])
@@ -137,7 +138,7 @@ def open_stream(
     Raises:
         UserError: if there is no such split, or one of its files cannot be read or has a missing column.
     """
-    files = files_of_split(data, split, path)
+    files = without_strays(files_of_split(data, split, path))
     first = files.urls[0]
     features = files.features or features_of(first, data.retries)
     if schema is None:
@@ -157,7 +158,7 @@ def open_stream(
         raise UserError(f"{description} is empty")
     feature = features.get(label_column)
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    source = Shards(index)
+    source = Shards(index, files.skipped)
     if schema is None:
         class_names = tuple(names or [str(value) for value in np.unique(index.found.label)])
         schema = Schema.found(

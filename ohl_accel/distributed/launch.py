@@ -17,7 +17,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from ohl_accel.errors import UserError
+from ohl_accel.errors import RunFailedError, UserError
 
 T = TypeVar("T")
 
@@ -119,25 +119,27 @@ def run_on_all_ranks(action: Callable[[], T], one_first: bool = False, long: boo
         long: it may take longer than `run.timeout`; meanwhile the ranks exchange a heartbeat.
 
     Raises:
-        UserError: if the action raised it on any rank.
+        UserError, RunFailedError: if the action raised it on any rank.
     """
     if not dist.is_initialized():
         return action()
-    result, problem = None, None
+    result: T | None = None
+    problem: tuple[bool, str] | None = None  # (whether the user can mend it, the message)
     own_turn = 1 if one_first and int(os.environ.get("LOCAL_RANK") or 0) else 0
     for turn in range(2 if one_first else 1):
         with _heartbeat() if long else nullcontext():
             if turn == own_turn:
                 try:
                     result = action()
-                except UserError as error:
-                    problem = str(error)
-        problems: list[str | None] = [None] * dist.get_world_size()
+                except (UserError, RunFailedError) as error:
+                    problem = isinstance(error, UserError), str(error)
+        problems: list[tuple[bool, str] | None] = [None] * dist.get_world_size()
         dist.all_gather_object(problems, problem)
-        failed = [rank for rank, text in enumerate(problems) if text is not None]
+        failed = [(rank, *each) for rank, each in enumerate(problems) if each is not None]
         if failed:
-            where = "" if len(failed) == len(problems) or one_first else f" (on process {failed[0]})"
-            raise UserError(f"{problems[failed[0]]}{where}")
+            rank, is_mistake, text = failed[0]
+            where = "" if len(failed) == len(problems) or one_first else f" (on process {rank})"
+            raise (UserError if is_mistake else RunFailedError)(f"{text}{where}")
     return result  # type: ignore[return-value]
 
 

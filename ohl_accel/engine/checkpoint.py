@@ -7,7 +7,6 @@ where trajectories differ `trajectory-000000.safetensors` and so on; written asi
 `checkpoints/latest`; no pickle.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -28,8 +27,10 @@ from ohl_accel.distributed.launch import run_on_all_ranks
 from ohl_accel.engine.trajectory import Trajectory
 from ohl_accel.errors import UserError
 from ohl_accel.policy.estimators import Estimator
-from ohl_accel.recipe import HubSection, Recipe
+from ohl_accel.recipe import Recipe
 from ohl_accel.run_folder.atomic import make_folder, replacing, write_text
+from ohl_accel.run_folder.digests import digest_of
+from ohl_accel.run_folder.files import DIGESTS_FILE
 
 SCHEMA_VERSION = 2
 """Version 1, of 0.1.0, has no digests and is still read."""
@@ -37,23 +38,9 @@ SCHEMA_VERSION = 2
 _LATEST = "latest"
 _GROUP = "group"
 _PLAIN = bool | int | float | str | list | tuple | None  # type: ignore[type-arg]  # for isinstance
-_STATE_JSON, _STATE_TENSORS, _DIGESTS = "state.json", "state.safetensors", "digests.json"
+_STATE_JSON, _STATE_TENSORS = "state.json", "state.safetensors"
 _TRAJECTORY, _TRAJECTORIES = "trajectory-{:06d}.safetensors", "trajectory-*.safetensors"
 _NAME = re.compile(r"step-(\d{6,18})")
-_FREE_FIELDS = frozenset(
-    {
-        *(f"run.{name}" for name in ("dir", "resume", "overwrite", "checkpoint_every", "keep_checkpoints")),
-        *(f"run.{name}" for name in ("timeout", "project", "name", "display")),
-        *(f"hub.{name}" for name in HubSection.model_fields),
-        "track",
-        "outer.groups",
-        "model.shard",
-        "data.workers",
-        "data.in_memory",
-        "data.retries",
-    }
-)
-"""Fields that may change when a run is resumed: the result does not depend on them."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +89,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     estimator: Estimator | None,
     recipe: Recipe,
+    decoded: Mapping[str, Sequence[int]],
 ) -> None:
     """Write a checkpoint and delete those beyond `run.keep_checkpoints` (main process only).
 
@@ -113,6 +101,7 @@ def save(
         optimizer: of any trajectory: its plain values are the same in all.
         estimator: with the policy; None if nothing is learned.
         recipe: resolved.
+        decoded: `Replacements.totals`.
     """
     shared = {} if apart else next(states)
     if estimator is not None:
@@ -123,6 +112,7 @@ def save(
         "outer_step": outer_step,
         "recipe": recipe.model_dump(mode="json"),
         "optimizer": scalars,
+        "decoded": decoded,
     }
     path = folder / f"step-{outer_step:06d}"
     make_folder(folder)
@@ -134,8 +124,8 @@ def save(
                 tensors.clear()
         save_file(shared, aside / _STATE_TENSORS)
         (aside / _STATE_JSON).write_text(json.dumps(document), encoding="utf-8")
-        digests = {file.name: _digest(file) for file in sorted(aside.iterdir())}
-        (aside / _DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
+        digests = {file.name: digest_of(file) for file in sorted(aside.iterdir())}
+        (aside / DIGESTS_FILE).write_text(json.dumps(digests), encoding="utf-8")
     write_text(folder / _LATEST, path.name)
     older = [other for other in _checkpoints(folder) if _outer_step_of(other.name) < outer_step]
     for old in older[: max(0, len(older) + 1 - recipe.run.keep_checkpoints)]:
@@ -213,6 +203,16 @@ def _warn_of_loss(
         )
 
 
+def outer_steps_on_disk(folder: Path) -> int | None:
+    """The outer steps done of the newest checkpoint, by its name; None if there is none.
+
+    Args:
+        folder: `checkpoints` of the run folder.
+    """
+    found = _checkpoints(folder)
+    return _outer_step_of(found[-1].name) if found else None
+
+
 def _named_latest(folder: Path) -> str | None:
     """What `latest` names, if that is a checkpoint by its name."""
     try:
@@ -234,11 +234,11 @@ def _load(path: Path) -> Contents:
         UserError: if it is of a newer version.
     """
     try:
-        has_digests = (path / _DIGESTS).exists()
+        has_digests = (path / DIGESTS_FILE).exists()
         if has_digests:
-            digests = json.loads((path / _DIGESTS).read_text(encoding="utf-8"))
+            digests = json.loads((path / DIGESTS_FILE).read_text(encoding="utf-8"))
             for name in sorted({_STATE_JSON, _STATE_TENSORS, *digests}):
-                if digests[name] != _digest(path / name):
+                if digests[name] != digest_of(path / name):
                     raise _DamagedError(f"{name} is not what was written")
         document = json.loads((path / _STATE_JSON).read_text(encoding="utf-8"))
         version = document["schema_version"]
@@ -247,7 +247,7 @@ def _load(path: Path) -> Contents:
                 f"checkpoint {path} has schema_version {version}; this version reads 1 and {SCHEMA_VERSION}"
             )
         if version == SCHEMA_VERSION and not has_digests:
-            raise _DamagedError(f"{_DIGESTS} is missing")
+            raise _DamagedError(f"{DIGESTS_FILE} is missing")
         if document["outer_step"] != _outer_step_of(path.name):
             raise _DamagedError(f"it says that it is of outer step {document['outer_step']}")
         if not isinstance(document["recipe"], dict) or not isinstance(document["optimizer"], dict):
@@ -257,35 +257,6 @@ def _load(path: Path) -> Contents:
         if isinstance(error, UserError):
             raise
         raise _DamagedError(f"{type(error).__name__}: {error}") from None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_recipe(contents: Contents, recipe: Recipe) -> None:
-    """Refuse the checkpoint of a run with another recipe.
-
-    Raises:
-        UserError: naming the values that differ.
-    """
-    document = contents.document
-    # through the recipe of this version: fields that did not exist then get their defaults
-    then = _flat(
-        type(recipe).check(document["recipe"], f"the checkpoint in {recipe.run.dir}").model_dump(mode="json")
-    )
-    now = _flat(recipe.model_dump(mode="json"))
-    changed = [
-        f"{key} was {then.get(key)!r}, now {now.get(key)!r}"
-        for key in sorted({*then, *now})
-        if then.get(key) != now.get(key) and key not in _FREE_FIELDS
-    ]
-    if changed:
-        raise UserError(
-            f"run.dir={recipe.run.dir} has a run with a different recipe ({'; '.join(changed)}): give the same "
-            "values to resume it, or choose another run.dir"
-        )
 
 
 def restore(
@@ -406,13 +377,3 @@ def _checkpoints(folder: Path) -> list[Path]:
         (path for path in found if path.is_dir() and not path.is_symlink()),
         key=lambda path: _outer_step_of(path.name),
     )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

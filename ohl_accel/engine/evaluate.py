@@ -8,7 +8,7 @@ split and precision come from its recipe.yaml; a network without one needs --dat
 
 import copy
 import dataclasses
-import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,25 +20,30 @@ import datasets
 import timm
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 
 import ohl_accel.models  # noqa: F401  registers our networks with timm
 from ohl_accel.data import open_images
+from ohl_accel.data.images import check_not_constant
 from ohl_accel.data.memory import GivenData
 from ohl_accel.data.source import IN_MEMORY
 from ohl_accel.engine.augment import Augmentation
 from ohl_accel.engine.objective import OBJECTIVES, open_objective
 from ohl_accel.engine.process import configure_torch, start_accelerator
 from ohl_accel.engine.scoring import outcomes_of
-from ohl_accel.errors import UserError, first_line
+from ohl_accel.errors import UserError, first_line, shown
 from ohl_accel.hub.download import fetch_file
+from ohl_accel.plain_json import read_object
 from ohl_accel.recipe import AugmentSection, DataSection, Recipe, RunSection
 from ohl_accel.recipe.reading import override
+from ohl_accel.run_folder.digests import check_digest
 from ohl_accel.run_folder.files import CONFIG_FILE, NETWORK_FILES, RECIPE_FILE, WEIGHTS_FILE
 
 _MAX_RECIPE_BYTES = 2**20
 _MAX_CLASSES_SHOWN = 40
+_MAX_SIDE = 8192
 _JSON_NAMES = {"accuracy": "top1", "top5_accuracy": "top5"}
 _HEADINGS = {"accuracy": "top-1", "top5_accuracy": "top-5", "top1": "top-1", "top5": "top-5"}
 _FRACTIONS = {"accuracy", "top5_accuracy", "top1", "top5", "mAP", "average_precision"}
@@ -96,7 +101,7 @@ def evaluate(
         UserError: if there is no such network, or no suitable data.
     """
     name = os.fspath(network)
-    module, config, recipe_file = _open_network(name, revision, model)
+    module, config, recipe_file = open_network(name, revision, model)
     if dataset is not None:
         data = IN_MEMORY
     section, run, named = _sections(name, recipe_file, data, overrides)
@@ -127,6 +132,7 @@ def evaluate(
     images, _ = open_images(section, split, path, schema, dataset)
     if len(images) == 0:
         raise UserError(f"{what} is empty")
+    check_not_constant(images)
     objective_name, options = named or ("multilabel" if schema.multi_label else "classification", {})
     objective = open_objective(objective_name, len(names), options)
     batch = section.eval_batch_size
@@ -157,10 +163,18 @@ def evaluate(
     )
 
 
-def _open_network(
-    name: str, revision: str | None, model: nn.Module | None
+def open_network(
+    name: str, revision: str | None = None, model: nn.Module | None = None
 ) -> tuple[nn.Module, dict[str, Any], Path | None]:
-    """The network, how it is evaluated (timm's `pretrained_cfg`), and its recipe.yaml if it has one."""
+    """The network, how it is evaluated (timm's `pretrained_cfg`), and its recipe.yaml if it has one.
+
+    Args:
+        name: a run folder or a Hub id.
+        revision, model: as in `evaluate`.
+
+    Raises:
+        UserError: if there is no such network, or one of its files is damaged.
+    """
     folder = Path(name)
     recipe_file: Path | None
     if folder.exists():
@@ -171,6 +185,11 @@ def _open_network(
             )
         if revision is not None:
             raise UserError(f"--revision {revision}: {name} is a folder; only a Hub id has revisions")
+        check_digest(folder, *NETWORK_FILES)
+        try:
+            read_object(folder / CONFIG_FILE)
+        except ValueError as error:
+            raise UserError(f"{folder / CONFIG_FILE} is damaged: {error}") from None
         source = f"local-dir:{name}"
         recipe_file = folder / RECIPE_FILE if (folder / RECIPE_FILE).is_file() else None
     else:
@@ -194,7 +213,7 @@ def _open_network(
             f"{name} does not have a network that timm can load: {first_line(error)}; if it was given to the search "
             "in Python, give it here as well: ohl_accel.evaluate(..., model=...)"
         ) from error
-    return network, cast(dict[str, Any], network.pretrained_cfg), recipe_file
+    return network, _checked(name, cast(dict[str, Any], network.pretrained_cfg)), recipe_file
 
 
 def _given_network(folder: Path, model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
@@ -203,15 +222,48 @@ def _given_network(folder: Path, model: nn.Module) -> tuple[nn.Module, dict[str,
         raise UserError(
             f"{folder}: there is no such run folder, from which the weights of model could be loaded"
         )
-    document = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    document = read_object(folder / CONFIG_FILE)
+    if not isinstance(document.get("pretrained_cfg"), dict):
+        raise UserError(f"{folder / CONFIG_FILE} is damaged: pretrained_cfg must be an object")
+    config = {"label_names": document.get("label_names"), **document["pretrained_cfg"]}
     network = copy.deepcopy(model)
     try:
         load_model(network, str(folder / WEIGHTS_FILE))
-    except RuntimeError as error:
+    except (RuntimeError, OSError, SafetensorError) as error:
         raise UserError(
             f"{folder}: its weights do not fit the {type(model).__name__} given as model: {error}"
         ) from error
-    return network, {"label_names": document.get("label_names"), **document["pretrained_cfg"]}
+    return network, _checked(str(folder), config)
+
+
+def _checked(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """How a network is evaluated, if it says so in the right types.
+
+    Raises:
+        UserError: naming the first value that cannot be.
+    """
+    size, names = config.get("input_size"), config.get("label_names")
+    channels = size[0] if isinstance(size, list | tuple) and len(size) == 3 else 0
+    is_whole = channels in (1, 3) and all(type(side) is int and 0 < side <= _MAX_SIDE for side in size or ())
+    right = {
+        "input_size": is_whole,
+        "num_classes": type(config.get("num_classes")) is int and config["num_classes"] > 0,
+        "label_names": names is None
+        or (isinstance(names, list | tuple) and all(isinstance(one, str) for one in names)),
+    }
+    for key in ("mean", "std"):
+        levels = config.get(key)
+        right[key] = isinstance(levels, list | tuple) and len(levels) == channels
+        right[key] = right[key] and all(
+            type(each) in (int, float) and math.isfinite(each) for each in levels or ()
+        )
+    right["std"] = right["std"] and all(each > 0 for each in config["std"])
+    for key, fits in right.items():
+        if not fits:
+            raise UserError(
+                f"{name}: {key} in its {CONFIG_FILE} cannot be {shown(config.get(key))}: it is damaged"
+            )
+    return config
 
 
 def _sections(

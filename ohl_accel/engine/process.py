@@ -1,6 +1,7 @@
 """This process: its launch, device, precision, threads and kernels."""
 
 import os
+import platform
 from datetime import timedelta
 
 import torch
@@ -41,6 +42,28 @@ def start_accelerator(section: RunSection | None) -> Accelerator:
             "scale): use bf16 or no, in run.mixed_precision or in Accelerate's config"
         )
     return accelerator
+
+
+def why_bf16_is_slow(precision: str, device: torch.device) -> str | None:
+    """What to tell the user of a CPU that computes in bf16 without instructions for it; None: nothing.
+
+    Args:
+        precision: mixed precision, as Accelerate resolved it.
+        device: of this process.
+    """
+    if precision != "bf16" or device.type != "cpu" or _cpu_has_bf16():
+        return None
+    return (
+        "run.mixed_precision=bf16: this CPU has no instructions for bf16, so training is several times slower in it "
+        "than in float32; run.mixed_precision=no is the faster choice here"
+    )
+
+
+def _cpu_has_bf16() -> bool:
+    """AVX512-BF16 or AMX on x86; elsewhere what oneDNN says (on x86 it also counts what it emulates)."""
+    if platform.machine() in ("x86_64", "AMD64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def configure_torch(section: RunSection, device: torch.device) -> None:

@@ -1,11 +1,14 @@
 """Undecodable images of a run: how many are allowed, and the log of their replacements."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ohl_accel.data import Images
+from ohl_accel.data.images import Replaced
 from ohl_accel.distributed.groups import Groups
 from ohl_accel.errors import RunFailedError
 from ohl_accel.run_folder.metrics import append_line, keep_lines_before, read_metrics
@@ -24,10 +27,23 @@ class Replacements:
         allowed: `data.max_corrupt`, a fraction.
         log: `replaced.jsonl`, on the main process only; lines that a resumed run will rewrite are removed.
         first_outer_step: 0, or the first one of a resumed run.
+        before: `totals` of the run that is resumed.
     """
 
-    def __init__(self, *, groups: Groups, allowed: float, log: Path | None, first_outer_step: int) -> None:
+    def __init__(
+        self,
+        *,
+        groups: Groups,
+        allowed: float,
+        log: Path | None,
+        first_outer_step: int,
+        before: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
         self._groups, self._allowed, self._log = groups, allowed, log
+        self._before = dict(before or {})
+        self.totals: dict[str, Sequence[int]] = dict(self._before)
+        """Of each split that is not in memory, by its description: images decoded so far, and how many could not be."""
+        self._unwritten: list[dict[str, Any]] = []
         if log is not None:
             keep_lines_before(log, first_outer_step)
 
@@ -70,17 +86,18 @@ class Replacements:
         counts = [tally.decoded, len(tally.replaced), tally.decoded_before, tally.replaced_before]
         decoded, bad, decoded_before, bad_before = add(torch.tensor(counts, dtype=torch.float64)).tolist()
         whole = decoded_before + (decoded if planned is None or images.kept else planned)
+        if not images.kept:
+            done, bad_done = self._before.get(images.description, (0, 0))
+            decoded_before, bad_before, whole = decoded_before + done, bad_before + bad_done, whole + done
         decoded, bad = decoded + decoded_before, bad + bad_before
+        if planned is None and not images.kept:
+            self.totals[images.description] = (round(decoded), round(bad))
         too_many = bad > allowed * max(whole, min(len(images), _JUDGED_FROM))
         if planned is not None and not too_many:
             return 0
         replaced = groups.gather_objects(tally.replaced, everywhere)
         different = list(dict.fromkeys(replaced))
-        if self._log is not None and different:
-            logged = {line["image"] for line in read_metrics(self._log)}
-            for one in different:
-                if one.image not in logged:
-                    append_line(self._log, {"outer_step": outer_step, **asdict(one)})
+        self._write(outer_step, different)
         if too_many:
             of = f"{decoded:.0f}" if whole == decoded else f"the first {decoded:.0f} of {whole:.0f}"
             raise RunFailedError(
@@ -89,3 +106,16 @@ class Replacements:
                 f"{replaced[0].image}: {replaced[0].why}"
             )
         return len(different)
+
+    def _write(self, outer_step: int, replaced: Sequence[Replaced]) -> None:
+        """Log those that are not yet in the log; what cannot be written now is written with the next ones."""
+        if self._log is None or not (replaced or self._unwritten):
+            return
+        try:
+            logged = {line["image"] for line in [*read_metrics(self._log), *self._unwritten]}
+            new = [{"outer_step": outer_step, **asdict(one)} for one in replaced if one.image not in logged]
+            self._unwritten += new
+            append_line(self._log, *self._unwritten)
+            self._unwritten.clear()
+        except OSError:
+            pass  # the log is not worth a run; metrics.jsonl says that the disk is full

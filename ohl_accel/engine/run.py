@@ -6,11 +6,10 @@ Shapes: N trajectories, R hosted ones, K operations, I inner steps, n images of 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ohl_accel.data import (
@@ -31,6 +30,7 @@ from ohl_accel.engine.network import save_network
 from ohl_accel.engine.objective import Objective
 from ohl_accel.engine.phases import Phases
 from ohl_accel.engine.replacements import Replacements
+from ohl_accel.engine.saving import Saver
 from ohl_accel.engine.scoring import outcomes_of
 from ohl_accel.engine.trajectory import Trajectory
 from ohl_accel.errors import RunFailedError, UserError
@@ -40,7 +40,7 @@ from ohl_accel.policy.estimators import Estimator, Evidence, FinishedStep
 from ohl_accel.policy.protocol import AugmentationPolicy, NoPolicy
 from ohl_accel.recipe import Recipe
 from ohl_accel.rng import keyed_generator
-from ohl_accel.run_folder.files import CHECKPOINTS, CLASSES_FILE, POLICY_FILE
+from ohl_accel.run_folder.files import CLASSES_FILE
 from ohl_accel.run_folder.folder import RunFolder
 
 CHECK_EVERY = 100
@@ -69,6 +69,8 @@ class Run:
     """Resolved: completed with what was found in the data and the launch."""
     groups: Groups
     folder: RunFolder | None
+    """On the main process only."""
+    saver: Saver | None
     """On the main process only."""
     data: Data
     objective: Objective
@@ -329,31 +331,16 @@ class Run:
         Args:
             outer_steps_done: since the beginning of the run.
             apart: whether trajectories have states of their own, so that all are written.
-
-        Raises:
-            RunFailedError: if they cannot be written.
         """
-        recipe, folder, estimator = self.recipe, self.folder, self.estimator
+        recipe = self.recipe
         if outer_steps_done % recipe.run.checkpoint_every and outer_steps_done != recipe.outer.steps:
             return
         states = checkpoint.collect(self.hosted, self.groups, apart)
-        if folder is None:
-            for _ in states:  # takes part in collecting
-                pass
-            return
-        try:
-            optimizer = self.hosted[0].optimizer
-            checkpoint.save(
-                folder / CHECKPOINTS, outer_steps_done, states, apart, optimizer, estimator, recipe
-            )
-            if estimator is not None:
-                estimator.policy.provenance["outer_steps_done"] = outer_steps_done
-                estimator.policy.save(folder / POLICY_FILE)
-        except (OSError, SafetensorError) as error:
-            raise RunFailedError(
-                f"the checkpoint after outer step {outer_steps_done} cannot be written to {recipe.run.dir}: "
-                f"{error}; the previous one is kept, and run.resume=auto resumes from it"
-            ) from error
+        if self.saver is not None:
+            optimizer, decoded = self.hosted[0].optimizer, self.replacements.totals
+            self.saver.checkpoint(outer_steps_done, states, apart, optimizer, self.estimator, decoded)
+        for _ in states:  # the other processes take part in collecting
+            pass
 
     def finish(self, rewards: list[float] | None) -> dict[str, Any]:
         """Save the network; then open the test split, for the first time, and score it.
@@ -366,22 +353,11 @@ class Run:
 
         Raises:
             UserError: if the test split cannot be used; everything else is on disk by then.
+            RunFailedError: if the network cannot be written.
         """
-        groups, folder, recipe, data = self.groups, self.folder, self.recipe, self.data
+        groups, recipe, data = self.groups, self.recipe, self.data
         tensors = groups.tensors_on_main(0, self.hosted[0].network.state_dict())
-        if folder is not None:
-            network = self.new_network()
-            network.load_state_dict(tensors)
-            save_network(
-                network,
-                folder.path,
-                recipe.model,
-                data.schema,
-                data.mean,
-                data.std,
-                recipe.data.crop_pct,
-                recipe.data.crop_mode,
-            )
+        run_on_all_ranks(partial(self._save_results, tensors))
         metric = self.objective.metric
         images = groups.trajectories * recipe.outer.steps * self.inner_steps * recipe.inner.batch_size
         result: dict[str, Any] = {
@@ -427,6 +403,24 @@ class Run:
             info.folder.write_json(CLASSES_FILE, document)
         except (TypeError, ValueError) as error:  # of an objective of the user's own
             info.warn(f"{CLASSES_FILE} is not written: {error}")
+
+    def _save_results(self, tensors: dict[str, Tensor]) -> None:
+        """Write the network, given by its tensors, and the policy (main process only).
+
+        Raises:
+            RunFailedError: if they cannot be written.
+        """
+        if self.saver is None:
+            return
+        network, data, section = self.new_network(), self.data, self.recipe.data
+        network.load_state_dict(tensors)
+        policy = self.fixed_policy if self.estimator is None else self.estimator.policy
+        if self.estimator is not None:
+            self.estimator.policy.provenance["outer_steps_done"] = self.recipe.outer.steps
+        model, schema, crop = self.recipe.model, data.schema, (section.crop_pct, section.crop_mode)
+        self.saver.finish(
+            lambda folder: save_network(network, folder, model, schema, data.mean, data.std, *crop), policy
+        )
 
     def _outcomes(
         self, networks: list[nn.Module], images: Images, rank: int, num_replicas: int, phase: str = "scoring"

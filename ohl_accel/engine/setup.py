@@ -1,11 +1,9 @@
 """Set up a run: from a recipe and a launch to all parts of a run, checked before training."""
 
 import copy
-import json
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -15,7 +13,6 @@ from torch import Tensor, nn
 
 from ohl_accel import __version__
 from ohl_accel.data import Data, open_data
-from ohl_accel.data.stream import Shards
 from ohl_accel.distributed.groups import Groups
 from ohl_accel.distributed.launch import run_on_all_ranks
 from ohl_accel.engine import checkpoint
@@ -24,9 +21,11 @@ from ohl_accel.engine.learner import open_learner
 from ohl_accel.engine.network import create_network, outline_network
 from ohl_accel.engine.objective import Objective, open_objective
 from ohl_accel.engine.phases import Phases
-from ohl_accel.engine.process import configure_torch
+from ohl_accel.engine.process import configure_torch, why_bf16_is_slow
 from ohl_accel.engine.replacements import Replacements
 from ohl_accel.engine.run import Run
+from ohl_accel.engine.same_run import check_images, check_recipe
+from ohl_accel.engine.saving import Saver
 from ohl_accel.engine.trajectory import Trajectory, create_optimizer, create_schedule
 from ohl_accel.errors import UserError
 from ohl_accel.observers.display import Display
@@ -40,8 +39,6 @@ from ohl_accel.run_folder.files import (
     CHECKPOINTS,
     HELDOUT_FILE,
     METRICS_FILE,
-    POLICY_FILE,
-    RECIPE_FILE,
     REPLACED_FILE,
 )
 from ohl_accel.run_folder.folder import RunFolder
@@ -175,7 +172,10 @@ def _build(
         for trajectory in hosted:
             if trajectory.average is not None:
                 trajectory.update_average(1)
-    first_outer_step = _resume_or_begin(recipe, folder, data, hosted, estimator, policy, groups, display)
+    saver = None if folder is None else Saver(folder, recipe, data.record, display.warn)
+    first_outer_step, decoded_before = _resume_or_begin(
+        recipe, folder, saver, data, hosted, estimator, policy, groups, display
+    )
     rewards_before = None
     if folder is not None:
         before = lines_before(folder / METRICS_FILE, first_outer_step)
@@ -199,6 +199,7 @@ def _build(
         recipe=recipe,
         groups=groups,
         folder=folder,
+        saver=saver,
         data=data,
         objective=objective,
         augmentation=augmentation,
@@ -215,6 +216,7 @@ def _build(
             allowed=recipe.data.corrupt_fraction,
             log=folder / REPLACED_FILE if folder is not None else None,
             first_outer_step=first_outer_step,
+            before=decoded_before,
         ),
         observers=observers,
         info=info,
@@ -313,17 +315,18 @@ def _open_folder(recipe: Recipe, accelerator: Accelerator) -> RunFolder | None:
 def _resume_or_begin(
     recipe: Recipe,
     folder: RunFolder | None,
+    saver: Saver | None,
     data: Data,
     hosted: list[Trajectory],
     estimator: Estimator | None,
     policy: AugmentationPolicy,
     groups: Groups,
     display: Display,
-) -> int:
+) -> tuple[int, dict[str, list[int]]]:
     """Resume from the newest whole checkpoint, if requested and there is one; otherwise write the first files.
 
     Returns:
-        Outer steps done.
+        Outer steps done, and `Replacements.totals`.
     """
 
     def read() -> checkpoint.Contents | None:
@@ -332,48 +335,25 @@ def _resume_or_begin(
         contents = checkpoint.newest_whole(folder / CHECKPOINTS, display.warn)
         if contents is None:
             return None
-        checkpoint.check_recipe(contents, recipe)
-        _check_same_images(folder / HELDOUT_FILE, data)
+        check_recipe(contents, recipe, estimator)
+        check_images(folder / HELDOUT_FILE, data)
         return contents
 
     contents = run_on_all_ranks(read)
     first_outer_step = 0
+    decoded = groups.broadcast_object(contents.document.get("decoded", {}) if contents is not None else {})
     if groups.broadcast_object(contents is not None):
         first_outer_step = checkpoint.restore(contents, hosted, estimator, groups)
+        states = None
     else:
         states = list(checkpoint.collect(hosted, groups, apart=False))
-        if folder is not None:
-            folder.clear()
-            optimizer = hosted[0].optimizer
-            checkpoint.save(folder / CHECKPOINTS, 0, iter(states), False, optimizer, estimator, recipe)
-            if isinstance(policy, Policy):
-                policy.save(folder / POLICY_FILE)
-    if folder is not None:
-        folder.write_text(RECIPE_FILE, recipe.to_yaml())
-        if data.record:
-            folder.write_json(HELDOUT_FILE, data.record)
-    return first_outer_step
 
+    def begin() -> None:
+        if saver is not None:
+            saver.begin(None if states is None else iter(states), hosted[0].optimizer, policy, estimator)
 
-def _check_same_images(file: Path, data: Data) -> None:
-    """Refuse to resume with images, labels or an order that are not those the run began with.
-
-    Folders of earlier versions know the images of streams alone.
-    """
-    then = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if not isinstance(data.train.source, Shards) and "fingerprint" not in then:
-        if data.copies:
-            raise UserError(
-                f"run.dir={file.parent} holds a run of an earlier version, which trained on {data.copies} copies of "
-                "held-out images; this version leaves them out, so it cannot resume that run: choose another run.dir"
-            )
-        return
-    for key, images in (("fingerprint", data.train), ("heldout_fingerprint", data.heldout)):
-        if images is not None and then.get(key) != data.record.get(key):
-            raise UserError(
-                f"run.dir={file.parent} has a run on different images: those of {images.description} have changed "
-                "since it began; give the same files to resume it, or choose another run.dir"
-            )
+    run_on_all_ranks(begin)
+    return first_outer_step, decoded
 
 
 def _provenance(recipe: Recipe, data: Data) -> dict[str, object]:
@@ -393,6 +373,9 @@ def _provenance(recipe: Recipe, data: Data) -> dict[str, object]:
 
 def _introduce(run: Run, accelerator: Accelerator, display: Display) -> None:
     recipe, groups, data = run.recipe, run.groups, run.data
+    slow = why_bf16_is_slow(accelerator.mixed_precision, accelerator.device)
+    if slow is not None:
+        display.warn(slow)
     height, width = data.schema.size
     parameters = sum(parameter.numel() for parameter in run.hosted[0].network.parameters())
     heldout = "no" if data.heldout is None else len(data.heldout)
@@ -400,6 +383,8 @@ def _introduce(run: Run, accelerator: Accelerator, display: Display) -> None:
         f"{recipe.data.path}: {len(data.train)} training and {heldout} held-out images of "
         f"{data.schema.channels} x {height} x {width}, {len(data.schema.class_names)} classes"
     )
+    if data.skipped_files:
+        display.say(f"other files in the training split, which were skipped: {data.skipped_files}")
     if data.copies:
         display.say(f"{data.copies} copies of held-out images do not train")
     processes = f"{groups.processes} {'process' if groups.processes == 1 else 'processes'}"

@@ -71,7 +71,7 @@ def policy_card(policy: Policy, section: HubSection) -> str:
 def hub_dataset(data: DataSection) -> str | None:
     """The dataset's id on the Hub, if it came from there."""
     on_hub = (
-        re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data.path)
+        re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", data.path)
         and data.path != IN_MEMORY
         and not Path(data.path).exists()
     )

@@ -4,7 +4,7 @@ import sys
 
 from ohl_accel.hub.access import check_name
 from ohl_accel.hub.card import policy_card
-from ohl_accel.hub.contents import CARD_FILE, HEATMAP, MARGINALS, Files, check_for_secrets
+from ohl_accel.hub.contents import CARD_FILE, HEATMAP, MARGINALS, Files, check_for_secrets, public_json
 from ohl_accel.hub.transfer import upload
 from ohl_accel.policy import Policy
 from ohl_accel.recipe import HubSection
@@ -38,7 +38,7 @@ def push_policy(
         repo=repo, private=private, policy_only=True, license=license, tags=tags, version=version
     )
     files: Files = {
-        POLICY_FILE: text.encode(),
+        POLICY_FILE: public_json(text.encode()),
         HEATMAP: figures.policy_heatmap(policy),
         MARGINALS: figures.policy_marginals(policy),
         CARD_FILE: policy_card(policy, section).encode(),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # reading a file needs no torch
     from ohl_accel.operations.space import Space
 
 FIELDS = ("name", "arity", "combine", "import", "elements")
-_MAX_FILE_BYTES = 1024 * 1024
+_PROBLEMS_SHOWN = 5
 _YAML_ENDINGS = (".yaml", ".yml")
 
 
@@ -62,18 +62,20 @@ def read_space_file(path: str) -> dict[str, Any]:
     Raises:
         UserError: if it cannot be read, or does not describe a space.
     """
-    import yaml
+    from ohl_accel.plain_yaml import parse, read_text, text_problems
 
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(_MAX_FILE_BYTES + 1)
-        if len(text) > _MAX_FILE_BYTES:
-            raise UserError(f"{path}: more than {_MAX_FILE_BYTES} bytes is too large for a space")
-        content = yaml.safe_load(text)
-    except OSError as error:
+        text = read_text(Path(path))
+    except FileNotFoundError as error:
         raise UserError(f"space {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except ValueError as error:
+        raise UserError(f"space {path} cannot be read: {error}") from None
+    try:
+        content, duplicates = parse(text)
+    except ValueError as error:
         raise UserError(f"{path} is not YAML: {error}") from None
+    if problems := [*duplicates, *text_problems(content)]:
+        raise UserError(f"{path}: {'; '.join(problems[:_PROBLEMS_SHOWN])}")
     if not isinstance(content, dict):
         raise UserError(f"{path}: a space must be a mapping with elements, got {type(content).__name__}")
     if isinstance(content.get("import"), str):

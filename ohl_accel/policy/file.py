@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ohl_accel.operations.space import PAPER, Space
+from ohl_accel.plain_json import read_object
 
 FORMAT = "ohl_accel.policy"
 SCHEMA_VERSION = 2
@@ -58,56 +59,9 @@ def read(path: Path) -> Contents:
         ValueError: if it is missing, malformed, of an unknown version, or inconsistent.
     """
     try:
-        return _contents_of(_read_json(path))
-    except RecursionError:
+        return _contents_of(read_object(path, MAX_FILE_BYTES))
+    except RecursionError:  # where a message would show it
         raise ValueError("it is nested too deeply") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Parse a JSON object.
-
-    Raises:
-        ValueError: if it is missing, too large, not JSON, contains NaN or a duplicate key, or is not an object.
-        RecursionError: if it is nested too deeply.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            raise ValueError(
-                f"it is too large: more than {MAX_FILE_BYTES} bytes; the paper's have about 30,000"
-            )
-        document = json.loads(
-            content.decode(),
-            parse_constant=_finite_number,
-            parse_float=_finite_number,
-            object_pairs_hook=_with_unique_keys,
-        )
-    except OSError as error:
-        raise ValueError(error.strerror or str(error)) from None
-    except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"malformed JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"expected a JSON object, got {type(document).__name__}")
-    return document
-
-
-def _finite_number(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"it contains {text[:60]}; all numbers must be finite")
-    return number
-
-
-def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in document:
-            raise ValueError(f"it has the key {short(key)} twice in one object")
-        document[key] = value
-    return document
 
 
 def _contents_of(document: Mapping[str, Any]) -> Contents:

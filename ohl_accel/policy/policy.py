@@ -21,6 +21,7 @@ from ohl_accel.policy import file, zoo
 from ohl_accel.policy.evidence import Evidence, Moved, moved_elements, read_evidence
 from ohl_accel.policy.protocol import BatchDraw
 from ohl_accel.run_folder.atomic import write_text
+from ohl_accel.run_folder.digests import check_digest
 from ohl_accel.run_folder.files import POLICY_FILE, RECIPE_FILE
 
 _SIGNS = ("first sign", "second sign", "third sign")
@@ -146,12 +147,14 @@ class Policy:
         """Read a policy from `policy.json` or from the run folder with it.
 
         Raises:
-            ValueError: for a missing or malformed file; the message says what is wrong.
+            ValueError: for a missing or malformed file, or one of a finished run that is not what the run wrote; the
+                message says what is wrong.
         """
         path = Path(path)
         if os.path.isdir(path):
             if not (path / POLICY_FILE).is_file():
                 raise ValueError(f"{path} has no {POLICY_FILE}: {_why_no_policy(path)}")
+            check_digest(path, POLICY_FILE)
             path = path / POLICY_FILE
         try:
             space, theta_K, provenance = file.read(path)

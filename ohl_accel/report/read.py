@@ -1,6 +1,5 @@
 """Read and check a run folder, finished or not, for its report."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
@@ -15,7 +14,7 @@ from ohl_accel.recipe import Recipe
 from ohl_accel.report.tables import Table, read_tables
 from ohl_accel.run_folder.files import CLASSES_FILE, METRICS_FILE, POLICY_FILE, RECIPE_FILE, RESULT_FILE
 from ohl_accel.run_folder.metrics import read_metrics
-from ohl_accel.run_folder.result import main_score
+from ohl_accel.run_folder.result import REWRITE_RESULT, main_score, read_result
 
 _Marginal = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)]
 
@@ -169,9 +168,9 @@ def read_run(folder: Path) -> Run:
         )
     notes: list[str] = []
     recipe, recipe_text = _read_recipe(folder / RECIPE_FILE, notes)
-    result = _read_result(folder / RESULT_FILE)
+    result = _read_result(folder)
     space = _space_of(recipe)  # first: it registers transforms of the user's own, which the policy may name
-    policy = _read_policy(folder / POLICY_FILE)
+    policy = _read_policy(folder)
     space = policy.space if policy is not None else space
     steps = _read_steps(folder / METRICS_FILE, space)
     classes = _read_classes(folder / CLASSES_FILE) if result is not None else None
@@ -250,17 +249,14 @@ def _read_steps(path: Path, space: Space) -> list[OuterStep]:
     return steps
 
 
-def _read_result(path: Path) -> Result | None:
-    if not path.exists():
+def _read_result(folder: Path) -> Result | None:
+    values = read_result(folder)
+    if values is None:
         return None
-    way_out = "delete it and rerun the search's command with run.resume=auto, which tests the network again"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}; {way_out}") from None
-    result = _checked(Result, values, str(path), way_out)
+    path = folder / RESULT_FILE
+    result = _checked(Result, values, str(path), REWRITE_RESULT)
     if f"heldout_{result.metric}" not in values:
-        raise UserError(f"{path}: heldout_{result.metric}: Field required: it is damaged; {way_out}")
+        raise UserError(f"{path}: heldout_{result.metric}: Field required: it is damaged; {REWRITE_RESULT}")
     return result
 
 
@@ -275,11 +271,11 @@ def _read_classes(path: Path) -> Classes | None:
     return _checked(Classes, values, str(path), way_out)
 
 
-def _read_policy(path: Path) -> Policy | None:
-    if not path.exists():
+def _read_policy(folder: Path) -> Policy | None:
+    if not (folder / POLICY_FILE).exists():
         return None
     try:
-        return Policy.load(path)
+        return Policy.load(folder)
     except ValueError as error:
         raise UserError(
             f"{error}; rerun the search's command with run.resume=auto, which writes it again, or draw the report "

@@ -1,11 +1,11 @@
 """Comparisons and sweeps in a folder: `NAME.json` with rows, and `NAME.png`."""
 
 import base64
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ohl_accel.errors import UserError
+from ohl_accel.plain_json import read_object
 
 _TITLES = {"comparison": "Comparison", "sweep": "Sweep"}
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -39,7 +39,7 @@ def read_tables(folder: Path) -> list[Table]:
 
 def _read(path: Path) -> Table:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_object(path)
         rows = [{key: _cell(value) for key, value in row.items()} for row in document.pop("rows")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(

@@ -55,12 +55,17 @@ def make_folder(path: Path) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add to the end of a text file (UTF-8); it is on the disk when this returns."""
+    """Add to the end of a text file (UTF-8); it is on the disk when this returns. If it fails, nothing is added."""
     is_new = not path.exists()
-    with path.open("a", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    with path.open("ab", buffering=0) as file:
+        size, rest = file.seek(0, os.SEEK_END), text.encode()
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
     if is_new:
         _flush(path.parent)
 

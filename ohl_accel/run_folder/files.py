@@ -12,6 +12,7 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 NETWORK_FILES = (WEIGHTS_FILE, CONFIG_FILE)
 """The network, as timm reads it."""
+DIGESTS_FILE = "digests.json"
 CHECKPOINTS = "checkpoints"
 TRACKERS_FILE = "trackers.json"
 TENSORBOARD, WANDB = "tensorboard", "wandb"
@@ -30,5 +31,6 @@ RUN_FILES = (
     WANDB,
     POLICY_FILE,
     *NETWORK_FILES,
+    DIGESTS_FILE,
 )
 """Everything that a run writes: what `run.overwrite` removes."""

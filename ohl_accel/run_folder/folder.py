@@ -16,6 +16,7 @@ from ohl_accel.run_folder.atomic import make_folder, write_text
 from ohl_accel.run_folder.files import (
     CHECKPOINTS,
     CLASSES_FILE,
+    DIGESTS_FILE,
     HELDOUT_FILE,
     LOCK_FILE,
     METRICS_FILE,
@@ -96,6 +97,7 @@ class RunFolder:
             CLASSES_FILE: "the test result of each class, and confusions",
             RECIPE_FILE: "reproduces the run",
             REPLACED_FILE: "undecodable images, and what replaced them",
+            DIGESTS_FILE: "SHA-256 of policy and network, checked on reading",
             HELDOUT_FILE: "which images scored the trajectories",
             CHECKPOINTS: "what run.resume=auto resumes from",
             TENSORBOARD: "for tensorboard --logdir",

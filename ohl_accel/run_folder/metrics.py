@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,21 @@ from ohl_accel.run_folder.atomic import append_text, write_text
 _MAX_LINE_BYTES = 1024 * 1024
 
 
-def keep_lines_before(path: Path, outer_step: int) -> list[int]:
+def keep_lines_before(path: Path, outer_step: int, without: Container[str] = ()) -> list[int]:
     """Drop lines that a resumed run will write again, those after its checkpoint, and those that are damaged.
+
+    Args:
+        path: of the file.
+        outer_step: the first one that will be written again.
+        without: names of values to drop from the lines that stay: those of a result that is no longer the last.
 
     Returns:
         Outer steps before `outer_step` that have no line.
     """
-    kept = lines_before(path, outer_step)
+    kept = [
+        {name: value for name, value in line.items() if name not in without or name == "outer_step"}
+        for line in lines_before(path, outer_step)
+    ]
     if path.exists():
         write_text(path, "".join(map(json_line, kept)))
     present = {line["outer_step"] for line in kept}
@@ -39,9 +47,9 @@ def lines_before(path: Path, outer_step: int) -> list[dict[str, Any]]:
     return lines
 
 
-def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Write the line of an outer step; it is on the disk when this returns, before any checkpoint that counts on it."""
-    append_text(path, json_line(values))
+def append_line(path: Path, *lines: Mapping[str, Any]) -> None:
+    """Write the line of an outer step, or several, all or none; on the disk when this returns, before a checkpoint."""
+    append_text(path, "".join(map(json_line, lines)))
 
 
 def amend_last_line(path: Path, values: Mapping[str, Any]) -> None:

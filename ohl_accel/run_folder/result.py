@@ -4,7 +4,38 @@
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from ohl_accel.errors import UserError
+from ohl_accel.plain_json import read_object
+from ohl_accel.run_folder.files import RESULT_FILE
+
+REWRITE_RESULT = (
+    "delete it and rerun the search's command with run.resume=auto, which tests the network again"
+)
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The contents of a run folder's `result.json`; None if the run is not finished.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    path = folder / RESULT_FILE
+    if not path.exists():
+        return None
+    try:
+        result = read_object(path)
+        if not isinstance(result.get("metric", "accuracy"), str):
+            raise ValueError("metric must be the name of a score")
+        for split in ("test", "heldout"):
+            score = main_score(result, split)
+            if score is not None and type(score) not in (int, float):
+                raise ValueError(f"{split}_{metric_of(result)} must be a number")
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; {REWRITE_RESULT}") from None
+    return result
 
 
 def metric_of(result: Mapping[str, Any]) -> str:

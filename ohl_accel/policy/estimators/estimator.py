@@ -81,6 +81,9 @@ class Estimator(ABC):
     """The keys of `RECORDS` that it may need."""
     trajectories_needed: ClassVar[int] = 1
     """The fewest trajectories from which it can learn."""
+    plans_ahead: ClassVar[bool] = True
+    """Whether what it does in an outer step may depend on how many are to follow (`outer_steps`). If not, a finished
+    search can be made longer."""
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ class Reinforce(Estimator):
     """
 
     trajectories_needed = 2
+    plans_ahead = False
 
     def __init__(self, policy: Policy, **settings: Any) -> None:
         super().__init__(policy, **settings)

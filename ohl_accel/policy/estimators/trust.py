@@ -113,6 +113,8 @@ class ReinforceTrust(Reinforce):
         ValueError: for values out of range.
     """
 
+    plans_ahead = True  # shares of the run
+
     def __init__(
         self,
         policy: Policy,

@@ -1,0 +1,164 @@
+"""What a run writes to its folder, on a disk that may be full or gone for a while.
+
+A checkpoint that cannot be written does not end the run: it goes on, and the next one is tried. What it began with and
+what it ends with must be written.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ohl_accel.engine import checkpoint
+from ohl_accel.errors import RunFailedError, UserError, first_line
+from ohl_accel.policy import Policy
+from ohl_accel.policy.estimators import Estimator
+from ohl_accel.recipe import Recipe
+from ohl_accel.run_folder.digests import write_digests
+from ohl_accel.run_folder.files import (
+    CHECKPOINTS,
+    DIGESTS_FILE,
+    HELDOUT_FILE,
+    NETWORK_FILES,
+    POLICY_FILE,
+    RECIPE_FILE,
+)
+from ohl_accel.run_folder.folder import RunFolder
+
+
+class Saver:
+    """Writes the files of a run, on the main process.
+
+    Args:
+        folder: of the run.
+        recipe: resolved.
+        record: of the images (`Data.record`), for `heldout.json`.
+        warn: shows a line to the user.
+    """
+
+    def __init__(
+        self, folder: RunFolder, recipe: Recipe, record: Mapping[str, Any], warn: Callable[[str], None]
+    ) -> None:
+        self._folder, self._recipe, self._record, self._warn = folder, recipe, record, warn
+        self._is_failing = False
+
+    def begin(
+        self,
+        states: Iterator[dict[str, Tensor]] | None,
+        optimizer: Optimizer,
+        policy: object,
+        estimator: Estimator | None,
+    ) -> None:
+        """Write the first files of a run: its recipe, its images, and unless it is resumed the checkpoint of step 0.
+
+        Args:
+            states: of the network, from `checkpoint.collect`; None if the run is resumed.
+            optimizer: of any trajectory.
+            policy: written if it is a `Policy`.
+            estimator: None if nothing is learned.
+
+        Raises:
+            UserError: if they cannot be written.
+        """
+        folder, recipe = self._folder, self._recipe
+        try:
+            if states is not None:
+                folder.clear()
+                checkpoint.save(folder / CHECKPOINTS, 0, states, False, optimizer, estimator, recipe, {})
+                if isinstance(policy, Policy):
+                    policy.save(folder / POLICY_FILE)
+            (folder / DIGESTS_FILE).unlink(missing_ok=True)  # of files that will be written again
+            self._write_records()
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"run.dir={recipe.run.dir} cannot be written: {_reason(error)}; nothing was trained; the same "
+                "command begins again"
+            ) from error
+
+    def checkpoint(
+        self,
+        outer_steps_done: int,
+        states: Iterator[dict[str, Tensor]],
+        apart: bool,
+        optimizer: Optimizer,
+        estimator: Estimator | None,
+        decoded: Mapping[str, Sequence[int]],
+    ) -> None:
+        """Write a checkpoint and the learned policy; if that fails, say so once, and let the run go on.
+
+        Args:
+            outer_steps_done: since the beginning of the run.
+            states, apart, optimizer, estimator, decoded: as in `checkpoint.save`.
+        """
+        folder = self._folder
+        try:
+            checkpoint.save(
+                folder / CHECKPOINTS,
+                outer_steps_done,
+                states,
+                apart,
+                optimizer,
+                estimator,
+                self._recipe,
+                decoded,
+            )
+            if estimator is not None:
+                estimator.policy.provenance["outer_steps_done"] = outer_steps_done
+                estimator.policy.save(folder / POLICY_FILE)
+            if not (folder / RECIPE_FILE).exists():  # the folder was gone
+                self._write_records()
+        except (OSError, SafetensorError) as error:
+            for _ in states:  # the other processes take part in collecting
+                pass
+            if not self._is_failing:
+                self._warn(
+                    f"the checkpoint after outer step {outer_steps_done} cannot be written to {self._recipe.run.dir}: "
+                    f"{_reason(error)}. The run goes on, and tries again after each outer step; {self._resumes_from()}"
+                )
+            self._is_failing = True
+            return
+        if self._is_failing:
+            self._warn(
+                f"the checkpoint after outer step {outer_steps_done} is written: checkpoints work again"
+            )
+        self._is_failing = False
+
+    def finish(self, save_network: Callable[[Path], None], policy: object) -> None:
+        """Write the network and the policy of a finished run, and their digests.
+
+        Args:
+            save_network: writes the network to a folder.
+            policy: written if it is a `Policy`.
+
+        Raises:
+            RunFailedError: if they cannot be written.
+        """
+        folder = self._folder
+        try:
+            save_network(folder.path)
+            if isinstance(policy, Policy):
+                policy.save(folder / POLICY_FILE)
+            write_digests(folder.path, (POLICY_FILE, *NETWORK_FILES))
+        except (OSError, SafetensorError) as error:
+            raise RunFailedError(
+                f"the trained network cannot be written to {self._recipe.run.dir}: {_reason(error)}; once it can, "
+                f"{self._resumes_from()}"
+            ) from error
+
+    def _write_records(self) -> None:
+        self._folder.write_text(RECIPE_FILE, self._recipe.to_yaml())
+        if self._record:
+            self._folder.write_json(HELDOUT_FILE, self._record)
+
+    def _resumes_from(self) -> str:
+        done = checkpoint.outer_steps_on_disk(self._folder / CHECKPOINTS)
+        if done is None:
+            return "there is no checkpoint to resume from"
+        return f"the same command with run.resume=auto resumes after outer step {done}"
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)

@@ -1,0 +1,71 @@
+"""The soak, in small: `python -m benchmarks.endurance`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from benchmarks.endurance import holds, summary
+from benchmarks.mutations import KINDS, mutate
+
+ASKED = ("--kills", "2", "--runs", "2", "--signals", "2", "--mutations", "6", "--steps", "0")
+
+
+@pytest.mark.slow
+def test_a_small_soak(tmp_path: Path) -> None:
+    """Kills on one and two processes, signals, mutations of every kind; and it goes on where it stopped."""
+    log, page = tmp_path / "soak.jsonl", tmp_path / "soak.md"
+    command = [sys.executable, "-m", "benchmarks.endurance", *ASKED, "--out", str(tmp_path / "soak")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = {line.pop("key"): line for line in map(json.loads, log.read_text().splitlines())}
+    assert len(results) == 2 + 2 + len(KINDS)
+    assert all(map(holds, results.values()))
+    assert results["kills 2/2 1"]["layout"] == "2 processes, map"
+    assert results["signals 0"]["exit_codes"] == [130]
+    assert results["mutations checkpoint tensors 0 6"]["count"] == 6
+    assert "16 of 16 hold." in page.read_text()
+    assert "| 2 processes, map | 1 |" in page.read_text()
+    before = log.read_text()
+    subprocess.run([*command, "--minutes", "0"], cwd=REPOSITORY, env=environment, check=True, timeout=600)
+    assert log.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("result", "holds_"),
+    [
+        ({"error": "Traceback ..."}, False),
+        ({"layout": "map", "kills": 3, "equal": True, "tracebacks": 0}, True),
+        ({"layout": "map", "kills": 3, "equal": False, "tracebacks": 0}, False),
+        ({"layout": "map", "kills": 3, "equal": True, "tracebacks": 1}, False),
+        ({"layout": "map", "kills": 0, "ended": False, "equal": True, "tracebacks": 0}, False),
+        ({"steps": 300, "grown_mib": 0.5, "open_files": [9, 9]}, True),
+        ({"steps": 300, "grown_mib": 5.0, "open_files": [9, 9]}, False),
+        ({"steps": 300, "grown_mib": 0.5, "open_files": [9, 10]}, False),
+    ],
+)
+def test_what_holds(result: dict[str, object], holds_: bool) -> None:
+    assert holds(result) == holds_
+    page = summary({"steps 300" if "steps" in result else "kills 3/1 0": result}, ["command: x"])
+    assert page.startswith(f"# Endurance\n\n{int(holds_)} of 1 hold.")
+
+
+def test_what_is_not_refused_in_time_or_not_with_a_message_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+
+    def read() -> None:
+        raise KeyError("a traceback")
+
+    with pytest.raises(KeyError) as found:
+        mutate(b"content", file, read, count=9)
+    assert found.value.__notes__ == ["mutation 0 of seed 0 of file"]
+    outcomes = mutate(b"content", file, lambda: int(file.read_bytes()), count=50)
+    assert outcomes["refused"] >= 45
+    assert file.read_bytes() == b"content"
