@@ -18,7 +18,18 @@ from ohl_accel.recipe import Recipe
 from ohl_accel.recipe.packaged import LAUNCH_CONFIGS, RECIPES, packaged
 
 COMMANDS = ("search", "train", "evaluate", "compare", "report", "hub", "recipes")
-HEAVY = ("torch", "torchvision", "accelerate", "datasets", "timm", "pyarrow", "scipy", "matplotlib", "gradio")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "accelerate",
+    "datasets",
+    "timm",
+    "pyarrow",
+    "scipy",
+    "matplotlib",
+    "gradio",
+    "numba",
+)
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,7 +1,13 @@
-"""Every element against Pillow, the reference: bit for bit, on real photographs and hard cases."""
+"""Every element against Pillow, the reference: bit for bit, on real photographs and hard cases.
+
+Both the torch code and the compiled kernels are tested, and the latter on every operation.
+"""
 
 import io
+import itertools
 import math
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +18,12 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
+from ohl_accel.operations import kernels
+from ohl_accel.operations.kernels import BatchedElements, fused
+from ohl_accel.operations.kernels.family import EachImage
 from ohl_accel.operations.kernels.geometry import MAX_SIDE
 from ohl_accel.operations.space import PAPER, PAPER_IDENTITY, Space
-from ohl_accel.operations.transforms import Element
+from ohl_accel.operations.transforms import Element, Transform
 from ohl_accel.rng import keyed_generator
 
 
@@ -31,10 +40,12 @@ def assert_equals_pillow(images: list[Image.Image], space: Space = PAPER) -> Non
             wanted = torch.stack(
                 [to_tensor(space.apply_element_to_pil(image, index, negative)) for image in images]
             )
-            got = space.apply_elements(
-                batch, torch.full((len(images),), index), torch.full((len(images),), negative)
-            )
-            assert torch.equal(got, wanted), f"{element.name}, negative={negative}: {different(got, wanted)}"
+            chosen, sign = torch.full((len(images), 1), index), torch.full((len(images), 1), negative)
+            for apply in (space._batched, space._batched.by_torch):
+                got = apply(batch, chosen, sign)
+                assert torch.equal(got, wanted), (
+                    f"{element.name}, negative={negative}: {different(got, wanted)}"
+                )
 
 
 def different(got: Tensor, wanted: Tensor) -> str:
@@ -137,14 +148,82 @@ def test_hard_images_equal_pillow(mode: str, size: tuple[int, int]) -> None:
 
 
 def test_each_image_of_a_batch_gets_its_own_operation() -> None:
-    images = torch.randint(0, 256, (648, 3, 32, 32), dtype=torch.uint8, generator=keyed_generator(0, "test"))
-    operations = torch.arange(0, 1296, 2)
-    negative = torch.rand(648, 2, generator=keyed_generator(1, "test")) < 0.5
+    images = torch.randint(0, 256, (1296, 3, 32, 32), dtype=torch.uint8, generator=keyed_generator(0, "test"))
+    operations = torch.arange(1296)
+    negative = torch.rand(1296, 2, generator=keyed_generator(1, "test")) < 0.5
     got = PAPER.apply(images, operations, negative)
     for i, operation in enumerate(operations.tolist()):
         image = Image.fromarray(images[i].permute(1, 2, 0).numpy())
         image = PAPER.apply_to_pil(image, operation, negative[i].tolist())
         assert torch.equal(got[i], to_tensor(image)), operation
+
+
+def every_operation(images_BCHW: Tensor, space: Space = PAPER) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the compiled kernels and the torch code make of all operations, for each pair of signs."""
+    operations, count = torch.arange(space.num_operations), space.num_operations
+    batch = images_BCHW[operations % len(images_BCHW)]
+    for signs in itertools.product((False, True), repeat=space.arity):
+        negative = torch.tensor(signs).expand(count, -1)
+        by_torch = space._batched.by_torch(batch, space.elements_of(operations), negative)
+        yield space.apply(batch, operations, negative), by_torch
+
+
+def test_numba_is_used() -> None:
+    """Otherwise the tests below compare torch with torch."""
+    images = torch.zeros(2, 3, 4, 5, dtype=torch.uint8)
+    assert PAPER._batched._fused is not None
+    assert (
+        PAPER._batched._fused(images, torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2, 2).bool())
+        is not None
+    )
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [(64, 45), (7, 9), (2, 5), (1, 1)])
+def test_compiled_operations_equal_torch(
+    sample_photographs: list[Image.Image], mode: str, size: tuple[int, int]
+) -> None:
+    """All 1,296 and both signs of each element, on photographs, shrunken ones, noise and flat images."""
+    width, height = size
+    photograph = sample_photographs[0].convert(mode)
+    pictures = [photograph.resize(size), photograph.crop((300, 200, 300 + width, 200 + height))]
+    images = [to_tensor(picture) for picture in pictures]
+    noise = torch.randint(0, 256, images[0].shape, dtype=torch.uint8, generator=keyed_generator(5, "test"))
+    for got, wanted in every_operation(
+        torch.stack([*images, noise, noise // 8 + 90, noise // 255 * 70, images[1]])
+    ):
+        different_B = (got != wanted).flatten(1).any(1).nonzero().flatten().tolist()
+        assert not different_B, [PAPER.operation_name(operation) for operation in different_B]
+
+
+def test_compiled_operations_of_three_elements_equal_torch(sample_photographs: list[Image.Image]) -> None:
+    """One element of each transform and Identity: curves between two maps, three maps, pixels needed in the middle."""
+    elements = {element.transform: element for element in PAPER_IDENTITY.elements}
+    space = Space("three", elements.values(), arity=3)
+    images = torch.stack([to_tensor(image) for image in crops(sample_photographs, 13, 4)])
+    for got, wanted in every_operation(images[:, :, :, :11], space):
+        different_B = (got != wanted).flatten(1).any(1).nonzero().flatten().tolist()
+        assert not different_B, [space.operation_name(operation) for operation in different_B]
+
+
+def test_without_numba_results_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randint(0, 256, (1296, 3, 8, 9), dtype=torch.uint8, generator=keyed_generator(6, "test"))
+    negative = torch.rand(1296, 2, generator=keyed_generator(7, "test")) < 0.5
+    compiled = PAPER.apply(images, torch.arange(1296), negative)
+    fused._compiled.cache_clear()
+    monkeypatch.delattr(kernels, "compiled")
+    monkeypatch.setitem(sys.modules, "ohl_accel.operations.kernels.compiled", None)
+    try:
+        assert fused._compiled() is None
+        assert torch.equal(PAPER.apply(images, torch.arange(1296), negative), compiled)
+    finally:
+        fused._compiled.cache_clear()
+
+
+def test_a_space_with_a_kernel_of_the_users_own_is_not_compiled() -> None:
+    own = Transform("Wrap", kernel=EachImage(lambda images_nCHW, magnitude_n: images_nCHW.roll(1, 3)))
+    assert BatchedElements([Element(own), *PAPER.elements])._fused is None
+    assert BatchedElements(PAPER_IDENTITY.elements)._fused is not None
 
 
 def test_translation_by_pillows_float_path_is_a_whole_shift() -> None:

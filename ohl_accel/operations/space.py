@@ -154,15 +154,13 @@ class Space:
         """
         _check_images(images_BCHW)
         _check_range("operations", operation_B, self.num_operations)
-        for element_B, negative_B in zip(self._elements_KA[operation_B].T, negative_BA.T, strict=True):
-            images_BCHW = self._batched(images_BCHW, element_B, negative_B)
-        return images_BCHW
+        return self._batched(images_BCHW, self._elements_KA[operation_B], negative_BA)
 
     def apply_elements(self, images_BCHW: Tensor, element_B: Tensor, negative_B: Tensor) -> Tensor:
         """Apply one element to each image: like `apply`, with int64 elements in [0, E) and bool signs [B]."""
         _check_images(images_BCHW)
         _check_range("elements", element_B, self.num_elements)
-        return self._batched(images_BCHW, element_B, negative_B)
+        return self._batched(images_BCHW, element_B[:, None], negative_B[:, None])
 
     def apply_to_pil(self, image: Image.Image, operation: int, negative: Sequence[bool]) -> Image.Image:
         """`apply` for a single PIL image, with Pillow: the same result, bit for bit.

@@ -1,7 +1,11 @@
-"""Batched kernels: every image of a uint8 batch gets its own element, equal to Pillow.
+"""Batched kernels: every image of a uint8 batch gets its own elements, equal to Pillow.
+
+On the CPU, with numba, compiled kernels apply all elements of an operation in one call (`fused.py`, `compiled.py`).
+Everywhere else (GPU, no numba, transforms of the user's own), and as the reference of the compiled kernels, the
+elements are ordinary torch code, one after the other, which runs where the images are.
 
 Shapes: B images, C channels (1 grey, 3 RGB), H rows, W columns; n images of the batch that share a family of
-kernels; E elements of a space. The kernels are ordinary torch code and run where the images are.
+kernels; A elements for each image; E elements of a space.
 """
 
 from collections.abc import Sequence
@@ -10,11 +14,12 @@ import torch
 from torch import Tensor
 
 from ohl_accel.operations.kernels.family import Family
+from ohl_accel.operations.kernels.fused import FusedElements
 from ohl_accel.operations.transforms import Element
 
 
 class BatchedElements:
-    """The elements of a space, compiled for batches.
+    """The elements of a space, prepared for batches.
 
     Args:
         elements: of the space, at least one.
@@ -28,18 +33,32 @@ class BatchedElements:
         ]
         number = {kind: i for i, kind in enumerate(kinds)}
         self._family_E = torch.tensor([number[key] for key in keys])
+        self._fused = FusedElements.of(elements)
 
-    def __call__(self, images_BCHW: Tensor, element_B: Tensor, negative_B: Tensor) -> Tensor:
-        """Apply to each image the element chosen for it.
+    def __call__(self, images_BCHW: Tensor, element_BA: Tensor, negative_BA: Tensor) -> Tensor:
+        """Apply to each image the elements chosen for it, one after the other.
 
         Args:
             images_BCHW: uint8, C = 1 or 3, on any device; left unchanged.
-            element_B: int64 in [0, E), on the CPU.
-            negative_B: bool on the CPU; whether a signed magnitude is negated (no effect on the others).
+            element_BA: int64 in [0, E), on the CPU.
+            negative_BA: bool on the CPU; whether a signed magnitude is negated (no effect on the others).
 
         Returns:
             uint8 [B, C, H, W], a new tensor on the device of the images.
         """
+        if self._fused is not None:
+            results_BCHW = self._fused(images_BCHW, element_BA, negative_BA)
+            if results_BCHW is not None:
+                return results_BCHW
+        return self.by_torch(images_BCHW, element_BA, negative_BA)
+
+    def by_torch(self, images_BCHW: Tensor, element_BA: Tensor, negative_BA: Tensor) -> Tensor:
+        """The same without the compiled kernels."""
+        for element_B, negative_B in zip(element_BA.T, negative_BA.T, strict=True):
+            images_BCHW = self._each(images_BCHW, element_B, negative_B)
+        return images_BCHW
+
+    def _each(self, images_BCHW: Tensor, element_B: Tensor, negative_B: Tensor) -> Tensor:
         if len(images_BCHW) == 0:
             return images_BCHW.clone()
         family_B = self._family_E[element_B]

@@ -12,7 +12,7 @@ of 6 numbers.
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -57,8 +57,7 @@ class _Moves:
     """
 
     def __init__(self, elements: Sequence[Element]) -> None:
-        self._elements = elements
-        self._matrices_of_size = lru_cache(maxsize=64)(self._fixed_point_matrices)
+        self._matrices_of_size = lru_cache(maxsize=64)(partial(fixed_point_matrices, elements))
 
     def __call__(self, images_nCHW: Tensor, element_n: Tensor, negative_n: Tensor) -> Tensor:
         """Raises ValueError for images with a side above `MAX_SIDE`."""
@@ -83,18 +82,19 @@ class _Moves:
         moved_nCHW = images_nCHW.flatten(2).gather(2, source_nCP).view_as(images_nCHW)
         return torch.where(inside_nHW[:, None], moved_nCHW, FILL)
 
-    def _fixed_point_matrices(self, height: int, width: int) -> Tensor:
-        """int32 [E, 2, 6]: matrix of each element and sign in 16.16 fixed point (zeros: not affine)."""
-        nothing = [[0] * 6] * 2
-        rows = []
-        for element in self._elements:
-            kernel = element.transform.kernel
-            if isinstance(kernel, Affine):
-                pair = [kernel.matrix(element.value(negative), height, width) for negative in (False, True)]
-                rows.append([_in_fixed_point(matrix) for matrix in pair])
-            else:
-                rows.append(nothing)
-        return torch.tensor(rows, dtype=torch.int32)
+
+def fixed_point_matrices(elements: Sequence[Element], height: int, width: int) -> Tensor:
+    """int32 [E, 2, 6]: matrix of each element and sign in 16.16 fixed point (zeros: not affine)."""
+    nothing = [[0] * 6] * 2
+    rows = []
+    for element in elements:
+        kernel = element.transform.kernel
+        if isinstance(kernel, Affine):
+            pair = [kernel.matrix(element.value(negative), height, width) for negative in (False, True)]
+            rows.append([_in_fixed_point(matrix) for matrix in pair])
+        else:
+            rows.append(nothing)
+    return torch.tensor(rows, dtype=torch.int32)
 
 
 def _in_fixed_point(matrix: Matrix) -> list[int]:

@@ -56,17 +56,11 @@ class _Curves:
 
     def __init__(self, elements: Sequence[Element]) -> None:
         self._magnitude_E2 = magnitudes_of(elements)
-        identity = torch.arange(256).to(torch.uint8)
-        fixed, of_function = [], dict[BatchFunction, list[bool]]()
+        self._fixed_E2256 = fixed_curves(elements)
+        of_function = dict[BatchFunction, list[bool]]()
         for index, element in enumerate(elements):
-            kernel = element.transform.kernel
-            curves = [identity, identity]
-            if isinstance(kernel, Curve):
-                curves = [kernel.curve(element.value(negative)) for negative in (False, True)]
-            elif isinstance(kernel, ImageCurve):
+            if isinstance(kernel := element.transform.kernel, ImageCurve):
                 of_function.setdefault(kernel.curves, [False] * len(elements))[index] = True
-            fixed.append(torch.stack(curves))
-        self._fixed_E2256 = torch.stack(fixed)
         self._of_images = [(function, torch.tensor(chosen)) for function, chosen in of_function.items()]
 
     def __call__(self, images_nCHW: Tensor, element_n: Tensor, negative_n: Tensor) -> Tensor:
@@ -83,6 +77,20 @@ class _Curves:
                 curves_nC256[index] = curves_of(images, magnitude.to(device, non_blocking=True))
         levels_nCP = images_nCHW.flatten(2).long()
         return curves_nC256.gather(2, levels_nCP).view_as(images_nCHW)
+
+
+def fixed_curves(elements: Sequence[Element]) -> Tensor:
+    """uint8 [E, 2, 256]: the curve of each element and sign; of those that have none, each level itself."""
+    curves = []
+    for element in elements:
+        kernel = element.transform.kernel
+        curve = kernel.curve if isinstance(kernel, Curve) else _itself
+        curves.append(torch.stack([curve(element.value(negative)) for negative in (False, True)]))
+    return torch.stack(curves)
+
+
+def _itself(magnitude: float) -> Tensor:
+    return torch.arange(256).to(torch.uint8)
 
 
 def posterize(bits: float) -> Tensor:
