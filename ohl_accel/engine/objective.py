@@ -63,13 +63,27 @@ class Objective(ABC):
 
 
 class Classification(Objective):
-    """One label for each image: cross-entropy, accuracy (the paper's)."""
+    """One label for each image: cross-entropy, accuracy (the paper's).
+
+    Args:
+        num_classes: C.
+        label_smoothing: share of the target, in 0..1, that is spread over all classes in training; scores are without.
+
+    Raises:
+        ValueError: for a share outside 0..1.
+    """
 
     metric = "accuracy"
 
+    def __init__(self, num_classes: int, label_smoothing: float = 0.0) -> None:
+        super().__init__(num_classes)
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing={label_smoothing}: must be in 0..1")
+        self._label_smoothing = label_smoothing
+
     def loss(self, logits_bC: Tensor, targets_b: Tensor) -> Tensor:
         """Cross-entropy in nats."""
-        return F.cross_entropy(logits_bC, targets_b)
+        return F.cross_entropy(logits_bC, targets_b, label_smoothing=self._label_smoothing)
 
     def outcomes(self, logits_bC: Tensor, labels_b: Tensor) -> Tensor:
         """Correct (0 or 1), correct among the best five, cross-entropy, predicted class: float64 [b, 4]."""

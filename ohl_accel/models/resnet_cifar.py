@@ -10,8 +10,10 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, downsample_conv
 from torch import Tensor, nn
 
+from ohl_accel.models.classifier import Classifier, initialize, small_image_cfg
 
-class ResNetCifar(nn.Module):
+
+class ResNetCifar(Classifier):
     """A residual network with timm's interface.
 
     Args:
@@ -35,8 +37,7 @@ class ResNetCifar(nn.Module):
         stem_stride: int = 1,
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = channels[-1]
+        self.num_classes, self.num_features = num_classes, channels[-1]
         self.conv1 = nn.Conv2d(in_chans, channels[0], 3, stride=stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels[0])
         self.act1 = nn.ReLU(inplace=True)
@@ -48,34 +49,13 @@ class ResNetCifar(nn.Module):
             width_in = width
         self.stages = nn.Sequential(*stages)
         self.head_drop = nn.Dropout(drop_rate)
-        self.reset_classifier(num_classes, global_pool)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer (timm's interface)."""
-        classifier: nn.Module = self.fc
-        return classifier
-
-    def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
-        """Replace the last layer (timm's interface)."""
-        self.num_classes = num_classes
-        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
+        self.global_pool, self.fc = create_classifier(channels[-1], num_classes, pool_type=global_pool)
+        initialize(self)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Normalized images [B, C, H, W] to feature maps."""
         features: Tensor = self.stages(self.act1(self.bn1(self.conv1(images))))
         return features
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Feature maps to logits, or to pooled features."""
-        pooled: Tensor = self.head_drop(self.global_pool(features))
-        return pooled if pre_logits else self.fc(pooled)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalized images [B, C, H, W] to logits [B, classes]."""
-        return self.forward_head(self.forward_features(images))
 
 
 def _blocks(count: int, width_in: int, width: int, stride: int) -> list[nn.Module]:
@@ -91,24 +71,12 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> ResNetCifar:
     return model
 
 
-def _default_cfg() -> dict[str, Any]:
-    return {
-        "num_classes": 10,
-        "input_size": (3, 32, 32),
-        "fixed_input_size": False,
-        "pool_size": None,
-        "crop_pct": 1.0,
-        "interpolation": "bicubic",
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.25, 0.25, 0.25),
-        "first_conv": "conv1",
-        "classifier": "fc",
-    }
-
-
 # timm reads this variable when it registers the functions below
 default_cfgs = generate_default_cfgs(
-    {"resnet18_cifar.untrained": _default_cfg(), "resnet8_cifar.untrained": _default_cfg()}
+    {
+        "resnet18_cifar.untrained": small_image_cfg("conv1"),
+        "resnet8_cifar.untrained": small_image_cfg("conv1"),
+    }
 )
 
 
