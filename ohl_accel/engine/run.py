@@ -401,7 +401,7 @@ class Run:
                 "confusions": [] if confusions_P3 is None else confusions_P3.tolist(),
             }
             info.folder.write_json(CLASSES_FILE, document)
-        except (TypeError, ValueError) as error:  # of an objective of the user's own
+        except (TypeError, ValueError, OSError) as error:  # of an objective of the user's own, or of the disk
             info.warn(f"{CLASSES_FILE} is not written: {error}")
 
     def _save_results(self, tensors: dict[str, Tensor]) -> None:

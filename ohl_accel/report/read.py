@@ -1,5 +1,6 @@
 """Read and check a run folder, finished or not, for its report."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
