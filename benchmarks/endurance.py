@@ -215,8 +215,10 @@ def _about_signals(results: Sequence[Mapping[str, Any]]) -> list[str]:
         tracebacks = sum(result["tracebacks"] > 0 for result in own)
         took = f"{median(seconds):.1f} ({max(seconds):.1f})"
         rows.append((name, target, len(own), codes, took, hung, tracebacks, equal))
-    columns = ("signal", "to", "times", "exit codes", "seconds until the end, median (most)")
-    columns += ("hung, or left processes", "with a traceback", "ended bit for bit once resumed")
+    columns = [
+        *("signal", "to", "times", "exit codes", "seconds until the end, median (most)"),
+        *("hung, or left processes", "with a traceback", "ended bit for bit once resumed"),
+    ]
     return _table("Signals", columns, rows)
 
 
@@ -243,7 +245,8 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]])
 
 def _why(result: Mapping[str, Any]) -> str:
     if "error" in result:
-        return "`" + result["error"].strip().splitlines()[-1][:300].replace("`", "'") + "`"
+        last = str(result["error"]).strip().splitlines()[-1][:300].replace("`", "'")
+        return f"`{last}`"
     return ", ".join(f"{name} {value}" for name, value in result.items())
 
 

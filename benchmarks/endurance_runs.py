@@ -96,7 +96,7 @@ class Crew:
             process = _FORK.Process(target=_be_rank, args=arguments_of_rank)
             process.start()
             self._processes.append(process)
-            os.setpgid(process.pid, self._processes[0].pid)
+            os.setpgid(self._processes[-1].pid, self._processes[0].pid)
 
     @property
     def is_alive(self) -> bool:
@@ -220,7 +220,7 @@ def run_signalled(
         crew.kill()
     else:
         codes, seconds = _signal_launcher(layout, work, folder, output, number, saves)
-    told = {"layout": str(layout), "signal": number.name, "target": target}
+    told: dict[str, Any] = {"layout": str(layout), "signal": number.name, "target": target}
     told |= {"exit_codes": codes, "seconds": round(seconds, 2)}
     ended = None not in codes
     return {**told, "ended": ended, **_end(undisturbed, work, folder, output)}

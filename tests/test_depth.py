@@ -73,7 +73,7 @@ WRITERS: dict[str, Callable[[NDArray[np.uint8]], bytes]] = {
     "16.png": lambda levels: png(deep(levels)),
     "16.tiff": lambda levels: saved(Image.fromarray(deep(levels)), "TIFF"),
     "16.pgm": lambda levels: saved(Image.fromarray(deep(levels)), "PPM"),
-    "12.tiff": lambda levels: tiff_12(deep(levels) >> 4),
+    "12.tiff": lambda levels: tiff_12((deep(levels) >> 4).astype(np.uint16)),
     "8.png": lambda levels: saved(Image.fromarray(levels), "PNG"),
 }
 

@@ -121,7 +121,7 @@ def test_a_full_disk_at_the_beginning(disk: Disk, tmp_path: Path) -> None:
 def test_a_full_disk_at_the_result(
     disk: Disk, tmp_path: Path, small_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_digests = saving.write_digests
+    write_digests = vars(saving)["write_digests"]
 
     def write_and_fill(folder: Path, names: tuple[str, ...]) -> None:
         write_digests(folder, names)

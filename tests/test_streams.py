@@ -331,8 +331,15 @@ def test_the_pass_does_not_decode_and_is_made_once(
         return scan(urls, *arguments)
 
     monkeypatch.setattr(index_module, "scan", counted)
-    monkeypatch.setattr(stream_module, "decode", lambda content: pytest.fail("decoded"))
+    decoded: list[bytes | None] = []
+
+    def decode(content: bytes | None) -> Image.Image:
+        decoded.append(content)
+        return shards_module.decode(content)
+
+    monkeypatch.setattr(stream_module, "decode", decode)
     first = open_data(recipe(folder, in_memory=False))
+    assert len(decoded) == 2 + 2  # two of each split, to see that not all are of one colour
     assert len(scanned) == 4
     again = open_data(recipe(folder, in_memory=False, heldout=30))
     assert len(scanned) == 4
@@ -437,9 +444,8 @@ def test_an_undecodable_image_is_replaced_the_same_everywhere(
 
 def test_if_nothing_can_be_decoded(tmp_path: Path, pictures: list[Picture]) -> None:
     folder = write_parquet(tmp_path / "data", with_damage(pictures, range(COUNT)))
-    train = open_data(recipe(folder, in_memory=False)).train
-    with pytest.raises(ProcessFailedError, match=r"cannot be decoded: .*; neither can 100 others of split"):
-        batches(train, workers=1)
+    with pytest.raises(UserError, match=r"cannot be decoded: .*; neither can 100 others of split"):
+        open_data(recipe(folder, in_memory=False))
 
 
 def test_a_shard_that_goes_missing(tmp_path: Path, pictures: list[Picture]) -> None:
