@@ -63,7 +63,7 @@ def _save(path: Path, screens: list[Image.Image]) -> Path:
     for screen in screens:
         whole.paste(screen, (left, 0))
         left += screen.width + gap
-    whole.quantize(128).save(path, optimize=True)
+    whole.save(path, optimize=True)
     return path
 
 

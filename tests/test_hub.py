@@ -354,7 +354,7 @@ def test_a_secret_is_neither_published_nor_printed(
             (folder / file.name).write_bytes(file.read_bytes())
     recipe = (folder / "recipe.yaml").read_text()
     (folder / "recipe.yaml").write_text(recipe.replace("name: null", f"name: {WRITER}", 1))
-    leak = client(command, WRITER, "push", str(folder), "user/leak")
+    leak = client(command, WRITER, "push", str(folder), "user/leak", "--license", "mit")
     assert leak.err == "error: recipe.yaml contains the value of HF_TOKEN: it is not published\n"
     assert "user/leak" not in hub.repositories
     # a token that cannot be sent as a header is part of the HTTP library's message

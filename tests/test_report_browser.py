@@ -298,7 +298,7 @@ def test_paper(report: Path, open_page: Open) -> None:
     assert 3 <= document.count(b"/Type /Page\n") <= 12
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light"
-    assert page.locator("pre").is_visible()
+    assert page.locator("#recipe pre").is_visible()
     assert not page.locator("#step").is_visible()
     clipped = page.locator(".scroll, figure, table, pre").evaluate_all(
         "all => all.filter(one => one.scrollWidth > one.clientWidth + 1 && one.clientWidth).map(one => one.className)"

@@ -48,7 +48,8 @@ def result(folder: Path) -> dict[str, Any]:
 
 def test_run_folder(finished: Path) -> None:
     assert sorted(path.name for path in finished.iterdir() if path.name != ".lock") == [
-        "checkpoints", "config.json", "digests.json", "heldout.json", "metrics.jsonl", "model.safetensors",
+        "checkpoints", "classes.json", "config.json", "digests.json", "heldout.json", "metrics.jsonl",
+        "model.safetensors",
         "policy.json", "recipe.yaml", "report.html", "result.json",
     ]  # fmt: skip
     policy = Policy.load(finished)

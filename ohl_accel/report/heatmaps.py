@@ -23,6 +23,8 @@ _MARGIN = 0.06  # at both ends of a colour map, where neighbours are hard to tel
 _NARROWEST, _WIDEST = 0.05, 3.0
 _UNMEASURED = 1.0
 """Reach of the scale, at least, where it is not known what noise does: a factor of 2 has the full colour."""
+_PALE = 3
+"""How many times wider the scale is, on either side, than what noise does."""
 _LOWEST = 2.0**-10
 
 
@@ -38,7 +40,7 @@ class Scale:
     @classmethod
     def of(cls, ratios: Tensor, noise: tuple[float, float] | None = None) -> "Scale":
         """Wide enough for the largest gain and for 95 % of all ratios, up to a factor of 8, and so wide that what noise
-        does has at most half of the full colour.
+        does has at most a third of the full colour.
 
         The probability of an operation can fall towards 0; a scale down to that would leave the gains without colour.
 
@@ -52,7 +54,7 @@ class Scale:
         if noise is None:
             return cls(max(reach, _UNMEASURED), max(reach, _UNMEASURED))
         low, high = (math.log2(max(end, _LOWEST)) for end in noise)
-        return cls(max(reach, -2 * low), max(reach, 2 * high), noise)
+        return cls(max(reach, -_PALE * low), max(reach, _PALE * high), noise)
 
     @property
     def ends(self) -> tuple[float, float]:

@@ -15,6 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.markers import CARETDOWN, CARETUP
 from matplotlib.ticker import MaxNLocator
 
 STAND_INS = {
@@ -117,7 +118,7 @@ def zoom(axes: Axes, x: np.ndarray, y: np.ndarray, beginning: float = BEGINNING)
     margin = 0.06 * (high - low) or max(0.02 * abs(high), 1e-6)
     bottom, top = low - margin, high + margin
     axes.set_ylim(bottom, top)
-    for outside, edge, marker in ((y < bottom, bottom, 6), (y > top, top, 7)):  # carets, pointing outwards
+    for outside, edge, marker in ((y < bottom, bottom, CARETDOWN), (y > top, top, CARETUP)):
         if outside.any():
             axes.plot(
                 x[outside], np.full(int(outside.sum()), edge), linestyle="", marker=marker, markersize=5,
