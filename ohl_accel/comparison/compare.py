@@ -3,9 +3,7 @@
 python -m ohl_accel.compare RECIPE --policies none,uniform,trivialaugment,ohl --seeds 10
 """
 
-import json
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,19 +11,18 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
 from ohl_accel.comparison.contenders import Contender, arguments, check, contender
-from ohl_accel.comparison.jobs import Job, default_side_by_side, last_words, run_jobs
+from ohl_accel.comparison.folder import claim, run_all
+from ohl_accel.comparison.jobs import Job, default_side_by_side, last_words
 from ohl_accel.comparison.summary import MARKDOWN_FILE, Row, rows_of, write
 from ohl_accel.errors import RunFailedError, UserError
 from ohl_accel.recipe import Recipe
 from ohl_accel.run_folder.atomic import write_text
 from ohl_accel.run_folder.files import RECIPE_FILE
 
-_SETTINGS_FILE = "settings.json"
 _OWN_FIELDS = ("run.dir", "run.seed", "run.resume", "run.overwrite", "augment.policy", "train.match")
 
 
@@ -109,11 +106,11 @@ def compare(
     ]
     command += ["--policies", ",".join(names), "--seeds", str(seeds)]
     command += [*(["--first-seed", str(first_seed)] if first_seed else []), "--reference", reference]
-    lock = _claim(asked.out, resolved)
+    lock = claim(asked.out, resolved, "comparison")
     try:
         write_text(asked.out / RECIPE_FILE, resolved.to_yaml())
         planned = plan(asked)
-        missing = _run(planned, jobs or default_side_by_side(resolved.run.cpu_threads), console)
+        missing = run_all(planned, jobs or default_side_by_side(resolved.run.cpu_threads), console)
         rows = _collect(planned, asked, reference)
         problems = [f"{job.contender} seed {job.seed}: {last_words(job)}" for job in missing]
         if rows:
@@ -165,65 +162,6 @@ def _command(asked: Comparison, one: Contender, seed: int, folder: Path, after: 
     own = [f"run.seed={seed}", f"run.dir={folder}", "run.resume=auto"]
     overrides = [*arguments(one, after.folder if after else None), *own]
     return [f"ohl_accel.{one.command}", str(asked.out / RECIPE_FILE), *overrides]
-
-
-def _claim(out: Path, recipe: Recipe) -> FileLock:
-    """Lock the folder, which may hold an earlier part of the same comparison and nothing else."""
-    file = out / _SETTINGS_FILE
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / ".lock")
-        lock.acquire(timeout=0)
-        if file.exists():
-            if not _is_of(recipe, json.loads(file.read_text())):
-                raise UserError(
-                    f"--out {out} holds a comparison of another recipe or with other overrides: choose another folder, "
-                    "or give the same ones to continue it"
-                )
-        elif any(entry.name != ".lock" for entry in out.iterdir()):
-            raise UserError(f"--out {out} is not empty and not a comparison: choose another folder")
-        else:
-            write_text(file, json.dumps(_settings(recipe), indent=2) + "\n")
-    except Timeout:
-        raise UserError(f"--out {out} is in use by another comparison") from None
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
-    return lock
-
-
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    """What all runs of a comparison have in common."""
-    return recipe.model_dump(mode="json", exclude={"run": {"dir", "seed", "resume", "overwrite"}})
-
-
-def _is_of(recipe: Recipe, settings: dict[str, Any]) -> bool:
-    """Whether a recipe has these settings, possibly written before a field was added to recipes."""
-    try:
-        earlier = Recipe.check({**settings, "run": {**settings["run"], "dir": recipe.run.dir}})
-    except UserError:
-        return False
-    return _settings(earlier) == _settings(recipe)
-
-
-def _run(jobs: Sequence[Job], side_by_side: int, console: Console) -> list[Job]:
-    finished = sum(job.result is not None for job in jobs)
-    console.print(f"{len(jobs)} runs, {finished} of them already finished, {side_by_side} in parallel")
-    began, count = time.monotonic(), 0
-
-    def ended(job: Job, seconds: float) -> None:
-        nonlocal count
-        count += 1
-        score = job.test_score
-        text = f"{100 * score:.2f} %" if score is not None else f"failed: {last_words(job)}"
-        remaining = len(jobs) - finished - count
-        left = (time.monotonic() - began) / count * remaining / 60
-        console.print(
-            f"{finished + count}/{len(jobs)} {job.contender} seed {job.seed}: {text} ({seconds:.0f} s), about "
-            f"{left:.0f} min left",
-            markup=False,
-        )
-
-    return run_jobs(jobs, side_by_side, ended)
 
 
 def _collect(jobs: Sequence[Job], asked: Comparison, reference: str) -> list[Row]:

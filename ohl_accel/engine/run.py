@@ -366,6 +366,8 @@ class Run:
             UserError: if the test split cannot be used; everything else is on disk by then.
         """
         groups, folder, recipe, data = self.groups, self.folder, self.recipe, self.data
+        if recipe.outer.keep_average:
+            self.hosted[0].take_average()
         tensors = groups.tensors_on_main(0, self.hosted[0].network.state_dict())
         if folder is not None:
             network = self.new_network()
