@@ -15,9 +15,10 @@ from conftest import REPOSITORY, SMALL
 import ohl_accel
 from ohl_accel import cli, errors
 from ohl_accel.recipe import Recipe
-from ohl_accel.recipe.packaged import LAUNCH_CONFIGS, RECIPES, packaged
+from ohl_accel.recipe.packaged import ABLATIONS, LAUNCH_CONFIGS, RECIPES, packaged
 
-COMMANDS = ("search", "train", "evaluate", "compare", "report", "hub", "recipes")
+COMMANDS = ("search", "train", "evaluate", "compare", "report", "hub", "recipes", "cost", "sweep", "figure4")
+WITHOUT_A_MODULE = ("recipes", "cost", "sweep", "figure4")
 HEAVY = (
     "torch",
     "torchvision",
@@ -89,7 +90,7 @@ def test_every_command_can_be_called_in_each_way(command: str, capsys: pytest.Ca
     assert cli.main(command, ["-h"]) == 0
     by_module = capsys.readouterr().out
     assert by_module.replace("python -m ohl_accel", "ohl-accel").split() == by_name.split()
-    if command != "recipes":
+    if command not in WITHOUT_A_MODULE:
         module = importlib.import_module(
             f"ohl_accel.{command}{'.__main__' if command in ('report', 'hub') else ''}"
         )
@@ -145,7 +146,7 @@ def test_a_launched_process_starts_no_launch(
 def test_recipes_are_listed_shown_and_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main("recipes", []) == 0
     listed = capsys.readouterr().out
-    for name in [*packaged(RECIPES), *packaged(LAUNCH_CONFIGS)]:
+    for name in [*packaged(RECIPES), *packaged(ABLATIONS), *packaged(LAUNCH_CONFIGS)]:
         (line,) = [line for line in listed.splitlines() if line.split()[0] == name]
         assert line.endswith("."), "its first line is a sentence"
     assert cli.main("recipes", ["digits"]) == 0
@@ -193,7 +194,7 @@ def test_completion(monkeypatch: pytest.MonkeyPatch) -> None:
     program = "import sys; from ohl_accel.cli import main; sys.exit(main())"
     asked = {
         "_OHL_ACCEL_COMPLETE": "complete_bash",
-        "COMP_WORDS": "ohl-accel search cifar",
+        "COMP_WORDS": "ohl-accel search cifar10_r",
         "COMP_CWORD": "2",
     }
     for name, value in asked.items():

@@ -14,8 +14,9 @@ import pytest
 from conftest import REPOSITORY, SMALL
 
 from ohl_accel.compare import main
-from ohl_accel.comparison.compare import Comparison, cost_in_words, plan
+from ohl_accel.comparison.compare import Comparison, plan
 from ohl_accel.comparison.contenders import check, contender
+from ohl_accel.comparison.folder import cost_in_words
 from ohl_accel.comparison.jobs import Job, last_words, run_jobs
 from ohl_accel.comparison.statistics import holm, paired_difference
 from ohl_accel.comparison.summary import draw, markdown, rows_of
@@ -115,17 +116,16 @@ def test_cost_is_said_before_it_starts(tmp_path: Path) -> None:
     contenders = [contender(name) for name in ("none", "ohl", "ohl-fresh")]
     asked = Comparison(recipe=recipe, contenders=contenders, seeds=range(2), out=tmp_path)
     jobs = plan(asked)
-    said = cost_in_words(asked, jobs, 2)
+    said = cost_in_words(jobs, 2)
     assert said.startswith(
         "6 runs, 0 of them already finished, 2 in parallel\nto do: as much training as 12 plain"
     )
-    assert "20 outer steps" in said
     assert "the time is known once the first run is finished" in said
     folder = jobs[0].folder
     folder.mkdir(parents=True)
     (folder / "result.json").write_text("{}")
     (folder / "metrics.jsonl").write_text('{"outer_step": 0, "seconds": {"train": 25.0, "save": 5.0}}\n')
-    said = cost_in_words(asked, jobs, 2)
+    said = cost_in_words(jobs, 2)
     assert "as 11 plain trainings" in said
     assert "about 2 min 45 s by the runs" in said
 

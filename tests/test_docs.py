@@ -29,7 +29,7 @@ from sybil.parsers.markdown import CodeBlockParser
 from sybil.typing import Evaluator, Parser
 
 from ohl_accel import cli
-from ohl_accel.comparison import contenders
+from ohl_accel.comparison import contenders, grid
 from ohl_accel.recipe import Recipe, sections
 
 DOCS = REPOSITORY / "docs"
@@ -110,9 +110,15 @@ def run_ohl_accel(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             overrides = [word for word in rest if "=" in word]
             named = [contenders.contender(name) for name in policies.split(",")]
             contenders.check(named, Recipe.load(recipe, overrides))
+        case ["sweep", *rest]:
+            over = [rest[place + 1] for place, word in enumerate(rest) if word == "--over"]
+            grid.read_grid(over or rest[:1])
     with monkeypatch.context() as patched:
-        if words[0] in ("compare", "hub") or {"--processes", "--config"} & {*words}:  # parsed, and no more
-            patched.setattr("ohl_accel.cli.commands.run_command", lambda *_: 0)
+        if words[0] in ("compare", "hub", "sweep") or {"--processes", "--config"} & {
+            *words
+        }:  # parsed, no more
+            for module in ("commands", "paper"):
+                patched.setattr(f"ohl_accel.cli.{module}.run_command", lambda *_: 0)
         assert cli.main(None, words) == 0, words
 
 

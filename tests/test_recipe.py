@@ -124,6 +124,13 @@ def test_every_problem_is_in_one_message(tmp_path: Path) -> None:
         ),
         (["run.mixed_precision=fp16"], "run.mixed_precision: input should be 'no' or 'bf16', got 'fp16'"),
         (["run.resume=always"], "run.resume: input should be 'never' or 'auto', got 'always'"),
+        (
+            ["outer.keep_average=true"],
+            "outer.keep_average: there is no average of the weights without outer.average",
+        ),
+        (["outer.adopt=all"], "outer.adopt: input should be 'state' or 'weights', got 'all'"),
+        (["inner.clip_grad=0"], "inner.clip_grad: input should be greater than 0, got 0"),
+        (["inner.auxiliary_weight=-1"], "inner.auxiliary_weight: input should be greater than or equal to 0"),
         (["run.dir.x=1"], "override 'run.dir.x=1': run.dir is not a section"),
         (["run.dir={"], "is not valid YAML; quote it"),
         (["outer=3"], "outer: input should be a valid dictionary"),

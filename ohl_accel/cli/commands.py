@@ -5,72 +5,27 @@ handled as in any other step of a command.
 """
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
+import ohl_accel.cli.paper  # noqa: F401  registers its commands
+from ohl_accel.cli.app import Config, Overrides, Processes, RecipeArgument, app, check_early, end, names
 from ohl_accel.cli.ending import run_command
 from ohl_accel.cli.launching import launch
 from ohl_accel.errors import UserError
-from ohl_accel.recipe import Recipe
-from ohl_accel.recipe.packaged import LAUNCH_CONFIGS, RECIPES, first_comment, packaged
+from ohl_accel.recipe.packaged import ABLATIONS, LAUNCH_CONFIGS, RECIPES, first_comment, packaged
 from ohl_accel.run_folder.atomic import write_text
 
-_SETTINGS = {"help_option_names": ["-h", "--help"]}
-app = typer.Typer(
-    name="ohl-accel",
-    help="Learn an augmentation policy while the network trains (OHL-Auto-Aug).",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    context_settings=_SETTINGS,
-)
 hub = typer.Typer(
     help="Publish runs on the Hugging Face Hub, and download published ones.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 app.add_typer(hub, name="hub")
-
-
-def _recipe_names(incomplete: str) -> list[str]:
-    return [name for name in packaged(RECIPES) if name.startswith(incomplete)]
-
-
-def _config_names(incomplete: str) -> list[str]:
-    return [name for name in packaged(LAUNCH_CONFIGS) if name.startswith(incomplete)]
-
-
-def _names(incomplete: str) -> list[str]:
-    return _recipe_names(incomplete) + _config_names(incomplete)
-
-
-RecipeArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="RECIPE",
-        help="A YAML file, or the name of a recipe that comes with the package, such as digits.",
-        autocompletion=_recipe_names,
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="section.key=value", help="Values that replace the recipe's."),
-]
-Processes = Annotated[
-    int | None,
-    typer.Option(min=1, metavar="N", help="Start N processes on this machine (with accelerate launch)."),
-]
-Config = Annotated[
-    str | None,
-    typer.Option(
-        help="Start the processes of this Accelerate configuration: a file, or a name such as node_8gpu.",
-        autocompletion=_config_names,
-    ),
-]
 
 
 @app.command()
@@ -80,14 +35,14 @@ def search(
     """Learn an augmentation policy while training the network."""
 
     def command() -> None:
-        _check_early(recipe, overrides)
+        check_early(recipe, overrides)
         if processes is not None or config is not None:
             launch("search", [recipe, *(overrides or ())], processes, config)
         from ohl_accel.engine.search import search
 
         search(recipe, overrides or ())
 
-    _end(run_command(command))
+    end(run_command(command))
 
 
 @app.command()
@@ -97,20 +52,14 @@ def train(
     """Train a network with a fixed augmentation policy (augment.policy=NAME)."""
 
     def command() -> None:
-        _check_early(recipe, overrides)
+        check_early(recipe, overrides)
         if processes is not None or config is not None:
             launch("train", [recipe, *(overrides or ())], processes, config)
         from ohl_accel.engine.train import train
 
         train(recipe, overrides or ())
 
-    _end(run_command(command))
-
-
-def _check_early(recipe: str, overrides: Sequence[str] | None) -> None:
-    """Check a recipe before anything heavy is imported; launched processes check it together instead."""
-    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
-        Recipe.load(recipe, overrides or ())
+    end(run_command(command))
 
 
 @app.command()
@@ -150,7 +99,7 @@ def evaluate(
             except OSError as error:
                 raise UserError(f"--json {json_file} cannot be written: {error.strerror}") from None
 
-    _end(run_command(command))
+    end(run_command(command))
 
 
 @app.command()
@@ -180,7 +129,7 @@ def compare(
     """
 
     def command() -> None:
-        _check_early(recipe, overrides)
+        check_early(recipe, overrides)
         from ohl_accel.comparison import compare
 
         compare(
@@ -194,7 +143,7 @@ def compare(
             first_seed=first_seed,
         )
 
-    _end(run_command(command, "the same command continues where it stopped"))
+    end(run_command(command, "the same command continues where it stopped"))
 
 
 @app.command()
@@ -249,12 +198,12 @@ def report(
 
     folders = runs or []
     if len(folders) == 1 and policy is None and image is None:
-        _end(run_command(lambda: draw_report(folders[0])))
+        end(run_command(lambda: draw_report(folders[0])))
     if len(folders) == 2 and policy is None and image is None and watch is None:
-        _end(run_command(lambda: draw_beside(*folders)))
+        end(run_command(lambda: draw_beside(*folders)))
     if not folders and policy is not None and image is not None:
         name, file = policy, image
-        _end(run_command(lambda: draw_gallery(name, file)))
+        end(run_command(lambda: draw_gallery(name, file)))
     raise typer.BadParameter("give a run folder, two without --watch, or --policy and --image")
 
 
@@ -298,7 +247,7 @@ def push(
             section = section.model_copy(update={"license": _ask_for_license()})
         print(f"published: {push(run, section, _say)}")
 
-    _end(run_command(command, "the same command begins again"))
+    end(run_command(command, "the same command begins again"))
 
 
 @hub.command()
@@ -315,30 +264,31 @@ def pull(
         for file in pull(name, revision or None, folder, _say):
             print(folder / file)
 
-    _end(run_command(command, "the same command begins again"))
+    end(run_command(command, "the same command begins again"))
 
 
 @app.command()
 def recipes(
     name: Annotated[
         str | None,
-        typer.Argument(help="The one to show.", autocompletion=_names),
+        typer.Argument(help="The one to show.", autocompletion=names),
     ] = None,
     save: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Copy it to a file that you can edit.")
     ] = None,
 ) -> None:
-    """List the recipes and launch configurations that come with the package, show one, or copy it."""
+    """List the recipes, ablations and launch configurations that come with the package, show one, or copy it."""
 
     def command() -> None:
-        everything = {**packaged(LAUNCH_CONFIGS), **packaged(RECIPES)}
+        everything = {**packaged(LAUNCH_CONFIGS), **packaged(ABLATIONS), **packaged(RECIPES)}
         if name is None:
             if save is not None:
                 raise UserError("--save needs the name of what to copy")
-            for title, kind in (("Recipes", RECIPES), ("Launch configurations (--config)", LAUNCH_CONFIGS)):
+            kinds = {"Recipes": RECIPES, "Ablations (ohl-accel sweep)": ABLATIONS}
+            for title, kind in {**kinds, "Launch configurations (--config)": LAUNCH_CONFIGS}.items():
                 print(f"{title}:")
                 for entry, file in packaged(kind).items():
-                    print(f"  {entry:<16} {first_comment(file)}")
+                    print(f"  {entry:<21} {first_comment(file)}")
             return
         if name not in everything:
             raise UserError(f"{name} does not come with the package; available: {', '.join(everything)}")
@@ -353,7 +303,7 @@ def recipes(
             raise UserError(f"--save {save} cannot be written: {error.strerror}") from None
         print(save)
 
-    _end(run_command(command))
+    end(run_command(command))
 
 
 @app.command()
@@ -380,7 +330,7 @@ def policies(
         except ValueError as error:
             raise UserError(str(error)) from None
 
-    _end(run_command(command))
+    end(run_command(command))
 
 
 def run(command: str | None, argv: Sequence[str]) -> int:
@@ -420,7 +370,3 @@ def _ask_for_license() -> str | None:
 def _say(text: str) -> None:
     """Show progress on standard error, apart from the command's output."""
     print(text, file=sys.stderr, flush=True)
-
-
-def _end(code: int) -> NoReturn:
-    raise typer.Exit(code)

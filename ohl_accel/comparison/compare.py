@@ -3,9 +3,7 @@
 python -m ohl_accel.compare RECIPE --policies none,uniform,trivialaugment,ohl --seeds 10
 """
 
-import json
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,23 +11,19 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
 from ohl_accel.comparison.contenders import Contender, arguments, check, contender
-from ohl_accel.comparison.jobs import Job, default_side_by_side, last_words, run_jobs
+from ohl_accel.comparison.folder import claim, run_all
+from ohl_accel.comparison.jobs import Job, default_side_by_side, last_words
 from ohl_accel.comparison.summary import MARKDOWN_FILE, Row, rows_of, write
 from ohl_accel.errors import RunFailedError, UserError
-from ohl_accel.plain_json import read_object
 from ohl_accel.recipe import Recipe
-from ohl_accel.report.page import duration
 from ohl_accel.report.write import write_at_end
 from ohl_accel.run_folder.atomic import write_text
-from ohl_accel.run_folder.files import METRICS_FILE, RECIPE_FILE, REPORT_FILE
-from ohl_accel.run_folder.metrics import read_metrics
+from ohl_accel.run_folder.files import RECIPE_FILE, REPORT_FILE
 
-_SETTINGS_FILE = "settings.json"
 _OWN_FIELDS = ("run.dir", "run.seed", "run.resume", "run.overwrite", "augment.policy", "train.match")
 
 
@@ -113,11 +107,11 @@ def compare(
     ]
     command += ["--policies", ",".join(names), "--seeds", str(seeds)]
     command += [*(["--first-seed", str(first_seed)] if first_seed else []), "--reference", reference]
-    lock = _claim(asked.out, resolved)
+    lock = claim(asked.out, resolved, "comparison")
     try:
         write_text(asked.out / RECIPE_FILE, resolved.to_yaml())
         planned = plan(asked)
-        missing = _run(asked, planned, jobs or default_side_by_side(resolved.run.cpu_threads), console)
+        missing = run_all(planned, jobs or default_side_by_side(resolved.run.cpu_threads), console)
         rows = _collect(planned, asked, reference)
         problems = [f"{job.contender} seed {job.seed}: {last_words(job)}" for job in missing]
         if rows:
@@ -154,6 +148,7 @@ def plan(asked: Comparison) -> list[Job]:
         of_seed: dict[str, Job] = {}
         for one in sorted(asked.contenders, key=lambda one: one.after is not None):
             after = of_seed.get(one.after or "")
+            share = one.compute(asked.recipe.outer.trajectories) if after is None else 1
             folder = asked.out / "runs" / one.folder / f"seed-{seed}"
             job = Job(
                 one.name,
@@ -162,6 +157,7 @@ def plan(asked: Comparison) -> list[Job]:
                 asked.out / "logs" / f"{one.folder}-seed-{seed}.log",
                 partial(_command, asked, one, seed, folder, after),
                 after,
+                share,
             )
             of_seed[one.name] = job
             jobs.append(job)
@@ -174,111 +170,6 @@ def _command(asked: Comparison, one: Contender, seed: int, folder: Path, after: 
         own.append(f"run.group={one.folder}")
     overrides = [*arguments(one, after.folder if after else None), *own]
     return [f"ohl_accel.{one.command}", str(asked.out / RECIPE_FILE), *overrides]
-
-
-def _claim(out: Path, recipe: Recipe) -> FileLock:
-    """Lock the folder, which may hold an earlier part of the same comparison and nothing else."""
-    file = out / _SETTINGS_FILE
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / ".lock")
-        lock.acquire(timeout=0)
-        if file.exists():
-            try:
-                settings = read_object(file)
-            except ValueError as error:
-                raise UserError(f"{file} is damaged: {error}; choose another --out") from None
-            if not _is_of(recipe, settings):
-                raise UserError(
-                    f"--out {out} holds a comparison of another recipe or with other overrides: choose another folder, "
-                    "or give the same ones to continue it"
-                )
-        elif any(entry.name != ".lock" for entry in out.iterdir()):
-            raise UserError(f"--out {out} is not empty and not a comparison: choose another folder")
-        else:
-            write_text(file, json.dumps(_settings(recipe), indent=2) + "\n")
-    except Timeout:
-        raise UserError(f"--out {out} is in use by another comparison") from None
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
-    return lock
-
-
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    """What all runs of a comparison have in common."""
-    return recipe.model_dump(mode="json", exclude={"run": {"dir", "seed", "resume", "overwrite"}})
-
-
-def _is_of(recipe: Recipe, settings: dict[str, Any]) -> bool:
-    """Whether a recipe has these settings, possibly written before a field was added to recipes."""
-    try:
-        earlier = Recipe.check({**settings, "run": {**settings["run"], "dir": recipe.run.dir}})
-    except (UserError, KeyError, TypeError):
-        return False
-    return _settings(earlier) == _settings(recipe)
-
-
-def _run(asked: Comparison, jobs: Sequence[Job], side_by_side: int, console: Console) -> list[Job]:
-    shares = _shares(asked, jobs)
-    to_do = [job for job in jobs if job.result is None]
-    console.print(cost_in_words(asked, jobs, side_by_side), markup=False)
-    began, done, count = time.monotonic(), 0, 0
-    whole = sum(shares[job.folder] for job in to_do)
-
-    def ended(job: Job, seconds: float) -> None:
-        nonlocal count, done
-        count += 1
-        done += shares[job.folder]
-        score = job.test_score
-        text = f"{100 * score:.2f} %" if score is not None else f"failed: {last_words(job)}"
-        left = duration((time.monotonic() - began) / done * (whole - done))
-        console.print(
-            f"{len(jobs) - len(to_do) + count}/{len(jobs)} {job.contender} seed {job.seed}: {text} "
-            f"({seconds:.0f} s), about {left} left",
-            markup=False,
-        )
-
-    return run_jobs(jobs, side_by_side, ended)
-
-
-def _shares(asked: Comparison, jobs: Sequence[Job]) -> dict[Path, int]:
-    """Folder of each run -> the images that it trains on itself, as a multiple of one plain training."""
-    trajectories = asked.recipe.outer.trajectories
-    own = {one.name: one.compute(trajectories) if one.after is None else 1 for one in asked.contenders}
-    return {job.folder: own[job.contender] for job in jobs}
-
-
-def cost_in_words(asked: Comparison, jobs: Sequence[Job], side_by_side: int) -> str:
-    """What a comparison will cost: its runs, in multiples of one plain training, and the time if a run has finished.
-
-    Args:
-        asked: the comparison.
-        jobs: all of its runs, finished or not.
-        side_by_side: runs in parallel.
-    """
-    shares = _shares(asked, jobs)
-    to_do = [job for job in jobs if job.result is None]
-    finished = len(jobs) - len(to_do)
-    amount = sum(shares[job.folder] for job in to_do)
-    text = f"{len(jobs)} runs, {finished} of them already finished, {side_by_side} in parallel"
-    if not to_do:
-        return text
-    text += f"\nto do: as much training as {amount} plain trainings of {asked.recipe.outer.steps} outer steps"
-    seconds = [(_seconds(job), shares[job.folder]) for job in jobs if job.result is not None]
-    measured = sum(share for spent, share in seconds if spent)
-    if measured:
-        each = sum(spent for spent, _ in seconds) / measured
-        return f"{text}, about {duration(each * amount / side_by_side)} by the runs that are finished"
-    return f"{text}; the time is known once the first run is finished"
-
-
-def _seconds(job: Job) -> float:
-    """How long a finished run took, by its metrics; 0 if they are not there."""
-    try:
-        lines = read_metrics(job.folder / METRICS_FILE)
-        return float(sum(sum(line["seconds"].values()) for line in lines))
-    except (UserError, KeyError, TypeError, AttributeError):
-        return 0.0
 
 
 def _collect(jobs: Sequence[Job], asked: Comparison, reference: str) -> list[Row]:

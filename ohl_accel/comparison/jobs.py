@@ -27,6 +27,8 @@ class Job:
     command: Callable[[], list[str]]
     """Called when the job starts: the command may name files that other jobs write."""
     after: "Job | None" = None
+    share: int = 1
+    """Images that it trains on itself, as a multiple of one plain training."""
 
     @property
     def result(self) -> dict[str, Any] | None:

@@ -63,6 +63,16 @@ def paired_difference(accuracy_n: Sequence[float], reference_n: Sequence[float])
     return Difference(mean, n, (mean - half, mean + half), (float(resampled.low), float(resampled.high)), p)
 
 
+def mean_interval(accuracy_n: Sequence[float]) -> tuple[float, float] | None:
+    """Student's 95 % interval of a mean over n seeds; None for one seed."""
+    n = len(accuracy_n)
+    if n < 2:
+        return None
+    mean, error = float(np.mean(accuracy_n)), float(np.std(accuracy_n, ddof=1)) / math.sqrt(n)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
+    return mean - half, mean + half
+
+
 def holm(p_by_name: Mapping[str, float]) -> dict[str, float]:
     """Holm's step-down correction of p values for multiple comparisons."""
     adjusted: dict[str, float] = {}

@@ -73,11 +73,19 @@ def outline_network(section: ModelSection, schema: Schema) -> nn.Module:
     Raises:
         UserError: as in `create_network`, or if the network cannot be sharded.
     """
-    # pretrained weights are loaded by the main process alone
-    with torch.device("meta"):
-        network = _build(section, schema, pretrained=False, checkpoint_path="")
+    network = outline(section, schema)
     check_can_be_sharded(network)
     return network.train()
+
+
+def outline(section: ModelSection, schema: Schema) -> nn.Module:
+    """A network of timm's on the meta device, without pretrained weights.
+
+    Raises:
+        UserError: for an unknown name, or invalid arguments.
+    """
+    with torch.device("meta"):
+        return _build(section, schema, pretrained=False, checkpoint_path="")
 
 
 def _build(section: ModelSection, schema: Schema, **instead: Any) -> nn.Module:

@@ -356,6 +356,8 @@ class Run:
             RunFailedError: if the network cannot be written.
         """
         groups, recipe, data = self.groups, self.recipe, self.data
+        if recipe.outer.keep_average:
+            self.hosted[0].take_average()
         tensors = groups.tensors_on_main(0, self.hosted[0].network.state_dict())
         run_on_all_ranks(partial(self._save_results, tensors))
         metric = self.objective.metric

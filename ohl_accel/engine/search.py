@@ -44,7 +44,8 @@ def outer_loop(run: Run) -> list[float] | None:
         }
         run.record(outer_step, outcome, replaced, line, learned)
         with phases("save"):
-            run.save(outer_step + 1, apart=len(set(parents)) > 1)
+            several = run.groups.trajectories > 1 and run.recipe.outer.adopt == "weights"
+            run.save(outer_step + 1, apart=several or len(set(parents)) > 1)
     return rewards
 
 
@@ -64,9 +65,10 @@ def _learn(
         learned = estimator.step(finished)
         parents = run.parents(finished)
     with phases("adopt"):
-        groups.adopt(parents, [trajectory.state_tensors() for trajectory in run.hosted])
+        adopted = [each.state_tensors(run.recipe.outer.adopt == "state") for each in run.hosted]
+        groups.adopt(parents, adopted)
     with phases("check"):
-        states = [[*trajectory.state_tensors(), estimator.policy.theta] for trajectory in run.hosted]
+        states = [[*tensors, estimator.policy.theta] for tensors in adopted]
         groups.assert_equal(parents, states, "the states adopted")
     return finished, learned, parents
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from ohl_accel.data.source import IN_MEMORY
 from ohl_accel.distributed.launch import run_on_all_ranks
+from ohl_accel.engine.dry import dry_run
 from ohl_accel.engine.process import start_accelerator
 from ohl_accel.engine.run import Run
 from ohl_accel.engine.setup import set_up
@@ -32,7 +33,7 @@ RecipeSource = str | Path | Mapping[str, Any] | Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The result of a finished run, on every process of the launch."""
+    """The result of a finished run, on every process of the launch; with `run.dry`, of none."""
 
     policy: Policy | None
     """The policy, learned or fixed; None for a fixed one without a `Policy`, such as `none`."""
@@ -80,7 +81,7 @@ def execute(
     model: nn.Module | None = None,
     observers: Sequence[Observer] = (),
 ) -> Result:
-    """Set up a run, execute its remaining outer steps, and finish it.
+    """Set up a run, execute its remaining outer steps, and finish it; with `run.dry` only check it.
 
     Args:
         recipe, overrides, dataset, model, observers: as in `search`.
@@ -102,6 +103,9 @@ def execute(
         read = adapt(read)
     main = accelerator.is_main_process
     display = Display(main, read.run.display)
+    if read.run.dry:
+        dry_run(read, accelerator, display, learn=learn, dataset=dataset, model=model)
+        return Result(policy=None, network=nn.Identity(), metrics=[], test=None, folder=Path(read.run.dir))
     told: list[Observer] = []
     if main:
         told = [

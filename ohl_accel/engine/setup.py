@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ohl_accel import __version__
-from ohl_accel.data import Data, open_data
+from ohl_accel.data import Data, Schema, open_data
 from ohl_accel.distributed.groups import Groups
 from ohl_accel.distributed.launch import run_on_all_ranks
 from ohl_accel.engine import checkpoint
@@ -106,9 +106,11 @@ def _build(
 ) -> Run:
     """All parts of a run; its folder is locked, and its files are not touched before everything is checked."""
     data = run_on_all_ranks(lambda: open_data(recipe, dataset), one_first=True, long=True)
-    objective = run_on_all_ranks(lambda: _open_objective(recipe, data))
+    objective = run_on_all_ranks(lambda: open_recipes_objective(recipe, data.schema, data.train.description))
     side = min(data.schema.size)
-    policy = run_on_all_ranks(lambda: _open_policy(recipe, data, side, learn), one_first=True)
+    policy = run_on_all_ranks(
+        lambda: open_recipes_policy(recipe, side, learn, data.heldout is not None), one_first=True
+    )
     recipe = data.resolve(recipe).with_values(
         run={"mixed_precision": accelerator.mixed_precision},
         augment=resolve_augment(recipe.augment, side).model_dump(),
@@ -163,7 +165,7 @@ def _build(
             total_steps=total_steps,
             num_operations=policy.space.num_operations if isinstance(policy, Policy) else 0,
             keep_operations=estimator is not None and "operations" in estimator.records,
-            average=on_device() if learn and recipe.outer.average else None,
+            average=on_device() if recipe.outer.average and (learn or recipe.outer.keep_average) else None,
         )
         for number in groups.hosted
     ]
@@ -223,14 +225,24 @@ def _build(
     )
 
 
-def _open_objective(recipe: Recipe, data: Data) -> Objective:
-    objective = open_objective(recipe.objective, len(data.schema.class_names), recipe.objective_args)
-    if objective.multi_label != data.schema.multi_label:
+def open_recipes_objective(recipe: Recipe, schema: Schema, description: str) -> Objective:
+    """The objective that a recipe names, if it fits the labels.
+
+    Args:
+        recipe: of the run.
+        schema: of the data.
+        description: of the data, in words.
+
+    Raises:
+        UserError: if it cannot be opened, or does not fit.
+    """
+    objective = open_objective(recipe.objective, len(schema.class_names), recipe.objective_args)
+    if objective.multi_label != schema.multi_label:
         have, fit = (
-            ("several labels", "multilabel") if data.schema.multi_label else ("one label", "classification")
+            ("several labels", "multilabel") if schema.multi_label else ("one label", "classification")
         )
         raise UserError(
-            f"objective={recipe.objective}: the images of {data.train.description} have {have} each; "
+            f"objective={recipe.objective}: the images of {description} have {have} each; "
             f"use objective={fit}, or your own"
         )
     if objective.multi_label and recipe.augment.policy == "mixup":
@@ -240,7 +252,18 @@ def _open_objective(recipe: Recipe, data: Data) -> Objective:
     return objective
 
 
-def _open_policy(recipe: Recipe, data: Data, side: int, learn: bool) -> AugmentationPolicy:
+def open_recipes_policy(recipe: Recipe, side: int, learn: bool, has_heldout: bool) -> AugmentationPolicy:
+    """The policy that a run trains with, or that a search starts from.
+
+    Args:
+        recipe: of the run.
+        side: the shorter side of the images, in pixels.
+        learn: whether it is a search.
+        has_heldout: whether there are images that score trajectories.
+
+    Raises:
+        UserError: if it cannot be opened, or a search cannot start from it.
+    """
     policy = open_policy(recipe.augment, side)
     if not learn:
         return policy
@@ -249,7 +272,7 @@ def _open_policy(recipe: Recipe, data: Data, side: int, learn: bool) -> Augmenta
             f"augment.policy={recipe.augment.policy}: the search starts from the uniform policy or a learned one; "
             "use `ohl_accel.train` to train with this one"
         )
-    if data.heldout is None:
+    if not has_heldout:
         raise UserError(
             "data.heldout, data.heldout_split: the search needs one of them (images that score the trajectories)"
         )

@@ -66,6 +66,10 @@ class Trajectory:
         self.optimizer = create_optimizer(recipe.inner.optimizer, network)
         self.schedule = create_schedule(recipe.inner.schedule, self.optimizer, steps_per_epoch, total_steps)
         self._groups, self._objective, self._seed = groups, objective, recipe.run.seed
+        self._clip_grad, self._auxiliary_weight = recipe.inner.clip_grad, recipe.inner.auxiliary_weight
+        progress = getattr(network, "training_progress", None)
+        self._progress = progress if isinstance(progress, Tensor) else None
+        self._total_steps = total_steps
         self._augmentation, self._accelerator = augmentation, accelerator
         self._memory_format = torch.channels_last if recipe.model.channels_last else torch.contiguous_format
         self._keep_operations = keep_operations
@@ -112,14 +116,25 @@ class Trajectory:
         network_seed = keyed_seed(self._seed, "network", step, self._groups.data_rank)
         seed_device(self._augmentation.device, network_seed)
         self.schedule.step_update(step)
-        loss = self._objective.loss(self._training_network(inputs), targets)
+        if self._progress is not None:
+            self._progress.fill_(step / self._total_steps)
+        loss = self._loss(self._training_network(inputs), targets)
         self._accelerator.backward(loss)
+        if self._clip_grad is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self._clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._loss_sum += loss.detach()
         self._steps += 1
         if self.average is not None:
             self.update_average(1 - self._average_decay)
+
+    def _loss(self, outputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        """The objective's loss; of a network with auxiliary heads, plus theirs, weighted."""
+        if isinstance(outputs, Tensor):
+            return self._objective.loss(outputs, targets)
+        main, *auxiliary = (self._objective.loss(logits, targets) for logits in outputs)
+        return main + self._auxiliary_weight * sum(auxiliary, torch.zeros_like(main))
 
     @torch.no_grad()
     def update_average(self, share: float) -> None:
@@ -135,6 +150,14 @@ class Trajectory:
         for average, tensor in zip(averages, tensors, strict=True):
             if share == 1 or not average.is_floating_point():
                 average.copy_(tensor)
+
+    @torch.no_grad()
+    def take_average(self) -> None:
+        """Set weights and buffers to their average (`outer.keep_average`)."""
+        assert self.average is not None
+        averages = self.average.state_dict().values()
+        for tensor, average in zip(self.network.state_dict().values(), averages, strict=True):
+            own_part(tensor).copy_(own_part(average))
 
     def end_outer_step(self) -> tuple[float, bool]:
         """(mean training loss of the outer step, whether the loss and the whole state are finite).
@@ -160,16 +183,19 @@ class Trajectory:
         return float(self.optimizer.param_groups[0]["lr"])
 
     @torch.no_grad()
-    def state_tensors(self) -> list[Tensor]:
+    def state_tensors(self, optimizer: bool = True) -> list[Tensor]:
         """Weights, buffers and optimizer state on the device, in the same order for all trajectories.
 
         For a sharded network, the shards of this process. Step counters that an optimizer keeps on the CPU are
         omitted: they are equal everywhere.
+
+        Args:
+            optimizer: whether the optimizer's state is among them.
         """
         tensors = list(self.network.state_dict().values())
         if self.average is not None:
             tensors += self.average.state_dict().values()
-        for parameter in self.network.parameters():
+        for parameter in self.network.parameters() if optimizer else ():
             state = self.optimizer.state.get(parameter, {})
             tensors += [state[key] for key in sorted(state) if isinstance(state[key], Tensor)]
         return [own_part(tensor) for tensor in tensors if tensor.device == tensors[0].device]
@@ -187,7 +213,7 @@ def create_optimizer(section: OptimizerSection, network: nn.Module) -> torch.opt
         raise UserError(f"inner.optimizer.name={section.name}: timm has no such optimizer; {hint}")
     nesterov = {"nesterov": section.nesterov} if section.name == "sgd" else {}
 
-    def create(layers: nn.Module) -> torch.optim.Optimizer:
+    def create(layers: nn.Module, args: Mapping[str, Any]) -> torch.optim.Optimizer:
         made: torch.optim.Optimizer = create_optimizer_v2(
             layers,
             opt=section.name,
@@ -195,18 +221,23 @@ def create_optimizer(section: OptimizerSection, network: nn.Module) -> torch.opt
             weight_decay=section.weight_decay,
             momentum=section.momentum,
             filter_bias_and_bn=not section.decay_norm_and_bias,
-            **{**nesterov, **section.args},
+            **{**nesterov, **args},
         )
         return made
 
     try:
-        optimizer = create(network)
-        _try_out(create, next(network.parameters()).device)
+        optimizer = create(network, section.args)
+        _try_out(lambda layer: create(layer, args_for_any(section)), next(network.parameters()).device)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(
             f"inner.optimizer.name={section.name}, inner.optimizer.args={section.args}: {error}"
         ) from error
     return optimizer
+
+
+def args_for_any(section: OptimizerSection) -> dict[str, Any]:
+    """The optimizer's additional arguments that fit any network: a rate by layer needs one of timm's."""
+    return {name: value for name, value in section.args.items() if name != "layer_decay"}
 
 
 def _try_out(create: Callable[[nn.Module], torch.optim.Optimizer], device: torch.device) -> None:

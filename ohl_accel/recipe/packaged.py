@@ -1,4 +1,4 @@
-"""Recipes and launch configurations that come with the package, and can be named without a path.
+"""Recipes, ablations and launch configurations that come with the package, and can be named without a path.
 
 In a wheel they lie inside the package; in a checkout, also an editable install, beside it.
 """
@@ -6,8 +6,9 @@ In a wheel they lie inside the package; in a checkout, also an editable install,
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["recipes", "accelerate_configs"]
+Kind = Literal["recipes", "recipes/ablations", "accelerate_configs"]
 RECIPES: Kind = "recipes"
+ABLATIONS: Kind = "recipes/ablations"
 LAUNCH_CONFIGS: Kind = "accelerate_configs"
 _PACKAGE = Path(__file__).resolve().parent.parent
 

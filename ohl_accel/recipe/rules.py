@@ -183,6 +183,13 @@ def _warmup_ends(warmup_epochs: float, steps: int, inner_steps: int | str) -> st
     return f"inner.schedule.warmup_epochs={warmup_epochs:g} is not below the {steps} epochs of the run (outer.steps)"
 
 
+@_rule("outer.keep_average", "outer.average")
+def _average_is_there(keep_average: bool, average: float) -> str | None:
+    if not keep_average or average > 0:
+        return None
+    return "outer.keep_average: there is no average of the weights without outer.average"
+
+
 def _needs_repo(field: str) -> Check:
     default = HubSection.model_fields[field].default
 

@@ -126,6 +126,8 @@ class RunSection(Section):
     """auto: resume from the last checkpoint in `dir`, or start anew if there is none."""
     overwrite: bool = False
     """Replace the files of an earlier run in `dir`."""
+    dry: bool = False
+    """Check recipe, data, network and layout, say what the run would cost, and end: nothing is trained or written."""
     checkpoint_every: Annotated[Whole, Field(ge=1)] = 1
     """Outer steps between two checkpoints (the last step is always saved)."""
     keep_checkpoints: Annotated[Whole, Field(ge=1)] = 2
@@ -210,7 +212,7 @@ class ModelSection(Section):
     """The network: any of timm's, or of `ohl_accel.models`."""
 
     name: str = Field(min_length=1)
-    """A name of `timm.list_models()`, or `resnet18_cifar` or `resnet8_cifar`."""
+    """A name of `timm.list_models()`, or one of `ohl_accel.models`, such as `resnet18_cifar`."""
     args: dict[str, Any] = {}
     """Additional arguments of `timm.create_model`; classes and channels are set from the data."""
     channels_last: bool = False
@@ -267,6 +269,10 @@ class InnerSection(Section):
     """The optimizer of the network."""
     schedule: ScheduleSection = ScheduleSection()
     """How the learning rate changes."""
+    clip_grad: Annotated[Real, Field(gt=0)] | None = None
+    """Largest norm of the gradient of all weights together; None: gradients are not clipped."""
+    auxiliary_weight: Annotated[Real, Field(ge=0)] = 0.4
+    """Weight of the loss of auxiliary heads, for networks that return (logits, auxiliary logits) in training."""
 
 
 class OuterSection(Section):
@@ -289,6 +295,11 @@ class OuterSection(Section):
     average: Annotated[Real, Field(ge=0, lt=1)] = 0.0
     """Decay per inner step of the exponential average of a trajectory's weights that is scored in their place, with
     much less noise; 0: the weights themselves are scored, as in the paper."""
+    keep_average: bool = False
+    """Whether the finished network has the averaged weights (EMA), in training with a fixed policy too."""
+    adopt: Literal["state", "weights"] = "state"
+    """What other trajectories take over from the winner: weights, buffers and optimizer state, or no optimizer state,
+    so that each continues with its own."""
     lr: Annotated[Real, Field(ge=0)] = 0.05
     """eta_theta: learning rate of the policy; 0 freezes it."""
     betas: tuple[Annotated[Real, Field(ge=0, lt=1)], Annotated[Real, Field(ge=0, lt=1)]] = (0.5, 0.999)
