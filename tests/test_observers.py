@@ -333,7 +333,8 @@ def test_what_is_not_recorded_is_refused(tmp_path: Path) -> None:
         "    records = frozenset({'gradients'})\n"
     )
     with pytest.raises(
-        UserError, match="gradients cannot be recorded; known: counts, operations, heldout_loss, training_loss"
+        UserError,
+        match="gradients cannot be recorded; known: counts, operations, heldout_loss, training_loss",
     ):
         open_estimator(
             f"{tmp_path / 'greedy.py'}:Greedy",

@@ -14,6 +14,8 @@ NETWORK_FILES = (WEIGHTS_FILE, CONFIG_FILE)
 CHECKPOINTS = "checkpoints"
 TRACKERS_FILE = "trackers.json"
 TENSORBOARD, WANDB = "tensorboard", "wandb"
+RUNS_FOLDER = "runs"
+"""Where recipes put their run folders."""
 LOCK_FILE = ".lock"
 RUN_FILES = (
     RECIPE_FILE,
