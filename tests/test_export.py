@@ -28,7 +28,7 @@ def test_the_table_is_the_policy(tmp_path: Path, capsys: pytest.CaptureFixture[s
     LEARNED.save(tmp_path / "policy.json")
     file = tmp_path / "policy.csv"
     assert main(None, ["export", str(tmp_path / "policy.json"), "--output", str(file)]) == 0
-    rows = list(csv.DictReader(file.open()))
+    rows = list(csv.DictReader(file.read_text().splitlines()))
     capsys.readouterr()
     assert main(None, ["export", str(tmp_path / "policy.json")]) == 0
     assert capsys.readouterr().out == file.read_text()
