@@ -46,8 +46,7 @@ def pictures(count: int, channels: int = 3) -> list[Image.Image]:
 
 def drawn(transform: PolicyTransform, count: int) -> tuple[Tensor, Tensor]:
     """The operations and signs of the next `count` images."""
-    ((operations, negative),) = transform.make_params([noise(1, 1, 1, 1).expand(count, 1, 1, 1)])["draws"]
-    return operations, negative
+    return transform.draw(count)
 
 
 def expected(images: Tensor, seed: int = 0) -> Tensor:
@@ -65,8 +64,9 @@ def test_each_image_of_a_batch_gets_its_sampled_operation(channels: int, device:
     assert (type(got), got.device, got.is_contiguous()) == (Tensor, images.device, True)
     assert torch.equal(images, before)
     assert PolicyTransform(Policy())(images[:0]).shape == (0, channels, 12, 10)
-    channels_last = images.to(memory_format=torch.channels_last)
-    assert torch.equal(PolicyTransform(Policy(), seed=0)(channels_last), got)
+    channels_last = PolicyTransform(Policy(), seed=0)(images.to(memory_format=torch.channels_last))
+    assert torch.equal(channels_last, got)
+    assert channels_last.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -96,13 +96,13 @@ def test_single_tensors_and_images(channels: int, device: str) -> None:
 
 
 def test_nested_structures() -> None:
-    """Every image of a structure its own operation; everything else is passed through as it is."""
+    """Every item of a list its own operation; everything else is passed through as it is."""
     images, masks = noise(4, 3, 12, 10), noise(4, 3, 12, 10)
     as_pictures = [v2.functional.to_pil_image(image) for image in images[:2]]
     rows = {
         "image": [*as_pictures, tv_tensors.Image(images[2])],
         "label": [1, torch.tensor(2), "three"],
-        "more": (tv_tensors.Image(images[3:]), None, masks),
+        "more": ([None, None, None, tv_tensors.Image(images[3])], None, masks),
     }
     got = PolicyTransform(Policy(), seed=0)(rows)
     first, second, third = got["image"]
@@ -110,10 +110,10 @@ def test_nested_structures() -> None:
         v2.functional.pil_to_tensor(first),
         v2.functional.pil_to_tensor(second),
         third,
-        got["more"][0][0],
+        got["more"][0][3],
     ]
     assert torch.equal(torch.stack([tensor.as_subclass(Tensor) for tensor in tensors]), expected(images))
-    assert (type(third), type(got["more"][0])) == (tv_tensors.Image, tv_tensors.Image)
+    assert (type(third), type(got["more"][0][3])) == (tv_tensors.Image, tv_tensors.Image)
     assert got["label"] == rows["label"]
     assert got["more"][1:] == (None, masks)
     image, label = PolicyTransform(Policy(), seed=0)(images[0], torch.tensor(7))
@@ -121,28 +121,24 @@ def test_nested_structures() -> None:
     assert label == 7
 
 
-BOXES = tv_tensors.BoundingBoxes([[0, 0, 2, 2]], format="XYXY", canvas_size=(8, 8))  # type: ignore[call-overload, unused-ignore]
-
-
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
         (torch.zeros(3, 8, 8), r"uint8 .* got torch.float32 of shape \[3, 8, 8\]: .* before ToTensor, ToDtype"),
         (torch.tensor([1, 2]), "torch.int64 of shape .* wrap the images in torchvision.tv_tensors.Image"),
-        (noise(8, 8), r"\[C, H, W\] or \[B, C, H, W\] with C = 1 or 3, got \[8, 8\]"),
-        (noise(4, 8, 8), r"got \[4, 8, 8\]"),
+        (noise(8, 8), r"\[C, H, W\] or \[B, C, H, W\] with C = 1, 3 or 4, got \[8, 8\]"),
+        (noise(2, 8, 8), r"got \[2, 8, 8\]"),
         (noise(2, 8, 8, 3), r"got \[2, 8, 8, 3\]"),
         (noise(1, 1, 3, 8, 8), r"got \[1, 1, 3, 8, 8\]"),
         (noise(3, 0, 8), "0 x 8 has no pixels"),
-        (Image.new("RGBA", (8, 8)), r"mode L or RGB, got RGBA: use image.convert\('RGB'\)"),
-        (Image.new("P", (8, 8)), "got P"),
-        (Image.new("1", (8, 8)), "got 1"),
-        ([noise(3, 8, 8), noise(3, 8, 8)], r"2 plain tensors look like images.* into one \[B, C, H, W\]"),
-        ((Image.new("RGB", (8, 8)), tv_tensors.Mask(noise(1, 8, 8))), "tv_tensors.Mask: .* classification"),
-        (tv_tensors.Video(noise(2, 3, 8, 8)), "tv_tensors.Video"),
-        ((noise(3, 8, 8), BOXES), "tv_tensors.BoundingBoxes"),
-        ((noise(3, 8, 8), tv_tensors.KeyPoints([[1, 1]], canvas_size=(8, 8))), "tv_tensors.KeyPoints"),
-        ({"image": np.zeros((8, 8, 3), np.uint8), "label": 1}, "no image found"),
+        (Image.new("F", (8, 8)), r"mode F have no known range: .* image.convert\('L'\)"),
+        ([noise(3, 8, 8), noise(3, 8, 8)], "2 plain tensors look like images.* stack them into one batch"),
+        ([np.zeros((8, 8), np.uint8)] * 2, "2 plain arrays look like images"),
+        (np.zeros((8, 8, 3)), r"uint8 \(or uint16\) .* got float64 \[8, 8, 3\]"),
+        (np.zeros((8, 8, 2), np.uint8), r"C = 1, 3 or 4, got uint8 \[8, 8, 2\]"),
+        (tv_tensors.Video(noise(2, 2, 8, 8)), r"videos must be .* got \[2, 2, 8, 8\]"),
+        (tv_tensors.Mask(noise(1, 8, 8)), "no image found"),
+        ({"label": np.zeros(3)}, "no image found"),
         ([], "no image found"),
     ],
 )  # fmt: skip
@@ -154,6 +150,8 @@ def test_what_is_not_an_image_is_refused(sample: Any, message: str) -> None:
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="either seed or generator"):
         PolicyTransform(Policy(), seed=0, generator=torch.Generator())
+    with pytest.raises(ValueError, match=r"masks must be a list .* give masks=\['mask'\]"):
+        PolicyTransform(Policy(), masks="mask")
     with pytest.raises(ValueError, match="revision='v1' belongs to a Hub id"):
         PolicyTransform(Policy(), revision="v1")
     with pytest.raises(ValueError, match="there is no file or folder no/such/folder"):
@@ -212,6 +210,26 @@ def test_copies(copied: Any, seed: int | None) -> None:
     assert torch.equal(twin(images), wanted)
     if seed is not None:
         assert len(set(epochs(twin, 2))) == 8  # a copy has workers of its own to count
+
+
+@pytest.mark.parametrize("copied", [lambda it: it, lambda it: pickle.loads(pickle.dumps(it))])
+def test_in_a_compiled_program(copied: Any) -> None:
+    """One graph with what follows; the same operations as outside of it, and others in every call."""
+    transform = copied(PolicyTransform(Policy(), seed=0))
+    pipeline = v2.Compose([transform, v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5], [0.25])])
+
+    def twice(images: Tensor) -> tuple[Tensor, Tensor]:
+        return pipeline(images), pipeline(images)
+
+    images = noise(16, 3, 12, 10)
+    reference = v2.Compose([PolicyTransform(Policy(), seed=0), *pipeline.transforms[1:]])
+    compiled = torch.compile(twice, fullgraph=True, backend="aot_eager")
+    for given in (images, images.to(memory_format=torch.channels_last)):
+        for got, wanted in zip(compiled(given), (reference(given), reference(given)), strict=True):
+            torch.testing.assert_close(got, wanted)
+            assert got.stride() == wanted.stride()
+    with pytest.raises(Exception, match="give the policy one plain uint8 tensor"):
+        torch.compile(transform, fullgraph=True, backend="eager")(images, images)
 
 
 def test_the_policy_is_taken_as_it_is() -> None:
@@ -296,9 +314,11 @@ def run_block(with_text: str, device: str = "cpu") -> dict[str, Any]:
 
 
 def test_every_block_is_tested() -> None:
-    tests = Path(__file__).read_text()
+    tests = "".join(
+        Path(__file__).with_name(name).read_text() for name in ("test_transform.py", "test_pipelines.py")
+    )
     texts = set(re.findall(r'run_block\("(.*?)"', tests))
-    assert len(texts) == len(BLOCKS) == 7
+    assert len(texts) == len(BLOCKS) == 15
     assert all(sum(text in block for text in texts) == 1 for block in BLOCKS)
 
 
@@ -401,6 +421,32 @@ def test_a_run_folder_must_be_finished(tmp_path: Path, monkeypatch: pytest.Monke
         Policy.from_pretrained("run", revision="v1")
 
 
+def test_a_misspelt_path_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "ohl_accel.policy.policy.fetch_file", lambda *_, **__: pytest.fail("the Hub was asked")
+    )
+    with pytest.raises(
+        ValueError, match=r"there is no file or folder runs/x: runs/ is for runs .*hf-hub:runs/x"
+    ):
+        Policy.from_pretrained("runs/x")
+    Path("mine/digits").mkdir(parents=True)
+    with pytest.raises(
+        ValueError, match=r"folder mine/dgits: did you mean mine/digits\? .*hf-hub:mine/dgits"
+    ):
+        PolicyTransform("mine/dgits")
+    with pytest.raises(ValueError, match="mine/x: mine/ is a folder here"):
+        Policy.from_pretrained("mine/x")
+    asked = []
+    monkeypatch.setattr(
+        "ohl_accel.policy.policy.fetch_file", lambda *words, **_: asked.append(words[0]) or ""
+    )
+    for name in ("mine/digits", "hf-hub:mine/x", "user/name"):
+        with pytest.raises(ValueError):  # noqa: PT011  # what comes back is no policy
+            Policy.from_pretrained(name)
+    assert asked == ["mine/x", "user/name"]
+
+
 @pytest.mark.parametrize(
     "name", ["./x", "../x/y", "~/x", "~nobody/x", "/x", "a/b/c", "a/b.json", "x", "a b/c"]
 )
@@ -419,11 +465,12 @@ import json, sys
 from ohl_accel import Policy
 for line in sys.stdin:
     try:
-        print(Policy.from_pretrained(*json.loads(line)).provenance["state"], flush=True)
+        *names, offline = json.loads(line)
+        print(Policy.from_pretrained(*names, offline=offline).provenance["state"], flush=True)
     except ValueError as error:
         print(error, flush=True)
 """
-"""A process that answers what comes of each (name, revision)."""
+"""A process that answers what comes of each (name, revision, offline)."""
 
 
 @pytest.mark.network
@@ -440,10 +487,12 @@ def test_the_hub(tmp_path: Path) -> None:
             text=True,
         )
 
-    def ask(process: subprocess.Popen[str], name: str, revision: str | None = None) -> str:
+    def ask(
+        process: subprocess.Popen[str], name: str, revision: str | None = None, offline: bool = False
+    ) -> str:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps([name, revision]) + "\n")
+        process.stdin.write(json.dumps([name, revision, offline]) + "\n")
         process.stdin.flush()
         return process.stdout.readline().strip()
 
@@ -470,6 +519,12 @@ def test_the_hub(tmp_path: Path) -> None:
                 f"(there is no file or folder .* as a Hub id: .*)?{wanted}", ask(online, name, revision)
             )
         assert "GET /user/huge/resolve/main/policy.json" not in hub.requests
+        requests = len(hub.requests)
+        assert ask(online, "user/policy", "v1", True) == "old"
+        assert "user/gated has not been downloaded before: with offline=True" in ask(
+            online, "user/gated", None, True
+        )
+        assert len(hub.requests) == requests
         hub.stop()
         for process in (online, offline):
             assert ask(process, "user/policy") == "new"

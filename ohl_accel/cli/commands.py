@@ -333,6 +333,35 @@ def policies(
     end(run_command(command))
 
 
+@app.command()
+def export(
+    policy: Annotated[
+        str, typer.Argument(metavar="POLICY", help="A run folder, a policy.json, a Hub id or zoo:NAME.")
+    ],
+    form: Annotated[str, typer.Option("--format", help="csv, pillow or torchvision.")] = "csv",
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The file to write (default: standard output).")
+    ] = None,
+) -> None:
+    """Write a policy as a plain table, or as a Python file of Pillow's or torchvision's calls."""
+
+    def command() -> None:
+        from ohl_accel.policy.export import export
+        from ohl_accel.report.gallery import load_policy
+
+        text = export(load_policy(policy), form)
+        if output is None:
+            print(text, end="")
+            return
+        try:
+            write_text(output, text)
+        except OSError as error:
+            raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
+        print(output)
+
+    _end(run_command(command))
+
+
 def run(command: str | None, argv: Sequence[str]) -> int:
     """Run a command line, whose first word is the command unless `command` is given; returns the exit code."""
     arguments = _repeat_option([*argv] if command is None else [command, *argv], "--tags")

@@ -8,7 +8,9 @@ from pathlib import Path
 from ohl_accel.errors import UserError, first_line, missing_extra
 
 
-def fetch_file(repo_id: str, filename: str, revision: str | None, max_bytes: int) -> Path:
+def fetch_file(
+    repo_id: str, filename: str, revision: str | None, max_bytes: int, *, offline: bool = False
+) -> Path:
     """One file of a model repository, from the local cache or downloaded into it.
 
     A cached file is found without a network connection as well (`HF_HUB_OFFLINE=1` makes no request at all).
@@ -18,6 +20,7 @@ def fetch_file(repo_id: str, filename: str, revision: str | None, max_bytes: int
         filename: path of the file in the repository.
         revision: branch, tag or commit; None for `main`.
         max_bytes: a file reported to be larger is not downloaded.
+        offline: make no request; only the local cache is searched.
 
     Raises:
         UserError: for whatever the client raises; names the repository, the revision and what to do.
@@ -28,11 +31,18 @@ def fetch_file(repo_id: str, filename: str, revision: str | None, max_bytes: int
         raise UserError(f"{repo_id}: {missing_extra(error) or error}") from None
     try:
         cached = huggingface_hub.try_to_load_from_cache(repo_id, filename, revision=revision)
-        size = 0 if isinstance(cached, str) else _size_on_hub(repo_id, filename, revision)
+        size = 0 if offline or isinstance(cached, str) else _size_on_hub(repo_id, filename, revision)
         if size <= max_bytes:
-            return Path(huggingface_hub.hf_hub_download(repo_id, filename, revision=revision))
+            path = huggingface_hub.hf_hub_download(
+                repo_id, filename, revision=revision, local_files_only=offline
+            )
+            return Path(path)
     except Exception as error:  # the client's own, its HTTP library's, or the disk's
         at = f" at revision {revision}" if revision else ""
+        if offline and isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError):
+            raise UserError(
+                f"{filename} of {repo_id}{at} has not been downloaded before: with offline=True it is not asked for"
+            ) from None
         raise UserError(
             f"{filename} of {repo_id}{at} is not available from the Hub: {reason(error)}"
         ) from error

@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ohl_accel.errors import UserError, missing_extra
+from ohl_accel.errors import UserError, did_you_mean, missing_extra
 from ohl_accel.hub.download import fetch_file
 from ohl_accel.operations.space import PAPER, Space
 from ohl_accel.policy import file, zoo
@@ -22,11 +22,12 @@ from ohl_accel.policy.evidence import Evidence, Moved, moved_elements, read_evid
 from ohl_accel.policy.protocol import BatchDraw
 from ohl_accel.run_folder.atomic import write_text
 from ohl_accel.run_folder.digests import check_digest
-from ohl_accel.run_folder.files import POLICY_FILE, RECIPE_FILE
+from ohl_accel.run_folder.files import POLICY_FILE, RECIPE_FILE, RUNS_FOLDER
 
 _SIGNS = ("first sign", "second sign", "third sign")
 """Purposes that key the random signs, for each element of an operation."""
 # user/name, unless it looks like a path
+_HUB_PREFIX = "hf-hub:"  # timm's
 _HUB_ID = re.compile(r"(?![.~])[^/\\\s]+/(?!.*\.json$)[^/\\\s]+")
 
 
@@ -163,19 +164,25 @@ class Policy:
             raise ValueError(f"{path} is not a valid policy: {error}") from None
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike[str], revision: str | None = None) -> Self:
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], revision: str | None = None, *, offline: bool = False
+    ) -> Self:
         """A finished policy: from a run folder, a `policy.json`, the package, or a repository on the Hub.
 
         Args:
             name: `zoo:NAME` for a policy that comes with the package (`ohl_accel.policy.zoo`); a path, or else a Hub id
-                `user/name`. Existing paths take precedence over the Hub.
+                `user/name`. Existing paths take precedence over the Hub, and what is probably a misspelt path is not
+                asked of it; `hf-hub:user/name` is always a Hub id.
             revision: branch, tag or commit on the Hub.
+            offline: do not ask the Hub; only a policy that was downloaded before is found.
 
         Raises:
             ValueError: if there is none, it is not valid, or the search in the run folder is not finished.
         """
         if str(name).startswith(zoo.PREFIX):
             return cls._from_zoo(str(name), revision)
+        if str(name).startswith(_HUB_PREFIX):
+            return cls._from_hub(str(name).removeprefix(_HUB_PREFIX), revision, offline)
         path = Path(os.path.expanduser(name))
         if os.path.exists(path):
             if revision is not None:
@@ -186,10 +193,15 @@ class Policy:
             return policy
         if not _HUB_ID.fullmatch(str(name)):
             raise ValueError(f"there is no file or folder {name} (and a Hub id has the form user/name)")
+        _check_not_misspelt(str(name))
         try:
-            return cls.load(fetch_file(str(name), POLICY_FILE, revision, file.MAX_FILE_BYTES))
+            return cls._from_hub(str(name), revision, offline)
         except ValueError as error:
             raise ValueError(f"there is no file or folder {name}, and as a Hub id: {error}") from error
+
+    @classmethod
+    def _from_hub(cls, name: str, revision: str | None, offline: bool) -> Self:
+        return cls.load(fetch_file(name, POLICY_FILE, revision, file.MAX_FILE_BYTES, offline=offline))
 
     @classmethod
     def _from_zoo(cls, name: str, revision: str | None) -> Self:
@@ -270,6 +282,18 @@ class Policy:
                 f"{folder}: its search is at outer step {file.short(done)} of {file.short(steps)}; "
                 f"give {folder / POLICY_FILE} to use the current policy"
             )
+
+
+def _check_not_misspelt(name: str) -> None:
+    """Raise ValueError if a name is more likely a path here than a Hub id: its folder exists, or is that of runs."""
+    folder = name.split("/")[0]
+    exists = os.path.isdir(folder)
+    if exists or folder == RUNS_FOLDER:
+        known = sorted(f"{folder}/{entry}" for entry in os.listdir(folder)) if exists else []
+        hint = did_you_mean(
+            name, known, otherwise=f"{folder}/ is {'a folder here' if exists else 'for runs'}"
+        )
+        raise ValueError(f"there is no file or folder {name}: {hint} (a Hub id? {_HUB_PREFIX}{name})")
 
 
 def _why_no_policy(folder: Path) -> str:

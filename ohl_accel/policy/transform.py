@@ -1,12 +1,14 @@
 """A policy as a torchvision transform: one line in your own pipeline.
 
-Shapes: K operations, B images of one tensor, n images of one call, C channels, H rows, W columns.
+Shapes: K operations, A elements of an operation, n samples of one call, B images of a batch, T frames of a clip,
+C channels (1 grey, 3 RGB, 4 RGB and alpha), H rows, W columns.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -15,7 +17,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
+from ohl_accel.operations import formats
+from ohl_accel.operations.annotations import Motion, move_annotation
 from ohl_accel.policy import Policy
+from ohl_accel.policy.compiled import number_of, transform_tensor
+from ohl_accel.policy.sample import read_call
 from ohl_accel.rng import keyed_generator
 
 _MAX_WORKERS = 4096
@@ -23,13 +29,18 @@ _MAX_WORKERS = 4096
 
 
 class PolicyTransform(v2.Transform):
-    """Applies to every image a separate operation, sampled from a learned policy.
+    """Applies to every sample a separate operation, drawn from a learned policy.
 
-    Accepts PIL images (mode L or RGB), `tv_tensors.Image` and plain uint8 tensors [C, H, W] or [B, C, H, W]
-    with C = 1 or 3, on any device, alone or in nested lists, tuples and dicts with other values. Each image
-    of a batch and each image of a nested structure gets its own operation; type, mode and device are kept,
-    and inputs are not changed. As in all of `torchvision.transforms.v2`, only the first plain tensor is
-    treated as an image, and none if there is a PIL image or a `tv_tensors.Image`.
+    Images are PIL images, `tv_tensors.Image`, `tv_tensors.Video`, plain tensors [C, H, W] or [B, C, H, W] on any
+    device, and arrays [H, W], [H, W, C] or [B, H, W, C]: alone, or in nested lists, tuples and dicts with other
+    values. Type, device and memory format are kept, and inputs are not changed. Levels are uint8, with 1 channel
+    (grey), 3 (RGB) or 4 (RGB and alpha, which is moved but not toned); uint16 is scaled to uint8. PIL images of other
+    modes become L or RGB, as in a search. As in all of `torchvision.transforms.v2`, only the first plain tensor is an
+    image, and none beside an explicit image; arrays likewise.
+
+    A call is one sample: all its images, and all frames of a clip, get the same operation. A list is a list of samples,
+    also inside a dict (unless an image is in no list), and so is a batch [B, ...]. Geometric elements move
+    `tv_tensors.Mask`, `BoundingBoxes` and `KeyPoints` with their image; tone elements leave them.
 
     Use it after flips and crops, before `ToTensor`, `ToDtype` and `Normalize`.
 
@@ -42,12 +53,17 @@ class PolicyTransform(v2.Transform):
         policy: a `Policy`, which is copied, or an argument of `Policy.from_pretrained`: a run folder, a
             `policy.json`, a Hub id, or `zoo:NAME` for one that comes with the package.
         revision: branch, tag or commit on the Hub.
+        offline: do not ask the Hub; only a policy that was downloaded before is found.
         seed: any integer.
         generator: a CPU generator; workers use only its initial seed.
+        masks: which PIL images, arrays and plain tensors are masks: keys of dicts, and positions among the arguments
+            of a call or in the outermost tuple. An empty list says that none is; None refuses a sample with two PIL
+            images or arrays.
+        mask_fill: the value of a mask where its image is filled with grey.
 
     Raises:
         ValueError: for a policy that is not available, for both seed and generator, and, when called, for
-            anything that is not an image as above.
+            anything that is not an image as above, or if it is not clear what belongs together.
     """
 
     def __init__(
@@ -55,12 +71,15 @@ class PolicyTransform(v2.Transform):
         policy: Policy | str | PathLike[str],
         *,
         revision: str | None = None,
+        offline: bool = False,
         seed: int | None = None,
         generator: torch.Generator | None = None,
+        masks: Sequence[str | int] | None = None,
+        mask_fill: int = 0,
     ) -> None:
         super().__init__()
         if not isinstance(policy, Policy):
-            policy = Policy.from_pretrained(policy, revision)
+            policy = Policy.from_pretrained(policy, revision, offline=offline)
         elif revision is not None:
             raise ValueError(f"{revision=} belongs to a Hub id, but a Policy was given")
         if seed is not None and generator is not None:
@@ -69,9 +88,13 @@ class PolicyTransform(v2.Transform):
             raise ValueError(
                 f"operations are sampled on the CPU: give a CPU generator, not {generator.device}"
             )
+        if isinstance(masks, str | int):
+            raise ValueError(f"masks must be a list of keys and positions: give masks=[{masks!r}]")
         self.policy = Policy(policy.theta, policy.provenance, space=policy.space)
         cumulative_K = self.policy.probabilities.cumsum(0)
         self._cumulative_K = cumulative_K / cumulative_K[-1]
+        self.masks = None if masks is None else frozenset(masks)
+        self.mask_fill = mask_fill
         self.seed = generator.initial_seed() if generator is not None else seed
         self._generator: torch.Generator | None = generator
         self._worker_generator: torch.Generator | None = None
@@ -79,44 +102,75 @@ class PolicyTransform(v2.Transform):
         if self.seed is not None:
             self._generator = generator or keyed_generator(self.seed, "transform")
             self._workers_begun = torch.zeros(_MAX_WORKERS, dtype=torch.int64, device="cpu").share_memory_()
+        self._number = number_of(self)
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Sample for all images of a call: the parameters of `transform`, in the order of the inputs."""
-        if not flat_inputs:
-            raise ValueError("no image found: give a PIL image, a uint8 tensor or a tv_tensors.Image")
-        counts = [_number_of_images(inpt) for inpt in flat_inputs]
+    def forward(self, *inputs: Any) -> Any:
+        """Transform the samples of a call; torchvision's own `forward` does not know which values belong together."""
+        if torch.compiler.is_compiling():
+            if len(inputs) != 1 or type(inputs[0]) is not Tensor:
+                raise ValueError("torch.compile: give the policy one plain uint8 tensor, [B, C, H, W]")
+            return transform_tensor(inputs[0], self._number)
+        call = read_call(inputs, self.masks)
+        operation_n, negative_nA = self.draw(sum(sample.draws for sample in call.samples))
+        results, begin = {}, 0
+        for sample in call.samples:
+            chosen = slice(begin, begin + sample.draws)
+            begin += sample.draws
+            params = {"operations": operation_n[chosen], "negative": negative_nA[chosen]}
+            for part in sample.parts:
+                if part.kind == "image":
+                    results[part.index] = self.transform(part.value, params)
+                else:
+                    motions = self._motions(params)
+                    results[part.index] = move_annotation(part.value, motions, sample.batch, self.mask_fill)
+        return call.rebuilt(results)
+
+    def draw(self, n: int) -> tuple[Tensor, Tensor]:
+        """Draw for n samples: operations, int64 [n], and whether each element's sign is negative, bool [n, A]."""
         # one float64 for the operation, one for each sign
         generator = self._generator_here()
-        per_image = 1 + self.policy.space.arity
-        draws_n = torch.rand(sum(counts), per_image, dtype=torch.float64, device="cpu", generator=generator)
+        per_sample = 1 + self.policy.space.arity
+        draws_n = torch.rand(n, per_sample, dtype=torch.float64, device="cpu", generator=generator)
         operation_n = torch.searchsorted(self._cumulative_K, draws_n[:, 0].contiguous(), right=True)
-        negative_nA = draws_n[:, 1:] < 0.5
-        return {"draws": zip(operation_n.split(counts), negative_nA.split(counts), strict=True)}
+        return operation_n, draws_n[:, 1:] < 0.5
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Apply the next sampled operations to one input, a batch of images or a single one."""
-        operation_B, negative_BA = next(params["draws"])
+        """Apply the drawn operations of a sample to one of its inputs, a batch of images or a single one."""
+        operation_B, negative_BA = params["operations"], params["negative"]
         space = self.policy.space
         if isinstance(inpt, Image.Image):
-            return space.apply_to_pil(inpt, int(operation_B), negative_BA[0].tolist())
-        images = inpt.as_subclass(Tensor)
+            levels, alpha = formats.split_pil(inpt)
+            result = space.apply_to_pil(levels, int(operation_B), negative_BA[0].tolist())
+            if alpha is None:
+                return result
+            (motion,) = self._motions(params)
+            return formats.join_pil(result, motion.pil_mask(alpha, 255))
+        if isinstance(inpt, np.ndarray):
+            if inpt.ndim == 4:
+                return formats.as_array(self.transform(formats.as_tensor(inpt), params))
+            return np.array(self.transform(formats.as_pil(inpt), params)).reshape(inpt.shape)
+        if isinstance(inpt, tv_tensors.Video):
+            repeated = {name: drawn.repeat_interleave(inpt.shape[-4], 0) for name, drawn in params.items()}
+            frames = inpt.as_subclass(Tensor).flatten(0, -4)
+            return tv_tensors.wrap(self.transform(frames, repeated).view(inpt.shape), like=inpt)
+        images, alpha = formats.split_tensor(inpt.as_subclass(Tensor))
         if images.ndim == 4:
             result = space.apply(images, operation_B, negative_BA)
         elif images.device.type != "cpu":
             result = space.apply(images[None], operation_B, negative_BA)[0]
         else:  # the kernels are made for batches: Pillow gives the same result in a third of the time
             image = space.apply_to_pil(to_pil_image(images), int(operation_B), negative_BA[0].tolist())
-            result = pil_to_tensor(image).contiguous()
+            result = pil_to_tensor(image)
+        if alpha is not None:
+            batch = None if alpha.ndim == 3 else len(alpha)
+            result = torch.cat([result, move_annotation(alpha, self._motions(params), batch, 255)], -3)
+        result = formats.in_format_of(inpt, result)
         return tv_tensors.wrap(result, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else result
 
-    def check_inputs(self, flat_inputs: list[Any]) -> None:
-        """Reject several plain tensors that look like images, since v2 would only transform the first."""
-        plain = [inpt for inpt in flat_inputs if type(inpt) is Tensor and _looks_like_images(inpt)]
-        if len(plain) > 1 and not _holds_explicit_images(flat_inputs):
-            raise ValueError(
-                f"{len(plain)} plain tensors look like images, and only the first would be transformed: "
-                "stack them into one [B, C, H, W], or wrap each in torchvision.tv_tensors.Image"
-            )
+    def _motions(self, params: dict[str, Any]) -> list[Motion]:
+        """How each of the drawn operations moves pixels."""
+        pairs = zip(params["operations"].tolist(), params["negative"].tolist(), strict=True)
+        return [Motion(self.policy.space, operation, negative) for operation, negative in pairs]
 
     def extra_repr(self) -> str:
         """Size and entropy (nats) of the policy, and the seed."""
@@ -144,43 +198,6 @@ class PolicyTransform(v2.Transform):
         if state["_generator"] is not None:
             content = torch.frombuffer(bytearray(state["_generator"]), dtype=torch.uint8)
             state = {**state, "_generator": torch.Generator().set_state(content)}
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's own
+        super().__setstate__({**state, "_number": number_of(self)})  # type: ignore[no-untyped-call]  # torch's own
         if self._workers_begun is not None:
             self._workers_begun.share_memory_()  # a pickled copy no longer shares it
-
-
-def _number_of_images(inpt: Any) -> int:
-    """How many images an input contains.
-
-    Raises:
-        ValueError: if the kernels cannot process it; the message says what to do.
-    """
-    if isinstance(inpt, Image.Image):
-        if inpt.mode not in ("L", "RGB"):
-            raise ValueError(f"PIL images must have mode L or RGB, got {inpt.mode}: use image.convert('RGB')")
-        height, width = inpt.height, inpt.width
-    elif isinstance(inpt, tv_tensors.TVTensor) and not isinstance(inpt, tv_tensors.Image):
-        raise ValueError(
-            f"got tv_tensors.{type(inpt).__name__}: operations move pixels but cannot transform it accordingly; "
-            "a policy is for image classification"
-        )
-    elif inpt.dtype != torch.uint8:
-        raise ValueError(
-            f"images must be uint8 in 0..255, got {inpt.dtype} of shape {list(inpt.shape)}: put the policy before "
-            "ToTensor, ToDtype and Normalize; if this is not an image, wrap the images in torchvision.tv_tensors.Image"
-        )
-    elif not _looks_like_images(inpt):
-        raise ValueError(f"images must be [C, H, W] or [B, C, H, W] with C = 1 or 3, got {list(inpt.shape)}")
-    else:
-        height, width = inpt.shape[-2:]
-    if height == 0 or width == 0:
-        raise ValueError(f"an image of {height} x {width} has no pixels")
-    return len(inpt) if isinstance(inpt, Tensor) and inpt.ndim == 4 else 1
-
-
-def _looks_like_images(tensor: Tensor) -> bool:
-    return tensor.dtype == torch.uint8 and tensor.ndim in (3, 4) and tensor.shape[-3] in (1, 3)
-
-
-def _holds_explicit_images(inputs: Iterable[Any]) -> bool:
-    return any(isinstance(inpt, Image.Image | tv_tensors.Image | tv_tensors.Video) for inpt in inputs)

@@ -16,6 +16,8 @@ DIGESTS_FILE = "digests.json"
 CHECKPOINTS = "checkpoints"
 TRACKERS_FILE = "trackers.json"
 TENSORBOARD, WANDB = "tensorboard", "wandb"
+RUNS_FOLDER = "runs"
+"""Where recipes put their run folders."""
 LOCK_FILE = ".lock"
 RUN_FILES = (
     RECIPE_FILE,
