@@ -359,7 +359,7 @@ def export(
             raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
         print(output)
 
-    _end(run_command(command))
+    end(run_command(command))
 
 
 def run(command: str | None, argv: Sequence[str]) -> int:

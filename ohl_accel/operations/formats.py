@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
+from ohl_accel.operations.depth import eight_bits
+
 _ALPHA = {"LA": "L", "RGBA": "RGB"}
 """Modes with an alpha channel, and without."""
 _CONVERTED = {"1": "L", "La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
@@ -53,27 +55,14 @@ def looks_like_images(inpt: Tensor | np.ndarray[Any, Any]) -> bool:
     return inpt.dtype in _DEPTHS and inpt.ndim in (3, 4) and inpt.shape[-3] in (1, 3, 4)
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
-    """A 16-bit grey PIL image (mode I or I;16) scaled to 8 bits, mode L; others as they are.
-
-    65,535 becomes 255, as in torchvision's `ToDtype(scale=True)`; Pillow's own conversion clips at 255.
-    """
-    if not image.mode.startswith("I"):
-        return image
-    levels = np.asarray(image, dtype=np.int64).clip(0, 65535) >> 8
-    return Image.fromarray(levels.astype(np.uint8))
-
-
 def split_pil(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """A PIL image of any mode as mode L or RGB, and its alpha channel (mode L) if it has one.
 
     Raises:
-        ValueError: for modes that Pillow cannot convert, and floating point (F), whose range is unknown.
+        ValueError: for modes that Pillow cannot convert, and those of 32 bits, whose range is unknown.
     """
     if image.mode in ("L", "RGB"):
         return image, None
-    if image.mode == "F":
-        raise ValueError("images of mode F have no known range: scale to 0..255 and use image.convert('L')")
     image = eight_bits(image)
     if image.mode not in ("L", *_ALPHA):
         image = image.convert(_CONVERTED.get(image.mode, "RGB"))
