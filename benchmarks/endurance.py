@@ -138,6 +138,7 @@ class Soak:
 
 
 def _shards(work: Path) -> dict[str, Any]:
+    datasets.disable_progress_bars()
     write_shards(work)
     return {}
 
@@ -286,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{key}: {'holds' if holds(done[key]) else _why(done[key])}", flush=True)
     arguments = " ".join(sys.argv[1:] if argv is None else argv)
     about = [f"command: `python -m benchmarks.endurance {arguments}`".rstrip("` ") + "`"]
-    about += [f"{left} tasks are left: the same command does them"] if left else []
+    about += [f"tasks that are left, for the same command: {left}"] if left else []
     about += [
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, "
         f"torch {torch.__version__}",

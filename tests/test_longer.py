@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, SMALL, final_state
 
+from ohl_accel.engine.checkpoint import newest_whole
+from ohl_accel.engine.same_run import check_recipe
 from ohl_accel.engine.search import search
 from ohl_accel.engine.train import train
 from ohl_accel.errors import UserError
+from ohl_accel.policy import Policy
+from ohl_accel.policy.estimators import ESTIMATORS, open_estimator
+from ohl_accel.recipe import Recipe
 
 DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
 
@@ -55,8 +60,24 @@ def test_what_would_be_another_run(small_run: Path, now: int, message: str) -> N
     assert {file.name: file.read_bytes() for file in small_run.iterdir() if file.is_file()} == before
 
 
-def test_an_estimator_that_plans_ahead(tmp_path: Path) -> None:
-    overrides = ["inner.schedule.name=constant", "outer.estimator=reinforce-trust"]
-    run(tmp_path / "run", 1, *overrides)
-    with pytest.raises(UserError, match=r"because outer.estimator=reinforce-trust plans for outer.steps"):
-        run(tmp_path / "run", 2, *overrides)
+def test_only_the_papers_estimator_does_not_plan_ahead() -> None:
+    """Others spread something over the run: rounds, shares of it, generations."""
+    assert [name for name, kind in ESTIMATORS.items() if not kind.plans_ahead] == ["reinforce"]
+
+
+def test_an_estimator_that_plans_ahead_is_named(small_run: Path) -> None:
+    contents = newest_whole(small_run / "checkpoints", print)
+    assert contents is not None
+    contents.document["recipe"]["inner"]["schedule"]["name"] = "constant"
+    recipe = Recipe.check(contents.document["recipe"])
+    longer = recipe.with_values(outer={"steps": 5})
+    estimators = {
+        name: open_estimator(
+            name, Policy(), {}, lr=0.1, betas=(0.5, 0.9), trajectories=4, outer_steps=5, seed=0
+        )
+        for name in ("reinforce", "reinforce-trust")
+    }
+    check_recipe(contents, longer, estimators["reinforce"])
+    check_recipe(contents, longer, None)
+    with pytest.raises(UserError, match=r"because outer.estimator=reinforce plans for outer.steps"):
+        check_recipe(contents, longer, estimators["reinforce-trust"])
