@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from ohl_accel import cli
@@ -35,7 +36,8 @@ def test_the_probabilities_of_the_run_are_drawn(small_run: Path) -> None:
         expected_TE = np.array([line["element_probabilities"][position] for line in lines]) * 36
         np.testing.assert_allclose(drawn_ET, expected_TE.T, rtol=1e-9)
         np.testing.assert_allclose(np.asarray(end.collections[0].get_offsets())[:, 0], expected_TE[-1])
-        bands = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in end.patches]
+        bars = [bar for bar in end.patches if isinstance(bar, Rectangle)]
+        bands = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars]
         np.testing.assert_allclose(
             bands, 36 * np.array([evidence.low_AE[position], evidence.high_AE[position]]).T
         )

@@ -37,8 +37,8 @@ def parameters(network: nn.Module) -> int:
         ("resnet18_cifar", 11.17, 0.01, (512, 4, 4)),
         ("wide_resnet28_10_cifar", 36.48, 0.01, (640, 8, 8)),
         ("dpn92_cifar", 34.23, 0.01, (2560, 4, 4)),
-        # 5 %: the paper says 33.4M, the AmoebaNet paper 34.9M for the same network, which it is; see below
-        ("amoebanet_b_cifar", 33.4, 1.67, (2048, 8, 8)),
+        # the paper says 33.4M, AmoebaNet's own paper 34.9M: ours is the latter's, also in its other sizes
+        ("amoebanet_b_cifar", 34.9, 0.05, (2048, 8, 8)),
         ("seresnext101_32x4d", 48.96, 0.01, (2048, 1, 1)),
         ("resnet50", 25.58, 0.03, (2048, 1, 1)),  # 25,557,032: 25.56 everywhere but in this paper
     ],
@@ -54,9 +54,9 @@ def test_parameters_and_shapes_as_in_section_4_2(
     assert network.num_features == shape[0]
 
 
-@pytest.mark.parametrize(("width", "millions"), [(36, 2.8), (80, 13.7), (128, 34.9)])
-def test_amoebanet_b_in_the_three_sizes_of_its_own_paper(width: int, millions: float) -> None:
-    """Real et al., Table 1, AmoebaNet-B with N = 6: rounded to a tenth, without the auxiliary head."""
+@pytest.mark.parametrize(("width", "millions"), [(36, 2.8), (80, 13.7)])
+def test_amoebanet_b_in_other_sizes_of_its_own_paper(width: int, millions: float) -> None:
+    """Real et al., Table 1, AmoebaNet-B with N = 6, rounded to a tenth, without the auxiliary head; 34.9M for 128."""
     with torch.device("meta"):
         network = timm.create_model("amoebanet_b_cifar", width=width)
     assert round(parameters(network) / 1e6, 1) == millions

@@ -3,7 +3,6 @@
 import json
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -106,31 +105,18 @@ def test_mistakes(
     assert not (tmp_path / "out").exists()
 
 
-class Ended(subprocess.Popen[bytes]):
-    """A process that has ended."""
-
-    def __init__(self) -> None:
-        self.returncode: int | None = 0
-
-    def poll(self) -> int | None:
-        return self.returncode
-
-    def __del__(self, *_: Any) -> None:
-        pass
-
-
 def test_a_sweep_runs_continues_and_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Real searches, in this process to spare the imports of another one."""
     started: list[list[str]] = []
 
-    def start(job: jobs.Job, slot: int) -> Ended:
+    def start(job: jobs.Job, slot: int) -> subprocess.Popen[bytes]:
         module, recipe, *overrides = job.command()
         assert module == "ohl_accel.search"
         started.append(overrides)
         search(recipe, [*overrides, "run.display=quiet"])
-        return Ended()
+        return subprocess.Popen(["true"])
 
     monkeypatch.setattr(jobs, "_start", start)
     grid = tmp_path / "own.yaml"

@@ -61,7 +61,7 @@ def dry_run(
         return cost
 
     cost = run_on_all_ranks(check, one_first=True, long=True)
-    for name, text in lines(cost):
+    for name, text in [("cost", cost.headline), *lines(cost)]:
         display.say(f"{name:<12}{text}")
     display.say("dry run: everything above was checked, and nothing trained or written")
     return cost
