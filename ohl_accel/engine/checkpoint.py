@@ -43,7 +43,7 @@ _NAME = re.compile(r"step-(\d{6,18})")
 _FREE_FIELDS = frozenset(
     {
         *(f"run.{name}" for name in ("dir", "resume", "overwrite", "checkpoint_every", "keep_checkpoints")),
-        *(f"run.{name}" for name in ("timeout", "project", "name", "display")),
+        *(f"run.{name}" for name in ("timeout", "project", "name", "group", "tags", "display")),
         *(f"hub.{name}" for name in HubSection.model_fields),
         "track",
         "outer.groups",
