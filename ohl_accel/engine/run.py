@@ -403,7 +403,7 @@ class Run:
                 "confusions": [] if confusions_P3 is None else confusions_P3.tolist(),
             }
             info.folder.write_json(CLASSES_FILE, document)
-        except (TypeError, ValueError, OSError) as error:  # of an objective of the user's own, or of the disk
+        except (OSError, TypeError, ValueError) as error:  # a full disk, or an objective of the user's own
             info.warn(f"{CLASSES_FILE} is not written: {error}")
 
     def _save_results(self, tensors: dict[str, Tensor]) -> None:
