@@ -317,6 +317,7 @@ def in_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict
 
 
 def _call(sender: Any, function: Callable[..., dict[str, Any]], arguments: Sequence[Any]) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the search's own summary
     try:
         result = function(*arguments)
     except BaseException:
