@@ -112,8 +112,9 @@ class Crew:
 
     def wait_for_saves(self, number: int, seconds: float) -> None:
         """Wait until so many checkpoints have begun to be written, or all processes have ended."""
-        end, seen = time.monotonic() + seconds, set(self._begun())
-        while self.is_alive and time.monotonic() < end and len(set(self._begun()) - seen) < number:
+        end, before, begun = time.monotonic() + seconds, set(self._begun()), set[str]()
+        while self.is_alive and time.monotonic() < end and len(begun) < number:
+            begun |= set(self._begun()) - before  # older ones are deleted meanwhile
             time.sleep(0.001)
 
     def _begun(self) -> list[str]:
@@ -122,8 +123,9 @@ class Crew:
         return [name.strip(".").partition(".")[0] for name in names if "step-" in name]
 
     def send(self, number: signal.Signals, rank: int) -> None:
-        """Send a signal to one process."""
-        os.kill(self._processes[rank].pid, number)
+        """Send a signal to one process, unless it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._processes[rank].pid, number)
 
     def kill(self) -> None:
         """SIGKILL to all of them, and to the processes that decode their images."""
@@ -317,6 +319,7 @@ def in_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict
 
 
 def _call(sender: Any, function: Callable[..., dict[str, Any]], arguments: Sequence[Any]) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the search's own summary
     try:
         result = function(*arguments)
     except BaseException:
