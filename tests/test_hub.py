@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY, SMALL
 from hub_server import READER, WRITER, Fault, HubServer
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from markdown_it import MarkdownIt
 from PIL import Image
@@ -121,6 +121,7 @@ def test_the_card_is_what_the_hubs_library_reads(run: Path, tmp_path: Path) -> N
     finished = Finished.read(folder)
     text = model_card(finished, HubSection(repo="user/name", license="mit"))
     card = ModelCard(text)
+    assert isinstance(card.data, ModelCardData)
     found = {result.metric_type: result for result in card.data.eval_results or []}
     assert found["accuracy"].metric_value == pytest.approx(finished.result["test_accuracy"], abs=1e-6)
     assert (found["accuracy"].task_type, found["accuracy"].dataset_split) == ("image-classification", "test")

@@ -339,7 +339,7 @@ def test_axis_shows_where_the_values_are() -> None:
     assert outside == 4
     assert 80 < low < 89
     assert 91 <= high < 95
-    marked = {int(step) for line in axes.get_lines() for step in line.get_xdata()}  # type: ignore[union-attr]
+    marked = {float(x) for line in axes.get_lines() for x in np.asarray(line.get_xdata(), dtype=float)}
     assert marked == {0, 1, 2, 50}
     assert zoom(Figure().subplots(), x[:1], y[:1]) == 0
 
@@ -415,7 +415,7 @@ def test_comparisons_of_a_run_are_found(run: Path) -> None:
     beside = run.parent / "compare-it"
     compare_with(run, beside, {})
     (found,) = comparisons_of(run, recipe)
-    assert (found.folder, found.own) == (beside, {str(run)})
+    assert (found.folder, found.own) == (beside, frozenset({str(run)}))
     page = report_of(run)
     assert "this run&#39;s policy was compared with others" in page
     assert "<td>+1.00</td><td>-2.00 to +4.00</td><td>no difference shown</td>" in page
@@ -423,13 +423,15 @@ def test_comparisons_of_a_run_are_found(run: Path) -> None:
     shutil.rmtree(beside)
     assert "To find out whether the policy is worth anything" in report_of(run)
     compare_with(run.parent / "other", beside, asked)
-    assert [each.own for each in comparisons_of(run, recipe)] == [{"ohl"}]
+    assert [each.own for each in comparisons_of(run, recipe)] == [frozenset({"ohl"})]
     compare_with(run.parent / "other", run.parent / "different", {**asked, "model": {"name": "resnet50"}})
     assert len(comparisons_of(run, recipe)) == 1
     (run.parent / "different" / "comparison.json").write_text("[")
     inside = beside / "runs" / "ohl" / "seed-0"
     shutil.copytree(run, inside)
-    assert [(each.folder, each.own) for each in comparisons_of(inside, None)] == [(beside, {"ohl"})]
+    assert [(each.folder, each.own) for each in comparisons_of(inside, None)] == [
+        (beside, frozenset({"ohl"}))
+    ]
     (beside / "report.html").touch()
     assert '<a href="../../../report.html">' in write_report(inside, lambda text: None).read_text()
 

@@ -53,8 +53,8 @@ def tracked(process: Process, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """A run with all three, stopped after half of its steps and resumed; and its output."""
     folder = tmp_path_factory.mktemp("tracked") / "run"
     track = "track=[wandb, tensorboard, trackio]"
-    arguments = (DIGITS, *SMALL, f"run.dir={folder}", track, "run.keep_checkpoints=4", "run.project=test")
-    arguments += ("run.group=pairs", "run.tags=[mine]")
+    options = ("run.keep_checkpoints=4", "run.project=test", "run.group=pairs", "run.tags=[mine]")
+    arguments = (DIGITS, *SMALL, f"run.dir={folder}", track, *options)
     first = process(run_search, *arguments)
     assert first.code == 0, first
     rewind(folder, "step-000002")

@@ -62,12 +62,8 @@ def result_lines(pair: Pair) -> list[Line]:
     first, second = results
     if first is not None and second is not None and first.metric == second.metric:
         metric = first.metric
-        tests = [first.test, second.test]
-        lines.append(
-            Line(
-                f"test {metric}", *(_score(metric, test) for test in tests), difference=test_difference(pair)
-            )
-        )
+        tests = _score(metric, first.test), _score(metric, second.test)
+        lines.append(Line(f"test {metric}", tests[0], tests[1], test_difference(pair)))
         lines.append(Line("test images", *(_text(result.test_images) for result in (first, second))))
         for name in [name for name in first.other_tests if name in second.other_tests]:
             scores = [result.other_tests[name] for result in (first, second)]
