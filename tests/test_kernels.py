@@ -260,6 +260,8 @@ def test_wrong_images_and_elements_are_refused() -> None:
         PAPER.apply_elements(torch.zeros(1, 4, 8, 8, dtype=torch.uint8), one, no)
     with pytest.raises(ValueError, match=r"0\.\.35, got \[36\]"):
         PAPER.apply_elements(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([36]), no)
+    with pytest.raises(ValueError, match=r"2 images need as many elements and signs, got \[1, 1\]"):
+        PAPER.apply_elements(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), one, no)
     with pytest.raises(ValueError, match="too large"):
         PAPER.apply_elements(torch.zeros(1, 1, 1, MAX_SIDE + 1, dtype=torch.uint8), one, no)
 

@@ -45,7 +45,15 @@ class BatchedElements:
 
         Returns:
             uint8 [B, C, H, W], a new tensor on the device of the images.
+
+        Raises:
+            ValueError: if the numbers of images, elements and signs differ.
         """
+        if element_BA.shape != negative_BA.shape or len(element_BA) != len(images_BCHW):
+            raise ValueError(
+                f"{len(images_BCHW)} images need as many elements and signs, got {list(element_BA.shape)} and "
+                f"{list(negative_BA.shape)}"
+            )
         if self._fused is not None:
             results_BCHW = self._fused(images_BCHW, element_BA, negative_BA)
             if results_BCHW is not None:

@@ -29,6 +29,8 @@ IDENTITY, CURVE, AFFINE, CONTRAST, AUTO_CONTRAST, EQUALIZE, COLOR, SHARPNESS = r
 _ONE = 1 << 16
 _FILL = np.uint8(FILL)
 _F0, _F255 = np.float32(0), np.float32(255)
+_FALSE: Any = np.bool_(False)
+_TRUE: Any = np.bool_(True)
 _U = np.uint64
 _I = np.int32
 
@@ -37,9 +39,9 @@ def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled when it is first called, and kept on disk: beside this file or, if that is read-only, in the user's
     cache folder (or NUMBA_CACHE_DIR); without any folder that can be written, in each process."""
     try:
-        return numba.njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
+        return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:
-        return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
+        return numba.njit(nogil=True)(function)
 
 
 @_jit
@@ -77,11 +79,8 @@ def apply(
     maps_26 = np.empty((2, 6), np.int64)
     for b in range(images_BN.shape[0]):
         source, free = images_BN[b], 0  # the pixels so far, and the scratch that they are not in
-        maps, curved, filled = (
-            np.int64(0),
-            np.bool_(False),
-            False,
-        )  # what is still to be done to them; the curve includes the fill
+        maps, curved = np.int64(0), _FALSE  # what is still to be done to them
+        filled = False  # whether the fill has gone through a curve
         written = False
         for a in range(step_BA.shape[1]):
             step = step_BA[b, a]
@@ -94,7 +93,7 @@ def apply(
             if flush:
                 _write(source, scratch_2N[free], maps, maps_26, curved, curve, fill, rows_3W, height)
                 source, free = scratch_2N[free], 1 - free
-                maps, curved = np.int64(0), np.bool_(False)
+                maps, curved = np.int64(0), _FALSE
             if kind == AFFINE:
                 for i in range(6):
                     maps_26[maps, i] = matrix_S6[step, i]
@@ -105,13 +104,13 @@ def apply(
                 _compose(curve, curved, curve_S256[step])
                 for c in range(channels):
                     fill[c] = curve_S256[step, fill[c]] if maps else _FILL
-                curved, filled = np.bool_(True), True
+                curved, filled = _TRUE, True
             elif of_histogram:
                 _curves_of_histogram(source, curve, curved, histogram, kind == EQUALIZE)
-                curved = np.bool_(True)
+                curved = _TRUE
             elif kind == CONTRAST:
                 _contrast(source, curve, factor_S[step])
-                curved = np.bool_(True)
+                curved = _TRUE
             elif kind != IDENTITY:
                 written = a == last
                 target = results_BN[b] if written else scratch_2N[free]
@@ -132,19 +131,19 @@ def _compose(curve: Array, curved: bool, then_256: Array) -> None:
 
 
 @_jit
-def _blend(degenerate: float, level: float, factor: float) -> int:
+def _blend(degenerate: Any, level: Any, factor: Any) -> Any:
     """As `blend.blend`: in float32, clipped, truncated."""
     value = (level - degenerate) * factor + degenerate
     value = _F0 if value < _F0 else value
     value = _F255 if value > _F255 else value
-    return np.uint8(_I(value))  # type: ignore[return-value]
+    return np.uint8(_I(value))
 
 
 @_jit
-def _luma(red: int, green: int, blue: int) -> int:
+def _luma(red: int, green: int, blue: int) -> Any:
     """As `blend.luma`, for one pixel."""
     total = _I(_I(red) * _I(19595) + _I(green) * _I(38470) + _I(blue) * _I(7471) + _I(0x8000))
-    return _I(total >> 16)  # type: ignore[return-value]
+    return _I(total >> 16)
 
 
 @_jit
@@ -242,7 +241,7 @@ def _auto_contrast(lowest: int, highest: int, curve_256: Array) -> None:
     scale = 255.0 / max(np.float64(highest) - np.float64(lowest), 1.0)
     offset = -np.float64(lowest) * scale
     for level in range(_U(256)):
-        value = np.float64(_I(level)) * scale + offset
+        value: Any = np.float64(_I(level)) * scale + offset
         value = 0.0 if value < 0.0 else value
         value = 255.0 if value > 255.0 else value
         curve_256[level] = np.uint8(_I(value)) if highest > lowest else np.uint8(level)
@@ -393,7 +392,7 @@ def _gather(
 @_jit
 def _sources(
     y: int, height: int, maps: int, maps_26: Array, index_W: Array, across_W: Array, down_W: Array
-) -> int:
+) -> Any:
     """Write the index from which each pixel of a row comes, or -1 if that is outside; return how many are outside.
 
     All in int32, as vectors of eight: products with x are read, since numba would count x in int64.

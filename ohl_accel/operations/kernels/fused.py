@@ -7,7 +7,7 @@ S = 2 E steps: each element with positive and with negative sign.
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
 from types import ModuleType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class FusedElements:
     """
 
     def __init__(self, elements: Sequence[Element], kind_E: Sequence[str]) -> None:
-        self._kind_E = kind_E
+        self._kind_S = [kind for kind in kind_E for _ in range(2)]
         self._factor_S = magnitudes_of(elements).flatten().numpy()
         self._curve_S256 = fixed_curves(elements).flatten(0, 1).numpy()
         self._matrices_of_size = lru_cache(maxsize=64)(partial(fixed_point_matrices, elements))
@@ -80,14 +80,12 @@ class FusedElements:
             return None
         images_BN = images_BCHW.contiguous().flatten(1).numpy()
         images_BN.flags.writeable = False  # one type of arguments, thus one compilation
-        results_BN = np.empty_like(
-            images_BN
-        )  # numpy's large arrays are on huge pages where the system has them
+        results_BN = np.empty_like(images_BN)  # large arrays of numpy are on huge pages, where there are any
         compiled.apply(
             images_BN,
             results_BN,
-            (2 * element_BA + negative_BA).numpy(),
-            self._kinds_of(compiled),
+            (2 * element_BA + negative_BA).contiguous().numpy(),
+            np.array([getattr(compiled, kind) for kind in self._kind_S], np.uint8),
             self._factor_S,
             self._curve_S256,
             self._matrices_of_size(height, width).flatten(0, 1).long().numpy(),
@@ -95,9 +93,6 @@ class FusedElements:
             width,
         )
         return torch.from_numpy(results_BN).view(images_BCHW.shape)
-
-    def _kinds_of(self, compiled: Any) -> Any:
-        return np.repeat(np.array([getattr(compiled, kind) for kind in self._kind_E], np.uint8), 2)
 
 
 def _kind(element: Element) -> str | None:
