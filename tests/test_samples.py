@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -163,7 +163,7 @@ def test_masks_of_a_batch() -> None:
         for index, minus in zip(PAPER.elements_of(operation), sign, strict=True):
             element = PAPER.elements[index]
             if element.transform.name in GEOMETRIC:
-                matrix = element.transform.kernel.matrix(element.value(minus), 12, 10)  # type: ignore[attr-defined]
+                matrix = element.transform.kernel.matrix(element.value(minus), 12, 10)
                 wanted = wanted.transform(wanted.size, Image.Transform.AFFINE, matrix, fillcolor=9)
         assert np.array_equal(np.array(wanted), one.numpy())
     arrays = {"image": images.permute(0, 2, 3, 1).numpy(), "mask": masks.numpy()}
@@ -235,7 +235,7 @@ def test_boxes_and_points_equal_torchvision(form: str, dtype: torch.dtype) -> No
             ]
             if not all(name in ("Rotate", "HorizontalShear", "Invert") for name, _ in steps):
                 continue
-            wanted, wanted_points = boxes, points
+            wanted, wanted_points = boxes, cast(Any, points)
             for name, value in steps:
                 none = {"angle": 0.0, "translate": [0, 0], "scale": 1.0}
                 if name == "Rotate":

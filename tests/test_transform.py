@@ -228,8 +228,9 @@ def test_in_a_compiled_program(copied: Any) -> None:
         for got, wanted in zip(compiled(given), (reference(given), reference(given)), strict=True):
             torch.testing.assert_close(got, wanted)
             assert got.stride() == wanted.stride()
+    compiled_alone: Any = torch.compile(transform, fullgraph=True, backend="eager")
     with pytest.raises(Exception, match="give the policy one plain uint8 tensor"):
-        torch.compile(transform, fullgraph=True, backend="eager")(images, images)
+        compiled_alone(images, images)
 
 
 def test_the_policy_is_taken_as_it_is() -> None:
@@ -437,10 +438,13 @@ def test_a_misspelt_path_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: py
         PolicyTransform("mine/dgits")
     with pytest.raises(ValueError, match="mine/x: mine/ is a folder here"):
         Policy.from_pretrained("mine/x")
-    asked = []
-    monkeypatch.setattr(
-        "ohl_accel.policy.policy.fetch_file", lambda *words, **_: asked.append(words[0]) or ""
-    )
+    asked: list[str] = []
+
+    def fetch(name: str, *_: object, **__: object) -> str:
+        asked.append(name)
+        return ""
+
+    monkeypatch.setattr("ohl_accel.policy.policy.fetch_file", fetch)
     for name in ("mine/digits", "hf-hub:mine/x", "user/name"):
         with pytest.raises(ValueError):  # noqa: PT011  # what comes back is no policy
             Policy.from_pretrained(name)

@@ -36,8 +36,8 @@ class WideBlock(nn.Module):
         """Feature maps [B, width_in, H, W] to [B, width, H / stride, W / stride]."""
         active = F.relu(self.bn1(features))
         shortcut = features if self.shortcut is None else self.shortcut(active)
-        inner: Tensor = self.conv2(self.drop(F.relu(self.bn2(self.conv1(active)))))
-        return inner + shortcut
+        result: Tensor = self.conv2(self.drop(F.relu(self.bn2(self.conv1(active))))) + shortcut
+        return result
 
 
 class WideResNet(Classifier):

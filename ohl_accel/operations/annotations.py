@@ -110,7 +110,8 @@ class Motion:
             around_N4 = torch.cat([least_N2, greatest_N2], 1)
             moved = F.clamp_bounding_boxes(tv_tensors.wrap(around_N4, like=moved))
         result = F.convert_bounding_box_format(moved, new_format=boxes.format).as_subclass(Tensor)
-        return tv_tensors.wrap(result.to(boxes.dtype), like=boxes)
+        moved_boxes: tv_tensors.BoundingBoxes = tv_tensors.wrap(result.to(boxes.dtype), like=boxes)
+        return moved_boxes
 
     def key_points(self, points: tv_tensors.KeyPoints) -> tv_tensors.KeyPoints:
         """The moved points, [..., 2]; they may lie outside of the image, as torchvision leaves them."""
@@ -118,7 +119,8 @@ class Motion:
         moved = moved if moved.is_floating_point() else moved.float()
         for matrix in self._steps:
             moved = _moved(moved, matrix(*points.canvas_size))
-        return tv_tensors.wrap(moved.to(points.dtype), like=points)
+        moved_points: tv_tensors.KeyPoints = tv_tensors.wrap(moved.to(points.dtype), like=points)
+        return moved_points
 
 
 def move_annotation(annotation: Any, motions: Sequence[Motion], batch: int | None, mask_fill: int) -> Any:

@@ -139,12 +139,12 @@ class PolicyTransform(v2.Transform):
         operation_B, negative_BA = params["operations"], params["negative"]
         space = self.policy.space
         if isinstance(inpt, Image.Image):
-            levels, alpha = formats.split_pil(inpt)
-            result = space.apply_to_pil(levels, int(operation_B), negative_BA[0].tolist())
-            if alpha is None:
-                return result
+            levels, alpha_levels = formats.split_pil(inpt)
+            picture = space.apply_to_pil(levels, int(operation_B), negative_BA[0].tolist())
+            if alpha_levels is None:
+                return picture
             (motion,) = self._motions(params)
-            return formats.join_pil(result, motion.pil_mask(alpha, 255))
+            return formats.join_pil(picture, motion.pil_mask(alpha_levels, 255))
         if isinstance(inpt, np.ndarray):
             if inpt.ndim == 4:
                 return formats.as_array(self.transform(formats.as_tensor(inpt), params))

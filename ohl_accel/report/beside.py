@@ -64,10 +64,12 @@ def result_lines(pair: Pair) -> list[Line]:
         metric = first.metric
         tests = _score(metric, first.test), _score(metric, second.test)
         lines.append(Line(f"test {metric}", tests[0], tests[1], test_difference(pair)))
-        lines.append(Line("test images", *(_text(result.test_images) for result in (first, second))))
+        lines.append(Line("test images", _text(first.test_images), _text(second.test_images)))
         for name in [name for name in first.other_tests if name in second.other_tests]:
             scores = [result.other_tests[name] for result in (first, second)]
-            lines.append(Line(f"test {name}".replace("_", " "), *(_score(name, score) for score in scores)))
+            lines.append(
+                Line(f"test {name}".replace("_", " "), _score(name, scores[0]), _score(name, scores[1]))
+            )
         lines.append(Line(f"held-out {metric}", *(_score(metric, r.heldout) for r in (first, second))))
     else:
         lines.append(Line("state", *("finished" if run.finished else "not finished" for run in pair)))

@@ -69,7 +69,7 @@ def figure_4(run: Run, every: int = 1) -> Figure:
     figure = Figure((11, 5 * sum(heights)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     rows = figure.add_gridspec(len(heights), 2, width_ratios=[3, 1], height_ratios=heights)
-    limit = Scale.of(ratio_TAE).limit
+    limit = _limit(ratio_TAE)
     for position in range(space.arity):
         _over_time(figure, figure.add_subplot(rows[position, 0]), run, position, steps_T, ratio_TAE, limit)
         _at_the_end(figure.add_subplot(rows[position, 1]), run, position, ratio_TAE[-1, position].numpy())
@@ -125,7 +125,7 @@ def _at_the_end(axes: Axes, run: Run, position: int, ratio_E: np.ndarray) -> Non
 def _matrix(figure: Figure, axes: Axes, run: Run) -> None:
     assert run.policy is not None
     ratio_EE = ratio_grid(run.policy)
-    limit = Scale.of(ratio_EE[ratio_EE.isfinite()]).limit
+    limit = _limit(ratio_EE[ratio_EE.isfinite()])
     log_EE = ratio_EE.clamp_min(1e-12).log2().numpy()
     picture = axes.imshow(log_EE, cmap=_COLOURS, norm=Normalize(-limit, limit), interpolation="nearest")
     names = [element.name for element in run.space.elements]
@@ -134,3 +134,9 @@ def _matrix(figure: Figure, axes: Axes, run: Run) -> None:
     axes.set(xlabel="second element", ylabel="first element", title="every operation at the end")
     bar = figure.colorbar(picture, ax=axes, shrink=0.8)
     bar.set_ticks([-limit, 0, limit], labels=[f"{2**-limit:.2f}", "1", f"{2**limit:.2f}"])
+
+
+def _limit(ratios: torch.Tensor) -> float:
+    """The same range of colours on both sides of 1, as a power of 2."""
+    scale = Scale.of(ratios)
+    return max(scale.below, scale.above)
