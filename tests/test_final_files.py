@@ -205,6 +205,9 @@ def test_a_damaged_record_of_the_images_is_named(folder: Path, content: bytes) -
         check_images(folder / "heldout.json", data)
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # numpy leaves damaged files open
 def test_a_damaged_cache_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The index of a stream, the hashes of images, and the bytes of held-out images: cut, flipped or empty."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

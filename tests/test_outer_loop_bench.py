@@ -426,7 +426,7 @@ def test_the_real_part_collects_finished_comparisons(
             shutil.copytree(small_run, job.folder)
         return []
 
-    monkeypatch.setattr(import_module("ohl_accel.comparison.compare"), "run_jobs", finish)
+    monkeypatch.setattr(import_module("ohl_accel.comparison.folder"), "run_jobs", finish)
     trials = real.run()
     assert list(trials) == [UNIFORM, "colour", "tone+geometry", BEST_OF_N, one.label]
     assert trials["colour"] == [Trial(7, fresh=score)]

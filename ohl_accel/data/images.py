@@ -361,7 +361,7 @@ def check_not_constant(images: Images) -> None:
         colour_1C11 = image_1CHW[..., :1, :1].clone() if colour_1C11 is None else colour_1C11
         if bool((image_1CHW != colour_1C11).any()):
             return
-    if colour_1C11 is not None:
+    if colour_1C11 is not None and number > 1:
         levels = ", ".join(map(str, colour_1C11.flatten().tolist()))
         raise UserError(
             f"{images.description}: every image is of one and the same colour ({levels} of 255; {number} of "
