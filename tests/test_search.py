@@ -193,11 +193,9 @@ def test_each_batch_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "data.mean=[0.3]",
         "data.std=[0.4]",
     )
-    assert (
-        sum(count for total, count in decoded if total == 1000) == 300 + 5 + 2
-    )  # the last: is any image more than one colour?
-    assert sum(count for total, count in decoded if total == 297) == 297
-    assert sum(count for total, count in decoded if total == 500) == 500
+    # and a few to see that images are not all of one colour
+    for total, used in ((1000, 300 + 5), (297, 297), (500, 500)):
+        assert used <= sum(count for all_of, count in decoded if all_of == total) <= used + 2
 
 
 @pytest.fixture
