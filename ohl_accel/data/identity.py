@@ -70,7 +70,7 @@ def _cached(path: Path, hashes: Callable[[], NDArray[np.uint64]]) -> NDArray[np.
     """Hashes from a file of the cache, in a zip archive, whose checksum finds damage."""
 
     def read(path: Path) -> NDArray[np.uint64]:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found: NDArray[np.uint64] = arrays["hashes"]
             return found
 

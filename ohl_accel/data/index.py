@@ -161,7 +161,7 @@ def build_index(files: SplitFiles, image_column: str, label_column: str, retries
             np.savez(file, **vars(scan(urls, image_column, label_column, retries)))
 
         def read(path: Path) -> Findings:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return Findings(**arrays)
 
         found = read_once(path, write, read, wait)
