@@ -152,6 +152,7 @@ def test_a_policy_is_used_with_torch_and_torchvision_alone(installed: Path, tmp_
         for module, distributions in packages_distributions().items()
         if not needed & {one.lower().replace("_", "-") for one in distributions} and module != "ohl_accel"
     }
+    blocked -= {"optree"}  # an extra of torch, which torch itself imports wherever it is installed
     assert {"huggingface_hub", "accelerate", "yaml", "pydantic", "timm", "datasets"} <= blocked
     (tmp_path / "alone.py").write_text(ALONE.replace("BLOCKED", repr(blocked)))
     done = subprocess.run(
