@@ -29,6 +29,9 @@ FAMILY_SHARES = (0.0, 0.3, 0.6, 0.9)
 """Shares of an effect's variance that elements of a family have in common."""
 MAGNITUDE_SHARE = 0.1
 """Share of an effect's variance that is linear in the magnitude."""
+OTHER_DIRECTIONS = 0.35
+"""Scale of the directions of a design that are not its factors, relative to their prior deviation: what an element does
+by itself cannot be told from the factors by few scores, so it is kept small."""
 NOISE_SHARES = {0.03: 0.2, 0.1: 0.3, 0.3: 0.3, 0.7: 0.1, 1.0: 0.1}
 """Share of noise in the variance of scores -> prior probability; 1: elements make no difference."""
 
@@ -110,7 +113,8 @@ def factorial_design(space: Space, pairs: int, generator: torch.Generator) -> Te
     """Theta of the elements for mirrored pairs of policies, along the directions in which elements act alike.
 
     Along the first directions, the leading eigenvectors of P, signs are a two-level factorial design: with 2 pairs all
-    four combinations of two directions occur, with 4 pairs all eight of three. Along the others, signs are random.
+    four combinations of two directions occur, with 4 pairs all eight of three. Along the others, signs are random and
+    distances small.
 
     Args:
         space: of the policies.
@@ -126,7 +130,9 @@ def factorial_design(space: Space, pairs: int, generator: torch.Generator) -> Te
     order = torch.randperm(len(combinations), generator=generator).tolist()
     rows = []
     for pair in range(pairs):
-        sign_E = 2.0 * torch.randint(2, (len(scale_E),), generator=generator).double() - 1
+        sign_E = OTHER_DIRECTIONS * (
+            2.0 * torch.randint(2, (len(scale_E),), generator=generator).double() - 1
+        )
         first = combinations[order[pair % len(order)]][: len(scale_E)]
         sign_E[: len(first)] = torch.tensor(first, dtype=torch.float64)
         direction_E = vector_EE @ (scale_E * sign_E)

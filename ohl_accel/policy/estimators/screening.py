@@ -80,7 +80,7 @@ class Screening(Estimator):
         rounds: int = 1,
         share: float = 1 / 3,
         spread: float = 4.0,
-        gain: float = 4.0,
+        gain: float = 8.0,
         bound: float = 4.0,
         finish: float = 0.1,
         **settings: Any,
