@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 PACKAGE = REPOSITORY / "ohl_accel"
 
 LAYERS = [
-    {"errors", "rng", "run_folder.files", "run_folder.atomic"},
+    {"errors", "interrupts", "rng", "run_folder.files", "run_folder.atomic"},
     {"extensions", "plain_json", "plain_yaml"},
     {"run_folder", "hub.download", "models"},
     {"operations", "distributed", "recipe"},

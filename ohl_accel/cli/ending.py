@@ -5,9 +5,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import NoReturn
 
+from ohl_accel import interrupts
 from ohl_accel.errors import (
     ProcessFailedError,
     RunFailedError,
@@ -27,7 +27,9 @@ _NO_MEMORY = (
 
 
 def run_command(command: Callable[[], None], after_stop: str = _RESUME) -> int:
-    """Run a command; the exit code is 0, 2 for a mistake of the user, 1 for a run that failed, 130 if stopped.
+    """Run a command; the exit code is 0, 2 for a mistake of the user, 1 for a run that failed.
+
+    If it was stopped, it is 130 for Ctrl-C (SIGINT), and 75, which asks schedulers to try again, for other signals.
 
     Errors common to all processes are printed by the main one.
 
@@ -35,7 +37,7 @@ def run_command(command: Callable[[], None], after_stop: str = _RESUME) -> int:
         command: what to run.
         after_stop: the hint shown when the user stopped it.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupts.install()
     try:
         command()
     except ProcessFailedError as error:
@@ -61,13 +63,19 @@ def run_command(command: Callable[[], None], after_stop: str = _RESUME) -> int:
         if lost is None:
             raise
         _end_alone(lost)  # each process prints it: it may be the only one left
-    except KeyboardInterrupt:
-        code, message = 130, f"stopped; {after_stop}"
+    except KeyboardInterrupt as error:
+        number, saved = interrupts.requested(), ""
+        if isinstance(error, interrupts.Interrupted):
+            number, saved = error.number, error.saved
+        code = interrupts.exit_code(number)
+        message = (
+            f"stopped; {saved}; run.resume=auto goes on from there" if saved else f"stopped; {after_stop}"
+        )
     else:
         code, message = 0, ""
     if message and int(os.environ.get("RANK") or 0) == 0:
         print(message, file=sys.stderr, flush=True)
-    if code != 130 and _LAUNCH in sys.modules:  # all processes are here; interrupted ones may be anywhere
+    if code < 3 and _LAUNCH in sys.modules:  # all processes are here; interrupted ones may be anywhere
         from ohl_accel.distributed.launch import leave
 
         leave()
@@ -82,7 +90,3 @@ def _end_alone(message: str) -> NoReturn:
     for worker in multiprocessing.active_children():
         worker.kill()  # it shares the connections: while it lives, other processes do not see them closed
     os._exit(1)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -1,10 +1,11 @@
-"""Save and resume after an outer step.
+"""Save and resume, after an outer step or inside one.
 
 A checkpoint is the state of each trajectory (network, optimizer, average of the weights), or of one where all are
 equal; the estimator's state (theta with Adam's moments), and a counter, so a run can be resumed on a different
 number of processes. It is a folder `checkpoints/step-000012` with `state.safetensors`, `state.json`, their digests, and
 where trajectories differ `trajectory-000000.safetensors` and so on; written aside, renamed, and then named in
-`checkpoints/latest`; no pickle.
+`checkpoints/latest`; no pickle. Inside an outer step it is `step-000012-000345`, after 345 inner steps of the 13th,
+with what each trajectory counted in them.
 """
 
 import json
@@ -40,7 +41,11 @@ _GROUP = "group"
 _PLAIN = bool | int | float | str | list | tuple | None  # type: ignore[type-arg]  # for isinstance
 _STATE_JSON, _STATE_TENSORS = "state.json", "state.safetensors"
 _TRAJECTORY, _TRAJECTORIES = "trajectory-{:06d}.safetensors", "trajectory-*.safetensors"
-_NAME = re.compile(r"step-(\d{6,18})")
+_WITHIN = "within."
+_NAME = re.compile(r"step-(\d{6,18})(?:-(\d{6,18}))?")
+
+Position = tuple[int, int]
+"""Outer steps done, and inner steps of the next one."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,9 @@ class Contents:
             yield load_file(path)
 
 
-def collect(hosted: Sequence[Trajectory], groups: Groups, apart: bool) -> Iterator[dict[str, Tensor]]:
+def collect(
+    hosted: Sequence[Trajectory], groups: Groups, apart: bool, within: bool = False
+) -> Iterator[dict[str, Tensor]]:
     """The whole state of each trajectory, on the CPU of the main process; empty on the others.
 
     Tensors are gathered by all processes, so every process must iterate over it.
@@ -71,6 +78,7 @@ def collect(hosted: Sequence[Trajectory], groups: Groups, apart: bool) -> Iterat
         hosted: the trajectories of this process.
         groups: of the run.
         apart: whether trajectories differ; otherwise the state of the first stands for all.
+        within: whether an outer step is in progress.
     """
     for number in range(groups.trajectories if apart else 1):
         trajectory = hosted[number % len(hosted)]
@@ -78,30 +86,32 @@ def collect(hosted: Sequence[Trajectory], groups: Groups, apart: bool) -> Iterat
         tensors |= {f"network.{name}": value for name, value in trajectory.network.state_dict().items()}
         if trajectory.average is not None:
             tensors |= {f"average.{name}": value for name, value in trajectory.average.state_dict().items()}
+        if within:
+            tensors |= {f"{_WITHIN}{name}": value for name, value in trajectory.progress().items()}
         yield groups.tensors_on_main(number, tensors)
 
 
 def save(
     folder: Path,
-    outer_step: int,
+    position: Position,
     states: Iterator[dict[str, Tensor]],
     apart: bool,
     optimizer: torch.optim.Optimizer,
     estimator: Estimator | None,
     recipe: Recipe,
-    decoded: Mapping[str, Sequence[int]],
+    decoded: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint and delete those beyond `run.keep_checkpoints` (main process only).
 
     Args:
         folder: `checkpoints` of the run folder.
-        outer_step: outer steps done.
+        position: where the run is.
         states: from `collect`; emptied as they are written, so that only one is in memory.
         apart: whether trajectories differ, as in `collect`.
         optimizer: of any trajectory: its plain values are the same in all.
         estimator: with the policy; None if nothing is learned.
         recipe: resolved.
-        decoded: `Replacements.totals`.
+        decoded: `Replacements.state`.
     """
     shared = {} if apart else next(states)
     if estimator is not None:
@@ -109,12 +119,13 @@ def save(
     scalars, _ = _split_optimizer(optimizer)
     document = {
         "schema_version": SCHEMA_VERSION,
-        "outer_step": outer_step,
+        "outer_step": position[0],
+        "inner_steps": position[1],
         "recipe": recipe.model_dump(mode="json"),
         "optimizer": scalars,
-        "decoded": decoded,
+        **decoded,
     }
-    path = folder / f"step-{outer_step:06d}"
+    path = folder / _name_of(position)
     make_folder(folder)
     with replacing(path) as aside:
         aside.mkdir()
@@ -127,7 +138,7 @@ def save(
         digests = {file.name: digest_of(file) for file in sorted(aside.iterdir())}
         (aside / DIGESTS_FILE).write_text(json.dumps(digests), encoding="utf-8")
     write_text(folder / _LATEST, path.name)
-    older = [other for other in _checkpoints(folder) if _outer_step_of(other.name) < outer_step]
+    older = [other for other in _checkpoints(folder) if _position_of(other.name) < position]
     for old in older[: max(0, len(older) + 1 - recipe.run.keep_checkpoints)]:
         shutil.rmtree(old)
 
@@ -166,7 +177,7 @@ def newest_whole(folder: Path, warn: Callable[[str], None]) -> Contents | None:
         except _DamagedError as error:
             damaged[path.name] = str(error)
             continue
-        _warn_of_loss(folder, int(contents.document["outer_step"]), damaged, warn)
+        _warn_of_loss(folder, path.name, damaged, warn)
         return contents
     if damaged:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in damaged.items())
@@ -185,32 +196,34 @@ class _DamagedError(Exception):
     """A checkpoint is not what was written."""
 
 
-def _warn_of_loss(
-    folder: Path, outer_step: int, damaged: Mapping[str, str], warn: Callable[[str], None]
-) -> None:
-    """Say which checkpoints are newer than the one of an outer step, but damaged or missing."""
+def _warn_of_loss(folder: Path, whole: str, damaged: Mapping[str, str], warn: Callable[[str], None]) -> None:
+    """Say which checkpoints are newer than the one that is whole, but damaged or missing."""
     reasons = dict(damaged)
     named = _named_latest(folder)
     if named and named not in reasons and not (folder / named).is_dir():
         reasons[named] = "it is missing"
-    newer = {name: reason for name, reason in reasons.items() if _outer_step_of(name) > outer_step}
+    newer = {name: reason for name, reason in reasons.items() if _position_of(name) > _position_of(whole)}
     if newer:
-        lost = max(map(_outer_step_of, newer)) - outer_step
+        lost = max(map(_position_of, newer))[0] - _position_of(whole)[0]
+        again = f"{lost or 'no whole'} outer {'step is' if lost < 2 else 'steps are'} done again"
         what = "; ".join(f"{name}: {reason}" for name, reason in newer.items())
-        warn(
-            f"not every checkpoint in {folder} is whole ({what}): resuming from step-{outer_step:06d}, "
-            f"{lost} outer {'step is' if lost == 1 else 'steps are'} done again"
-        )
+        warn(f"not every checkpoint in {folder} is whole ({what}): resuming from {whole}, {again}")
 
 
-def outer_steps_on_disk(folder: Path) -> int | None:
-    """The outer steps done of the newest checkpoint, by its name; None if there is none.
+def position_on_disk(folder: Path) -> Position | None:
+    """Where the newest checkpoint is, by its name; None if there is none.
 
     Args:
         folder: `checkpoints` of the run folder.
     """
     found = _checkpoints(folder)
-    return _outer_step_of(found[-1].name) if found else None
+    return _position_of(found[-1].name) if found else None
+
+
+def in_words(position: Position) -> str:
+    """Where a run is: "outer step 12", "outer step 12 and 345 inner steps"."""
+    outer_steps, inner_steps = position
+    return f"outer step {outer_steps}" + (f" and {inner_steps} inner steps" if inner_steps else "")
 
 
 def _named_latest(folder: Path) -> str | None:
@@ -222,8 +235,15 @@ def _named_latest(folder: Path) -> str | None:
     return name if _NAME.fullmatch(name) else None
 
 
-def _outer_step_of(name: str) -> int:
-    return int(name.removeprefix("step-"))
+def _position_of(name: str) -> Position:
+    found = _NAME.fullmatch(name)
+    assert found is not None
+    return int(found[1]), int(found[2] or 0)
+
+
+def _name_of(position: Position) -> str:
+    outer_steps, inner_steps = position
+    return f"step-{outer_steps:06d}" + (f"-{inner_steps:06d}" if inner_steps else "")
 
 
 def _load(path: Path) -> Contents:
@@ -248,8 +268,9 @@ def _load(path: Path) -> Contents:
             )
         if version == SCHEMA_VERSION and not has_digests:
             raise _DamagedError(f"{DIGESTS_FILE} is missing")
-        if document["outer_step"] != _outer_step_of(path.name):
-            raise _DamagedError(f"it says that it is of outer step {document['outer_step']}")
+        position = document["outer_step"], document.get("inner_steps", 0)
+        if position != _position_of(path.name):
+            raise _DamagedError(f"it says that it is of {in_words(position)}")
         if not isinstance(document["recipe"], dict) or not isinstance(document["optimizer"], dict):
             raise _DamagedError(f"{_STATE_JSON} holds no recipe or no optimizer")
         return Contents(document, load_file(path / _STATE_TENSORS), tuple(sorted(path.glob(_TRAJECTORIES))))
@@ -264,7 +285,7 @@ def restore(
     hosted: list[Trajectory],
     estimator: Estimator | None,
     groups: Groups,
-) -> int:
+) -> Position:
     """Load a checkpoint into all trajectories of all processes.
 
     Args:
@@ -273,22 +294,25 @@ def restore(
         groups: of the run.
 
     Returns:
-        Outer steps done.
+        Where the run was.
     """
     document, shared = (contents.document, contents.shared) if contents is not None else ({}, {})
     number_of_parts = max(1, len(contents.apart)) if contents is not None else 0
     document, number_of_parts = groups.broadcast_object((document, number_of_parts))
     parts = contents.parts() if contents is not None else repeat({})
+    inner_steps = int(document.get("inner_steps", 0))
     for number, tensors in enumerate(islice(parts, number_of_parts)):
         run_on_all_ranks(partial(_check_same_network, tensors, hosted[0].network))
         state = dict(groups.distribute_tensors(tensors, _examples(list(tensors), hosted[0], groups)))
         for trajectory in hosted:
             if number_of_parts == 1 or trajectory.number == number:
                 _load_trajectory(trajectory, state, document["optimizer"])
+                if inner_steps:
+                    trajectory.set_progress(under(_WITHIN, state), inner_steps)
     if estimator is not None:
         state = dict(groups.distribute_tensors(under("policy.", shared), {}))
         estimator.load_state({name: value.cpu() for name, value in state.items()})
-    return int(document["outer_step"])
+    return int(document["outer_step"]), inner_steps
 
 
 def _examples(names: list[str], trajectory: Trajectory, groups: Groups) -> dict[str, Tensor]:
@@ -375,5 +399,5 @@ def _checkpoints(folder: Path) -> list[Path]:
     found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
     return sorted(
         (path for path in found if path.is_dir() and not path.is_symlink()),
-        key=lambda path: _outer_step_of(path.name),
+        key=lambda path: _position_of(path.name),
     )

@@ -67,6 +67,27 @@ class Replacements:
             images.tally = images.tally.following()
         return different
 
+    def state(self, images: Images) -> dict[str, Any]:
+        """For a checkpoint: what was decoded so far, and of the training split in the outer step in progress.
+
+        Every process must call it.
+        """
+        tally, groups = images.tally, self._groups
+        if images.kept:
+            return {"decoded": self.totals}
+        decoded = groups.sum_in_group(torch.tensor(float(tally.decoded), dtype=torch.float64))
+        replaced = [asdict(each) for each in groups.gather_objects(tally.replaced)]
+        return {
+            "decoded": self.totals,
+            "decoded_within": {"decoded": int(decoded), "replaced": replaced},
+        }
+
+    def go_on(self, images: Images, state: Mapping[str, Any]) -> None:
+        """Count again what a checkpoint inside an outer step had counted in it (`state`)."""
+        within = state.get("decoded_within")
+        if within and self._groups.data_rank == 0:
+            images.tally.add(within["decoded"], [Replaced(**each) for each in within["replaced"]])
+
     def check(self, outer_step: int, images: Images, planned: int) -> None:
         """End the run as soon as more images were replaced than the run may have at the end of the outer step.
 

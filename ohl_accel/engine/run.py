@@ -3,10 +3,9 @@
 Shapes: N trajectories, R hosted ones, K operations, I inner steps, n images of a split, M numbers kept per image.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,24 +22,23 @@ from ohl_accel.data import (
     training_batches,
 )
 from ohl_accel.distributed.groups import Groups
-from ohl_accel.distributed.launch import run_on_all_ranks
 from ohl_accel.engine import checkpoint
 from ohl_accel.engine.augment import Augmentation
-from ohl_accel.engine.network import save_network
 from ohl_accel.engine.objective import Objective
+from ohl_accel.engine.pauses import Pause, Pauses
 from ohl_accel.engine.phases import Phases
 from ohl_accel.engine.replacements import Replacements
 from ohl_accel.engine.saving import Saver
 from ohl_accel.engine.scoring import outcomes_of
 from ohl_accel.engine.trajectory import Trajectory
 from ohl_accel.errors import RunFailedError, UserError
+from ohl_accel.interrupts import Interrupted
 from ohl_accel.observers.observer import Observer, RunInfo
 from ohl_accel.policy import Policy
 from ohl_accel.policy.estimators import Estimator, Evidence, FinishedStep
 from ohl_accel.policy.protocol import AugmentationPolicy, NoPolicy
 from ohl_accel.recipe import Recipe
 from ohl_accel.rng import keyed_generator
-from ohl_accel.run_folder.files import CLASSES_FILE
 from ohl_accel.run_folder.folder import RunFolder
 
 CHECK_EVERY = 100
@@ -86,9 +84,12 @@ class Run:
     """I."""
     first_outer_step: int
     """0, or the first one of a resumed run."""
+    first_inner_step: int
+    """0, or how many inner steps of it a run was resumed after."""
     rewards_before: list[float] | None
     """Rewards of the last outer step before `first_outer_step` (main process only)."""
     phases: Phases
+    pauses: Pauses
     replacements: Replacements
     observers: Observer
     info: RunInfo | None
@@ -102,7 +103,7 @@ class Run:
             num_images=len(train),
             batch_size=batch_size,
             seed=seed,
-            first=self.first_outer_step * self.inner_steps,
+            first=self.first_outer_step * self.inner_steps + self.first_inner_step,
             last=self.recipe.outer.steps * self.inner_steps,
             rank=self.groups.data_rank,
             num_replicas=self.groups.group_size,
@@ -136,12 +137,14 @@ class Run:
 
         Raises:
             RunFailedError: as soon as more images were replaced than are allowed in the whole outer step.
+            Interrupted: if a signal asked the run to stop, after saving.
         """
         planned = self.inner_steps * self.recipe.inner.batch_size
         policies = [self.policy_of(trajectory.number) for trajectory in self.hosted]
         for trajectory in self.hosted:
             trajectory.begin_outer_step()
-        for step in range(outer_step * self.inner_steps, (outer_step + 1) * self.inner_steps):
+        start, end = outer_step * self.inner_steps, (outer_step + 1) * self.inner_steps
+        for step in range(start + self._resumed_at(outer_step), end):
             with self.phases("load", within="train"):
                 images, labels = next(batches)
             with self.phases("augment", within="train"):
@@ -154,6 +157,13 @@ class Run:
                 self.observers.inner_step(self.info)
             if (step + 1) % CHECK_EVERY == 0:
                 self.replacements.check(outer_step, self.data.train, planned)
+            pause = self.pauses.after_inner_step() if step + 1 < end else None
+            if pause is not None:
+                self._save_within(outer_step, step + 1 - start, pause)
+
+    def _resumed_at(self, outer_step: int) -> int:
+        """The inner steps of an outer step that were done before the run was resumed."""
+        return self.first_inner_step if outer_step == self.first_outer_step else 0
 
     def validate(self, outer_step: int, score: bool = True) -> Outcome:
         """End an outer step and score every trajectory on the held-out images.
@@ -170,7 +180,7 @@ class Run:
         heldout, groups, outcomes = self.data.heldout, self.groups, None
         if score and heldout is not None:
             networks = [trajectory.scored_network for trajectory in self.hosted]
-            own = self._outcomes(networks, heldout, groups.data_rank, groups.group_size)
+            own = self.outcomes(networks, heldout, groups.data_rank, groups.group_size)
             self.replacements.count(outer_step, heldout)
             outcomes = groups.sum_in_group(own)
             scores = [self.objective.scores(outcomes_nM, heldout.labels) for outcomes_nM in outcomes]
@@ -229,7 +239,7 @@ class Run:
         """The loss of the hosted trajectories on the training sample, without augmentation. float64 [R]."""
         sample, groups = self._training_sample, self.groups
         networks = [trajectory.scored_network for trajectory in self.hosted]
-        own = self._outcomes(networks, sample, groups.data_rank, groups.group_size)
+        own = self.outcomes(networks, sample, groups.data_rank, groups.group_size)
         return torch.tensor(
             [self.objective.scores(each, sample.labels)["loss"] for each in groups.sum_in_group(own)],
             dtype=torch.float64,
@@ -302,7 +312,8 @@ class Run:
         Raises:
             UserError: if the estimator uses a name that the run uses.
         """
-        images = self.groups.trajectories * self.inner_steps * self.recipe.inner.batch_size
+        steps = self.inner_steps - self._resumed_at(outer_step)
+        images = self.groups.trajectories * steps * self.recipe.inner.batch_size
         line = {
             "outer_step": outer_step,
             "reward": outcome.reward_N.tolist(),
@@ -326,108 +337,57 @@ class Run:
             self.observers.outer_step(self.info, line)
 
     def save(self, outer_steps_done: int, apart: bool = False) -> None:
-        """Write the checkpoint and the learned policy if they are due; every process must call it.
+        """After an outer step: write a checkpoint and the learned policy if they are due; every process must call it.
 
         Args:
             outer_steps_done: since the beginning of the run.
             apart: whether trajectories have states of their own, so that all are written.
+
+        Raises:
+            Interrupted: if a signal asked the run to stop, after saving.
         """
-        recipe = self.recipe
-        if outer_steps_done % recipe.run.checkpoint_every and outer_steps_done != recipe.outer.steps:
-            return
-        states = checkpoint.collect(self.hosted, self.groups, apart)
+        section, last = self.recipe.run, self.recipe.outer.steps
+        pause = self.pauses.ask()
+        stop = pause is not None and pause.signal
+        if stop or outer_steps_done % section.checkpoint_every == 0 or outer_steps_done == last:
+            self._save((outer_steps_done, 0), apart)
+        if stop:
+            raise self._interrupted(stop, (outer_steps_done, 0))
+
+    def _save_within(self, outer_step: int, inner_steps: int, pause: Pause) -> None:
+        """Write a checkpoint inside an outer step, and stop if that is asked for.
+
+        Raises:
+            Interrupted: if a signal asked the run to stop, after saving.
+        """
+        position = (outer_step, inner_steps)
+        with self.phases("save", within="train"):
+            self._save(position, apart=self.groups.trajectories > 1)
+        if pause.signal:
+            raise self._interrupted(pause.signal, position)
+
+    def _save(self, position: checkpoint.Position, apart: bool) -> None:
+        within = position[1] > 0
+        states = checkpoint.collect(self.hosted, self.groups, apart, within)
+        decoded = (
+            self.replacements.state(self.data.train) if within else {"decoded": self.replacements.totals}
+        )
         if self.saver is not None:
-            optimizer, decoded = self.hosted[0].optimizer, self.replacements.totals
-            self.saver.checkpoint(outer_steps_done, states, apart, optimizer, self.estimator, decoded)
+            optimizer = self.hosted[0].optimizer
+            self.saver.checkpoint(position, states, apart, optimizer, self.estimator, decoded)
         for _ in states:  # the other processes take part in collecting
             pass
+        self.pauses.saved()
 
-    def finish(self, rewards: list[float] | None) -> dict[str, Any]:
-        """Save the network; then open the test split, for the first time, and score it.
+    def _interrupted(self, number: int, position: checkpoint.Position) -> Interrupted:
+        if self.saver is None or self.saver.is_failing:
+            return Interrupted(number)
+        return Interrupted(number, f"{checkpoint.in_words(position)} of {self.recipe.outer.steps} saved")
 
-        Args:
-            rewards: of the last outer step; None if no step was left.
-
-        Returns:
-            The contents of `result.json`, the same on every process.
-
-        Raises:
-            UserError: if the test split cannot be used; everything else is on disk by then.
-            RunFailedError: if the network cannot be written.
-        """
-        groups, recipe, data = self.groups, self.recipe, self.data
-        if recipe.outer.keep_average:
-            self.hosted[0].take_average()
-        tensors = groups.tensors_on_main(0, self.hosted[0].network.state_dict())
-        run_on_all_ranks(partial(self._save_results, tensors))
-        metric = self.objective.metric
-        images = groups.trajectories * recipe.outer.steps * self.inner_steps * recipe.inner.batch_size
-        result: dict[str, Any] = {
-            "outer_steps": recipe.outer.steps,
-            "images_trained_on": images,
-            "metric": metric,
-            "greater_is_better": self.objective.greater_is_better,
-        }
-        try:
-            test = run_on_all_ranks(data.open_test, one_first=True, long=True)
-        except UserError as error:
-            raise UserError(
-                f"the run is finished and saved in {recipe.run.dir}, but the test split cannot be used: {error}. "
-                "Once fixed, rerun the same command with run.resume=auto to test the network"
-            ) from error
-        if test is not None:
-            own = self._outcomes([self.hosted[0].network], test, groups.rank, groups.processes, "test")
-            self.replacements.count(recipe.outer.steps, test, everywhere=True)
-            (outcomes_nM,) = groups.sum_in_world(own)
-            scores = self.objective.scores(outcomes_nM, test.labels)
-            result |= {f"test_{name}": score for name, score in scores.items()}
-            if self.info is not None:
-                self._write_classes(self.info, outcomes_nM, test)
-            result["test_images"] = len(test)
-        rewards = groups.broadcast_object(rewards or self.rewards_before)
-        sign = 1.0 if self.objective.greater_is_better else -1.0
-        measured = [reward for reward in rewards or [] if reward is not None and math.isfinite(reward)]
-        result[f"heldout_{metric}"] = sign * max(measured) if measured else None
-        if self.info is not None:
-            self.observers.finish(self.info, result)
-        return result
-
-    def _write_classes(self, info: RunInfo, outcomes_nM: Tensor, test: Images) -> None:
-        """Write `classes.json`: the scores of each class, and which classes were taken for which others."""
-        objective, names = self.objective, self.data.schema.class_names
-        try:
-            confusions_P3 = objective.confusions(outcomes_nM, test.labels)
-            document = {
-                "images": len(test),
-                "classes": objective.table(outcomes_nM, test.labels, names),
-                "confusions": [] if confusions_P3 is None else confusions_P3.tolist(),
-            }
-            info.folder.write_json(CLASSES_FILE, document)
-        except (OSError, TypeError, ValueError) as error:  # a full disk, or an objective of the user's own
-            info.warn(f"{CLASSES_FILE} is not written: {error}")
-
-    def _save_results(self, tensors: dict[str, Tensor]) -> None:
-        """Write the network, given by its tensors, and the policy (main process only).
-
-        Raises:
-            RunFailedError: if they cannot be written.
-        """
-        if self.saver is None:
-            return
-        network, data, section = self.new_network(), self.data, self.recipe.data
-        network.load_state_dict(tensors)
-        policy = self.fixed_policy if self.estimator is None else self.estimator.policy
-        if self.estimator is not None:
-            self.estimator.policy.provenance["outer_steps_done"] = self.recipe.outer.steps
-        model, schema, crop = self.recipe.model, data.schema, (section.crop_pct, section.crop_mode)
-        self.saver.finish(
-            lambda folder: save_network(network, folder, model, schema, data.mean, data.std, *crop), policy
-        )
-
-    def _outcomes(
+    def outcomes(
         self, networks: list[nn.Module], images: Images, rank: int, num_replicas: int, phase: str = "scoring"
     ) -> Tensor:
-        """[R, n, M], zero for the images that other processes score."""
+        """`Objective.outcomes` of networks, [R, n, M]: zero for the images that other processes score."""
 
         def advanced(done: int, total: int) -> None:
             if self.info is not None:

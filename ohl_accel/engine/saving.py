@@ -4,7 +4,7 @@ A checkpoint that cannot be written does not end the run: it goes on, and the ne
 what it ends with must be written.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ class Saver:
         self, folder: RunFolder, recipe: Recipe, record: Mapping[str, Any], warn: Callable[[str], None]
     ) -> None:
         self._folder, self._recipe, self._record, self._warn = folder, recipe, record, warn
-        self._is_failing = False
+        self.is_failing = False
+        """Whether the last checkpoint could not be written."""
 
     def begin(
         self,
@@ -67,7 +68,7 @@ class Saver:
         try:
             if states is not None:
                 folder.clear()
-                checkpoint.save(folder / CHECKPOINTS, 0, states, False, optimizer, estimator, recipe, {})
+                checkpoint.save(folder / CHECKPOINTS, (0, 0), states, False, optimizer, estimator, recipe, {})
                 if isinstance(policy, Policy):
                     policy.save(folder / POLICY_FILE)
             (folder / DIGESTS_FILE).unlink(missing_ok=True)  # of files that will be written again
@@ -80,24 +81,24 @@ class Saver:
 
     def checkpoint(
         self,
-        outer_steps_done: int,
+        position: checkpoint.Position,
         states: Iterator[dict[str, Tensor]],
         apart: bool,
         optimizer: Optimizer,
         estimator: Estimator | None,
-        decoded: Mapping[str, Sequence[int]],
+        decoded: Mapping[str, Any],
     ) -> None:
         """Write a checkpoint and the learned policy; if that fails, say so once, and let the run go on.
 
         Args:
-            outer_steps_done: since the beginning of the run.
+            position: where the run is.
             states, apart, optimizer, estimator, decoded: as in `checkpoint.save`.
         """
         folder = self._folder
         try:
             checkpoint.save(
                 folder / CHECKPOINTS,
-                outer_steps_done,
+                position,
                 states,
                 apart,
                 optimizer,
@@ -106,25 +107,26 @@ class Saver:
                 decoded,
             )
             if estimator is not None:
-                estimator.policy.provenance["outer_steps_done"] = outer_steps_done
+                estimator.policy.provenance["outer_steps_done"] = position[0]
                 estimator.policy.save(folder / POLICY_FILE)
             if not (folder / RECIPE_FILE).exists():  # the folder was gone
                 self._write_records()
         except (OSError, SafetensorError) as error:
             for _ in states:  # the other processes take part in collecting
                 pass
-            if not self._is_failing:
+            if not self.is_failing:
                 self._warn(
-                    f"the checkpoint after outer step {outer_steps_done} cannot be written to {self._recipe.run.dir}: "
-                    f"{_reason(error)}. The run goes on, and tries again after each outer step; {self._resumes_from()}"
+                    f"the checkpoint after {checkpoint.in_words(position)} cannot be written to "
+                    f"{self._recipe.run.dir}: {_reason(error)}. The run goes on, and tries again after each "
+                    f"outer step; {self._resumes_from()}"
                 )
-            self._is_failing = True
+            self.is_failing = True
             return
-        if self._is_failing:
+        if self.is_failing:
             self._warn(
-                f"the checkpoint after outer step {outer_steps_done} is written: checkpoints work again"
+                f"the checkpoint after {checkpoint.in_words(position)} is written: checkpoints work again"
             )
-        self._is_failing = False
+        self.is_failing = False
 
     def finish(self, save_network: Callable[[Path], None], policy: object) -> None:
         """Write the network and the policy of a finished run, and their digests.
@@ -154,10 +156,10 @@ class Saver:
             self._folder.write_json(HELDOUT_FILE, self._record)
 
     def _resumes_from(self) -> str:
-        done = checkpoint.outer_steps_on_disk(self._folder / CHECKPOINTS)
+        done = checkpoint.position_on_disk(self._folder / CHECKPOINTS)
         if done is None:
             return "there is no checkpoint to resume from"
-        return f"the same command with run.resume=auto resumes after outer step {done}"
+        return f"the same command with run.resume=auto resumes after {checkpoint.in_words(done)}"
 
 
 def _reason(error: Exception) -> str:

@@ -11,10 +11,12 @@ from torch import nn
 from ohl_accel.data.source import IN_MEMORY
 from ohl_accel.distributed.launch import run_on_all_ranks
 from ohl_accel.engine.dry import dry_run
+from ohl_accel.engine.finishing import finish
 from ohl_accel.engine.process import start_accelerator
 from ohl_accel.engine.run import Run
 from ohl_accel.engine.setup import set_up
 from ohl_accel.errors import UserError
+from ohl_accel.interrupts import deferred
 from ohl_accel.observers.dashboards import Dashboards
 from ohl_accel.observers.display import Display
 from ohl_accel.observers.files import MetricsFile, Report
@@ -125,7 +127,9 @@ def execute(
     try:
         if run.info is not None:
             run.observers.start(run.info)
-        result = run.finish(loop(run))
+        with deferred(run.recipe.run.grace):
+            rewards = loop(run)
+        result = finish(run, rewards)
         finished = True
     finally:
         if run.info is not None:

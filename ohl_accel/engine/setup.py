@@ -20,6 +20,7 @@ from ohl_accel.engine.augment import Augmentation
 from ohl_accel.engine.learner import open_learner
 from ohl_accel.engine.network import create_network, outline_network
 from ohl_accel.engine.objective import Objective, open_objective
+from ohl_accel.engine.pauses import Pauses
 from ohl_accel.engine.phases import Phases
 from ohl_accel.engine.process import configure_torch, why_bf16_is_slow
 from ohl_accel.engine.replacements import Replacements
@@ -175,9 +176,18 @@ def _build(
             if trajectory.average is not None:
                 trajectory.update_average(1)
     saver = None if folder is None else Saver(folder, recipe, data.record, display.warn)
-    first_outer_step, decoded_before = _resume_or_begin(
+    (first_outer_step, first_inner_step), decoded = _resume_or_begin(
         recipe, folder, saver, data, hosted, estimator, policy, groups, display
     )
+    replacements = Replacements(
+        groups=groups,
+        allowed=recipe.data.corrupt_fraction,
+        log=folder / REPLACED_FILE if folder is not None else None,
+        first_outer_step=first_outer_step,
+        before=decoded.get("decoded"),
+    )
+    if first_inner_step:
+        replacements.go_on(data.train, decoded)
     rewards_before = None
     if folder is not None:
         before = lines_before(folder / METRICS_FILE, first_outer_step)
@@ -211,15 +221,11 @@ def _build(
         new_network=new_network,
         inner_steps=inner_steps,
         first_outer_step=first_outer_step,
+        first_inner_step=first_inner_step,
         rewards_before=rewards_before,
         phases=Phases(groups.device),
-        replacements=Replacements(
-            groups=groups,
-            allowed=recipe.data.corrupt_fraction,
-            log=folder / REPLACED_FILE if folder is not None else None,
-            first_outer_step=first_outer_step,
-            before=decoded_before,
-        ),
+        pauses=Pauses(groups, recipe.run.checkpoint_minutes),
+        replacements=replacements,
         observers=observers,
         info=info,
     )
@@ -345,11 +351,11 @@ def _resume_or_begin(
     policy: AugmentationPolicy,
     groups: Groups,
     display: Display,
-) -> tuple[int, dict[str, list[int]]]:
+) -> tuple[checkpoint.Position, dict[str, Any]]:
     """Resume from the newest whole checkpoint, if requested and there is one; otherwise write the first files.
 
     Returns:
-        Outer steps done, and `Replacements.totals`.
+        Where the run goes on, and `Replacements.state`.
     """
 
     def read() -> checkpoint.Contents | None:
@@ -363,10 +369,13 @@ def _resume_or_begin(
         return contents
 
     contents = run_on_all_ranks(read)
-    first_outer_step = 0
-    decoded = groups.broadcast_object(contents.document.get("decoded", {}) if contents is not None else {})
+    position = (0, 0)
+    document = contents.document if contents is not None else {}
+    decoded = groups.broadcast_object(
+        {name: document[name] for name in ("decoded", "decoded_within") if name in document}
+    )
     if groups.broadcast_object(contents is not None):
-        first_outer_step = checkpoint.restore(contents, hosted, estimator, groups)
+        position = checkpoint.restore(contents, hosted, estimator, groups)
         states = None
     else:
         states = list(checkpoint.collect(hosted, groups, apart=False))
@@ -376,7 +385,7 @@ def _resume_or_begin(
             saver.begin(None if states is None else iter(states), hosted[0].optimizer, policy, estimator)
 
     run_on_all_ranks(begin)
-    return first_outer_step, decoded
+    return position, decoded
 
 
 def _provenance(recipe: Recipe, data: Data) -> dict[str, object]:
@@ -418,8 +427,9 @@ def _introduce(run: Run, accelerator: Accelerator, display: Display) -> None:
         f"{recipe.model.name}: {parameters:,} parameters, precision {accelerator.mixed_precision}, {layout} "
         f"({groups.device.type})"
     )
+    position = run.first_outer_step, run.first_inner_step
     display.say(
         f"{recipe.outer.steps} outer steps of {run.inner_steps} inner steps of {recipe.inner.batch_size} images, "
         f"run folder {recipe.run.dir}"
-        + (f"; resuming after outer step {run.first_outer_step}" if run.first_outer_step else "")
+        + (f"; resuming after {checkpoint.in_words(position)}" if any(position) else "")
     )

@@ -79,14 +79,18 @@ class Trajectory:
         """int64 [B] for each inner step of this outer step, if they are kept."""
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=augmentation.device)
         self._steps = 0
+        self._resumed = False
 
     def begin_outer_step(self) -> None:
-        """Reset the counts of the last outer step."""
+        """Reset the counts of the last outer step, unless a resumed one goes on (`set_progress`)."""
+        self.network.train()
+        if self._resumed:
+            self._resumed = False
+            return
         self.counts_K.zero_()
         self.operations.clear()
         self._loss_sum.zero_()
         self._steps = 0
-        self.network.train()
 
     def augment(
         self, images_bCHW: Tensor, labels_b: Tensor, step: int, policy: AugmentationPolicy
@@ -171,6 +175,21 @@ class Trajectory:
         failed = 1.0 - torch.stack(finite).all().double()
         loss, failures = self._groups.sum_in_group(torch.stack([self._loss_sum, failed])).tolist()
         return loss / (self._steps * self._groups.group_size), failures == 0
+
+    def progress(self) -> dict[str, Tensor]:
+        """What this outer step counted so far, over the whole group; every process of the group must call it."""
+        progress = {"counts": self.counts_K, "loss_sum": self._groups.sum_in_group(self._loss_sum)}
+        if self._keep_operations:
+            progress["operations"] = torch.stack(self.operations)
+        return progress
+
+    def set_progress(self, progress: Mapping[str, Tensor], steps: int) -> None:
+        """Go on in the middle of an outer step, after so many inner steps of it."""
+        self.counts_K.copy_(progress["counts"])
+        self._loss_sum.copy_(progress["loss_sum"] if self._groups.data_rank == 0 else torch.zeros(()))
+        if self._keep_operations:
+            self.operations[:] = progress["operations"].cpu().unbind()
+        self._steps, self._resumed = steps, True
 
     @property
     def scored_network(self) -> nn.Module:

@@ -130,6 +130,11 @@ class RunSection(Section):
     """Check recipe, data, network and layout, say what the run would cost, and end: nothing is trained or written."""
     checkpoint_every: Annotated[Whole, Field(ge=1)] = 1
     """Outer steps between two checkpoints (the last step is always saved)."""
+    checkpoint_minutes: Annotated[Real, Field(gt=0)] | None = None
+    """Minutes after which a checkpoint is written inside an outer step; None: only at a signal."""
+    grace: Annotated[Real, Field(gt=0)] = 25.0
+    """Seconds from a signal (SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2) until a process ends even if it could not save
+    by then; torchrun and Kubernetes kill after 30."""
     keep_checkpoints: Annotated[Whole, Field(ge=1)] = 2
     """How many of the newest checkpoints stay on disk."""
     mixed_precision: Annotated[Literal["no", "bf16"] | None, BeforeValidator(_precision)] = None
