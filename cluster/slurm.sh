@@ -3,8 +3,8 @@
 #   sbatch cluster/slurm.sh recipes/imagenet_r50.yaml run.dir=/shared/runs/r50
 # Adapt the lines below to your cluster: nodes, processes (GPUs) and cores per node, time.
 # Only the first node writes the run folder; after a requeue any node may be the first, so put it on storage
-# shared by all nodes, and HF_HOME as well, so that the data is indexed only once. A job that is
-# requeued or submitted again resumes from the last checkpoint. Set MIXED_PRECISION=no to disable bf16, and
+# shared by all nodes, and HF_HOME as well, so that the data is indexed only once. Two minutes before its time is over the
+# job saves, inside an outer step if need be, and is requeued. A job that is requeued or submitted again resumes there. Set MIXED_PRECISION=no to disable bf16, and
 # PROCESSES on nodes without GPUs.
 #SBATCH --job-name=ohl_accel
 #SBATCH --nodes=4
@@ -13,6 +13,7 @@
 #SBATCH --cpus-per-task=64
 #SBATCH --time=24:00:00
 #SBATCH --requeue
+#SBATCH --signal=B:USR1@120
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 set -euo pipefail
@@ -24,11 +25,21 @@ port=$((20000 + SLURM_JOB_ID % 20000)) # two jobs on one node need different por
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # $SLURM_NODEID, the node's rank in the job, is set only in tasks started by srun
 # shellcheck disable=SC2016
-exec srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --machine_rank "$SLURM_NODEID" "$@"' bash \
+srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --machine_rank "$SLURM_NODEID" "$@"' bash \
     --config_file accelerate_configs/nodes.yaml \
     --mixed_precision "${MIXED_PRECISION:-bf16}" \
     --num_machines "$SLURM_JOB_NUM_NODES" \
     --num_processes $((SLURM_JOB_NUM_NODES * per_machine)) \
     --main_process_ip "$main" \
     --main_process_port "$port" \
-    -m ohl_accel.search "$@" run.resume=auto
+    -m ohl_accel.search "$@" run.resume=auto &
+step=$!
+stopped=
+trap 'stopped=1; kill -TERM "$step"' USR1 # srun forwards it to the launchers, and these to the processes
+code=0
+wait "$step" || code=$?
+if [ -n "$stopped" ]; then
+    wait "$step" || code=$? # the first wait ended with the signal
+    [ "$code" = 0 ] || scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

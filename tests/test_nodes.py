@@ -153,6 +153,42 @@ def test_slurm_script(hosts: TwoHosts, undisturbed_pair: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_slurm_script_requeues_at_the_end_of_its_time(undisturbed: Path, tmp_path: Path) -> None:
+    """SIGUSR1 to the script, as Slurm sends it by --signal; srun forwards signals to its tasks."""
+    forward = "trap 'kill -TERM $task' TERM"
+    write_program(
+        tmp_path / "srun", f'shift\n{forward}\nSLURM_NODEID=0 "$@" & task=$!\nwait $task || wait $task'
+    )
+    write_program(
+        tmp_path / "scontrol", f'[ "$1" != requeue ] && echo 127.0.0.1 || echo $2 > {tmp_path}/requeued'
+    )
+
+    def begin() -> subprocess.Popen[str]:
+        return run_script(
+            "slurm.sh",
+            f"run.dir={tmp_path / 'run'}",
+            programs=tmp_path,
+            SLURM_JOB_ID="8",
+            SLURM_JOB_NUM_NODES="1",
+            SLURM_JOB_NODELIST="host0",
+            PROCESSES="2",
+            MIXED_PRECISION="no",
+        )
+
+    job = begin()
+    wait_for_checkpoint(job, tmp_path / "run", "step-000001")
+    os.kill(job.pid, signal.SIGUSR1)
+    output, _ = job.communicate(timeout=100)
+    assert "saved; run.resume=auto goes on from there" in output
+    assert job.returncode != 0
+    assert (tmp_path / "requeued").read_text() == "8\n"
+    output, _ = (again := begin()).communicate(timeout=200)
+    assert again.returncode == 0, output
+    assert "resuming after outer step" in output
+    assert final_state(tmp_path / "run") == final_state(undisturbed)
+
+
+@pytest.mark.slow
 @pytest.mark.network
 def test_torchrun_restarts_after_a_lost_process(hosts: TwoHosts, undisturbed: Path, tmp_path: Path) -> None:
     """A worker killed without warning: all restart automatically and resume from the last checkpoint."""
