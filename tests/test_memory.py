@@ -1,5 +1,8 @@
 """Data given in Python gives the same results as the same data on disk."""
 
+import multiprocessing
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 from torchvision.datasets import ImageFolder
 
 from ohl_accel.data import Data, TrainingOrder, open_data, training_batches
-from ohl_accel.errors import UserError
+from ohl_accel.data.batches import _BatchBuffers
+from ohl_accel.errors import ProcessFailedError, UserError
 from ohl_accel.hub.card import hub_dataset
 
 
@@ -241,3 +245,39 @@ def test_a_damaged_item_is_replaced() -> None:
     assert data.heldout is not None
     replaced = data.train.tally.replaced + data.heldout.tally.replaced
     assert [one.image for one in replaced] == ["image 7 of split 'train' of the given dataset"]
+
+
+class Slow(Pairs):
+    """Takes forever for one of its items, in another process."""
+
+    waits = False
+
+    def __getitem__(self, number: int) -> tuple[Any, Any]:
+        if self.waits and number == 7:
+            time.sleep(60)
+        return super().__getitem__(number)
+
+
+def test_a_worker_that_sends_nothing_is_given_up() -> None:
+    given = Slow(some_images(20), [0, 1] * 10)
+    train = open_data(recipe("memory", in_memory=False), given).train
+    given.waits = True
+    batches = training_batches(train, TrainingOrder(16, 4, 0, first=0, last=8), 1, False, timeout=0.5)
+    with pytest.raises(ProcessFailedError, match=r"no images came for 0\.5 s \(run\.timeout\)"):
+        list(batches)
+
+
+def test_a_part_that_does_not_come_is_noticed() -> None:
+    train = open_data(recipe("memory", in_memory=False), Pairs(some_images(20), [0, 1] * 10)).train
+    buffers = _BatchBuffers(train.decoding, 4, 1)
+    with pytest.raises(ProcessFailedError, match="only 3 of the 4 images of a batch"):
+        buffers.take(0, 4, train, [(np.zeros(3, np.int64), [])])
+
+
+def test_workers_leave_no_temporary_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they send goes through pipes; to hand over shared memory, multiprocessing makes a folder `pymp-*`."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delitem(vars(multiprocessing.current_process())["_config"], "tempdir", raising=False)
+    train = open_data(recipe("memory", in_memory=False), Pairs(some_images(20), [0, 1] * 10)).train
+    batches = training_batches(train, TrainingOrder(16, 4, 0, first=0, last=8), 2, False)
+    assert [list(tmp_path.iterdir()) for _ in batches] == 8 * [[]]

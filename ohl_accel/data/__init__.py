@@ -4,6 +4,7 @@ are read (`stream`).
 """
 
 from ohl_accel.data.batches import (
+    WAIT,
     Batch,
     Blocks,
     TrainingOrder,
@@ -19,6 +20,7 @@ from ohl_accel.data.schema import Schema
 from ohl_accel.data.splits import Data, open_data, open_images
 
 __all__ = [
+    "WAIT",
     "Batch",
     "Blocks",
     "Data",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
@@ -23,8 +24,14 @@ from ohl_accel.rng import keyed_generator
 
 Batch = tuple[Tensor, Tensor]
 """Images, uint8 [b, C, H, W], and labels: int64 [b], or for multi-label data float32 [b, classes], 0 or 1."""
-Part = tuple[Tensor, list[Replaced]] | UserError
-"""What a worker sends: the labels of its part of a batch and the images that were replaced, or an error."""
+Part = tuple[np.ndarray, list[Replaced]] | UserError
+"""What a worker sends: the labels of its part of a batch and the images that were replaced, or an error.
+
+An array goes through a pipe; a tensor would need shared memory, and wait forever where that is full.
+"""
+
+WAIT = 1800.0
+"""Seconds after which a worker that sends nothing is given up, as by `run.timeout`."""
 
 _BATCHES_AHEAD, _CHUNKS_AHEAD = 4, 1
 _MOST_LANES = 64
@@ -125,7 +132,12 @@ class TrainingOrder:
 
 
 def training_batches(
-    images: Images, order: TrainingOrder, workers: int, pin: bool, crop: RandomResizedCrop | None = None
+    images: Images,
+    order: TrainingOrder,
+    workers: int,
+    pin: bool,
+    crop: RandomResizedCrop | None = None,
+    timeout: float = WAIT,
 ) -> Iterator[Batch]:
     """The batches of `order`, decoded ahead by `workers` processes unless pixels are in memory.
 
@@ -135,18 +147,19 @@ def training_batches(
         workers: processes; 0 decodes here.
         pin: whether to put batches into pinned memory.
         crop: crops each image; None: as in other splits.
+        timeout: seconds to wait for a worker.
 
     Raises:
-        ProcessFailedError: if an image or a file cannot be read.
+        ProcessFailedError: if an image or a file cannot be read, or a worker sends nothing.
     """
     if images.kept:
         yield from (images.__getitems__(rows) for rows in order)
         return
     workers = min(workers, len(order.own))
     buffers = _BatchBuffers(images.decoding, len(order.own), _BATCHES_AHEAD + 1 if workers else 1)
-    parts = _loader(_Columns(images, order, crop, buffers), workers, _BATCHES_AHEAD)
+    parts = _loader(_Columns(images, order, crop, buffers), workers, _BATCHES_AHEAD, timeout)
     for index in range(len(order)):
-        yield buffers.take(index, images, list(islice(parts, max(1, workers))), pin)
+        yield buffers.take(index, len(order.own), images, islice(parts, max(1, workers)), pin)
 
 
 def ahead_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -173,12 +186,12 @@ def ahead_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[
 
 
 def evaluation_batches(
-    images: Images, batch_size: int, rank: int, num_replicas: int, workers: int = 0
+    images: Images, batch_size: int, rank: int, num_replicas: int, workers: int = 0, timeout: float = WAIT
 ) -> Iterator[tuple[int, Batch]]:
     """Every `num_replicas`-th chunk of a split, starting at the `rank`-th, as (index of the chunk, batch).
 
     Raises:
-        ProcessFailedError: if an image or a file cannot be read.
+        ProcessFailedError: if an image or a file cannot be read, or a worker sends nothing for `timeout` seconds.
     """
     chunks = range(rank, num_chunks(images, batch_size), num_replicas)
     if images.kept:
@@ -188,9 +201,10 @@ def evaluation_batches(
         return
     workers = min(workers, len(chunks))
     buffers = _BatchBuffers(images.decoding, min(batch_size, len(images)), workers * (_CHUNKS_AHEAD + 1) or 1)
-    parts = _loader(_Chunks(images, batch_size, chunks, buffers), workers, _CHUNKS_AHEAD)
+    parts = _loader(_Chunks(images, batch_size, chunks, buffers), workers, _CHUNKS_AHEAD, timeout)
     for index, chunk in enumerate(chunks):
-        yield chunk, buffers.take(index, images, [next(parts)])
+        size = min(batch_size, len(images) - chunk * batch_size)
+        yield chunk, buffers.take(index, size, images, islice(parts, 1))
 
 
 def num_chunks(images: Images, batch_size: int) -> int:
@@ -234,15 +248,24 @@ class _BatchBuffers:
         """
         return self._pixels[index % len(self._pixels)]
 
-    def take(self, index: int, images: Images, parts: Iterable[Part], pin: bool = False) -> Batch:
-        """A copy of a batch whose parts have arrived, in pinned memory if `pin`; its images are added to the tally."""
+    def take(self, index: int, size: int, images: Images, parts: Iterable[Part], pin: bool = False) -> Batch:
+        """A copy of a batch whose parts have arrived, in pinned memory if `pin`; its images are added to the tally.
+
+        Raises:
+            ProcessFailedError: if an image or a file cannot be read, or fewer than `size` images arrived.
+        """
         all_labels = []
         for part in parts:
             if isinstance(part, UserError):
                 raise ProcessFailedError(str(part))
             labels, replaced = part
             images.tally.add(len(labels), replaced)
-            all_labels.append(labels)
+            all_labels.append(torch.from_numpy(labels))
+        arrived = sum(map(len, all_labels))
+        if arrived != size:
+            raise ProcessFailedError(
+                f"only {arrived} of the {size} images of a batch came from the processes that decode them"
+            )
         labels_b = torch.cat(all_labels)
         pixels = self[index][: len(labels_b)]
         return torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=pin).copy_(pixels), labels_b
@@ -268,7 +291,8 @@ class _Columns(IterableDataset[Part]):
                 with self._images.source.planned(planned) as opener:
                     for step, rows in enumerate(rows_Sb.tolist(), first):
                         buffer = self._buffers[step - self._order.first][positions]
-                        yield self._images.decode(rows, buffer, self._crop_of(step, columns.start), opener)
+                        crop = self._crop_of(step, columns.start)
+                        yield _part(self._images.decode(rows, buffer, crop, opener))
         except UserError as error:
             yield error
 
@@ -290,12 +314,17 @@ class _Chunks(Dataset[Part]):
         first = self._chunks[index] * self._batch_size
         indices = range(first, min(first + self._batch_size, len(self._images)))
         try:
-            return self._images.decode(indices, self._buffers[index][: len(indices)])
+            return _part(self._images.decode(indices, self._buffers[index][: len(indices)]))
         except UserError as error:
             return error
 
 
-def _loader(dataset: Dataset[Part], workers: int, ahead: int) -> Iterator[Part]:
+def _part(decoded: tuple[Tensor, list[Replaced]]) -> Part:
+    labels, replaced = decoded
+    return labels.numpy(), replaced
+
+
+def _loader(dataset: Dataset[Part], workers: int, ahead: int, timeout: float) -> Iterator[Part]:
     loader = DataLoader(
         dataset,
         batch_size=None,
@@ -303,9 +332,16 @@ def _loader(dataset: Dataset[Part], workers: int, ahead: int) -> Iterator[Part]:
         collate_fn=_as_is,
         prefetch_factor=ahead if workers else None,
         generator=torch.Generator(),
+        timeout=timeout if workers else 0,
     )
     try:
         yield from loader
+    except RuntimeError as error:
+        if "timed out" not in str(error):
+            raise
+        raise ProcessFailedError(
+            f"no images came for {timeout:g} s (run.timeout) from the processes that decode them (data.workers)"
+        ) from error
     except (ConnectionError, EOFError, FileNotFoundError) as error:  # during the transfer of a batch
         raise RuntimeError(f"DataLoader worker is gone: {error}") from error
 

@@ -111,7 +111,9 @@ class Run:
         )
         crop = RandomResizedCrop(section, train.decoding.size, seed) if section is not None else None
         device = self.groups.device
-        batches = training_batches(train, order, data.workers, device.type == "cuda", crop)
+        batches = training_batches(
+            train, order, data.workers, device.type == "cuda", crop, self.recipe.run.timeout
+        )
         return ahead_on_device(batches, device)
 
     def policy_of(self, trajectory: int) -> AugmentationPolicy:
@@ -400,6 +402,7 @@ class Run:
             augmentation=self.augmentation,
             batch_size=self.recipe.data.eval_batch_size,
             workers=self.recipe.data.workers,
+            timeout=self.recipe.run.timeout,
             rank=rank,
             num_replicas=num_replicas,
             in_step=self.groups.sharded,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ohl_accel.data import Images, evaluation_batches
+from ohl_accel.data import WAIT, Images, evaluation_batches
 from ohl_accel.engine.augment import Augmentation
 from ohl_accel.engine.objective import Objective
 
@@ -22,6 +22,7 @@ def outcomes_of(
     augmentation: Augmentation,
     batch_size: int,
     workers: int,
+    timeout: float = WAIT,
     rank: int = 0,
     num_replicas: int = 1,
     in_step: bool = False,
@@ -38,6 +39,7 @@ def outcomes_of(
         augmentation: for the normalization.
         batch_size: images of a chunk.
         workers: decoding processes.
+        timeout: seconds to wait for one of them.
         rank, num_replicas: of this process, among those that share the split.
         in_step: run the networks equally often on every process, as sharded ones require.
         advanced: called with the number of chunks that this process has scored, and of all that it will.
@@ -47,7 +49,7 @@ def outcomes_of(
     rows: Tensor | None = None
     blank = torch.zeros(1, images.decoding.channels, *images.decoding.size, dtype=torch.uint8)
     own = -(-(-(-len(images) // batch_size) - rank) // num_replicas)
-    batches = evaluation_batches(images, batch_size, rank, num_replicas, workers)
+    batches = evaluation_batches(images, batch_size, rank, num_replicas, workers, timeout)
     for done, (chunk, (pixels, labels)) in enumerate(batches, 1):
         inputs = augmentation.normalize(pixels)
         labels = labels.to(inputs.device, non_blocking=True)
