@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import date
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -189,9 +190,9 @@ def elements_table(images_BCHW: Tensor, options: argparse.Namespace) -> list[str
     rows = []
     for name, index in sorted(first.items(), key=lambda pair: pair[1]):
         element_B1 = torch.full((len(images_BCHW), 1), index)
-        calls = {
-            OURS: lambda e=element_B1: PAPER._batched(images_BCHW, e, sign_B1),
-            BY_TORCH: lambda e=element_B1: PAPER._batched.by_torch(images_BCHW, e, sign_B1),
+        calls: dict[str, Call] = {
+            OURS: partial(PAPER._batched, images_BCHW, element_B1, sign_B1),
+            BY_TORCH: partial(PAPER._batched.by_torch, images_BCHW, element_B1, sign_B1),
             COPY: images_BCHW.clone,
         }
         timings = timed({key: (call, len(images_BCHW)) for key, call in calls.items()}, options.rounds)

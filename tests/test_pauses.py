@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DIGITS, SMALL, final_state, latest, launch, start, wait_for_checkpoint
+from conftest import SMALL, final_state, latest, launch, start, wait_for_checkpoint
+from forked import DIGITS
 
 from ohl_accel import interrupts
 from ohl_accel.engine.search import search

@@ -371,9 +371,8 @@ def _resume_or_begin(
     contents = run_on_all_ranks(read)
     position = (0, 0)
     document = contents.document if contents is not None else {}
-    decoded = groups.broadcast_object(
-        {name: document[name] for name in ("decoded", "decoded_within") if name in document}
-    )
+    own: dict[str, Any] = {key: document[key] for key in ("decoded", "decoded_within") if key in document}
+    decoded = groups.broadcast_object(own)
     if groups.broadcast_object(contents is not None):
         position = checkpoint.restore(contents, hosted, estimator, groups)
         states = None
