@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
+from benchmarks import kernels as benchmark
 from ohl_accel.operations import kernels
 from ohl_accel.operations.kernels import BatchedElements, fused
 from ohl_accel.operations.kernels.family import EachImage
@@ -292,3 +293,16 @@ def test_pillow_by_hand() -> None:
         for pair in (("Posterize 4.4", "Invert"), ("Invert", "Posterize 4.4"))
     )
     assert (inverted_after.getpixel((0, 0)), inverted_before.getpixel((0, 0))) == (255 - 16, 224)
+
+
+def test_the_benchmark(tmp_path: Path) -> None:
+    """Small: every library is called, and the page keeps its text around the tables."""
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{benchmark.BEGIN}old{benchmark.END}after\n")
+    small = ["--sides", "16", "--pixels", "1024", "--single", "2", "--rounds", "1"]
+    benchmark.main([*small, "--result", str(tmp_path / "result.md"), "--page", str(page)])
+    result = (tmp_path / "result.md").read_text()
+    assert result.count("\n| ") >= 10 + 14
+    assert "| ohl_accel, compiled | " in result
+    tables = result.partition("\n")[2]
+    assert page.read_text() == f"before\n{benchmark.BEGIN}{tables}{benchmark.END}after\n"
