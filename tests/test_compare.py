@@ -322,7 +322,7 @@ def test_a_stop_ends_the_runs_and_the_folder_is_taken_meanwhile(
     assert "is in use by another comparison" in capsys.readouterr().err
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
+    assert process.returncode == 75, output
     assert "stopped; the same command continues where it stopped" in output
     left = subprocess.run(["pgrep", "-f", f"run.dir={tmp_path}"], capture_output=True, text=True)
     assert left.stdout == "" or str(os.getpid()) in left.stdout

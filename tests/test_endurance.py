@@ -29,7 +29,7 @@ def test_a_small_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(results) == 1 + 1 + len(KINDS)
     assert all(map(holds, results.values()))
     assert results["kills 1/1 0"]["layout"] == "1 process, map"
-    assert results["signals 0"]["exit_codes"] == [130]
+    assert results["signals 0"]["exit_codes"] == [75]
     assert results["mutations checkpoint tensors 0 4"]["count"] == 4
     assert "14 of 14 hold." in page.read_text()
     assert "| 1 process, map | 1 |" in page.read_text()

@@ -52,8 +52,9 @@ def test_a_stopped_run_resumes_on_more_processes(undisturbed: Path, tmp_path: Pa
     wait_for_checkpoint(process, tmp_path, "step-000001")
     os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert "Traceback" not in output.split("stopped; run.resume=auto resumes from the last checkpoint")[0]
-    assert "stopped; run.resume=auto" in output
+    stopped = "saved; run.resume=auto goes on from there"
+    assert stopped in output
+    assert "Traceback" not in output.split(stopped)[0]
     launch(2, f"run.dir={tmp_path}", "run.resume=auto")
     assert final_state(tmp_path) == final_state(undisturbed)
 
