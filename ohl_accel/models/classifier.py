@@ -1,12 +1,13 @@
 """What timm expects of an image classifier, for the networks of this package, and their entry in timm's registry."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from timm.layers import create_classifier
 from torch import Tensor, nn
 
 
-class Classifier(nn.Module):
+class Classifier(nn.Module, ABC):
     """Methods that every network has: features, a pooling, and a last layer that can be replaced.
 
     A subclass sets these attributes in its constructor, the head last, and defines `forward_features`.
@@ -33,9 +34,9 @@ class Classifier(nn.Module):
         self.num_classes = num_classes
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
 
+    @abstractmethod
     def forward_features(self, images: Tensor) -> Tensor:
         """Normalized images [B, C, H, W] to feature maps."""
-        raise NotImplementedError
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Feature maps to logits, or to pooled features."""
