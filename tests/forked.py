@@ -116,6 +116,19 @@ def search_without_memory(*overrides: str) -> None:
     run_command_line("search", [DIGITS, *overrides])
 
 
+def search_with_signal(number: int, at: int, *overrides: str) -> None:
+    """A search of which the second of two processes sends itself a signal in an inner step."""
+    inner_step = Trajectory.inner_step
+
+    def signalled(self: Trajectory, inputs: Tensor, targets: Tensor, step: int) -> None:
+        if step == at and self.number == 3 and int(os.environ["RANK"]) == 1:
+            os.kill(os.getpid(), number)
+        inner_step(self, inputs, targets, step)
+
+    Trajectory.inner_step = signalled  # type: ignore[method-assign]
+    run_command_line("search", [DIGITS, *overrides])
+
+
 def search_that_cannot_end(*overrides: str) -> None:
     """A search whose network cannot be written, because the disk is full."""
 

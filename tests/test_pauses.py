@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, final_state, latest, launch, start, wait_for_checkpoint
-from forked import DIGITS
+from conftest import KEEP, SMALL, final_state, latest, launch, start, wait_for_checkpoint
+from forked import DIGITS, call_on_ranks, search_with_signal
 
 from ohl_accel import interrupts
 from ohl_accel.engine.search import search
@@ -98,18 +98,20 @@ def test_checkpoints_by_the_clock(tmp_path: Path) -> None:
     assert names == ["step-000001", *within[:3], "step-000002", *within[3:], "step-000003"]
 
 
-def test_two_processes_agree_and_one_goes_on_alone(tmp_path: Path) -> None:
-    """One of two workers gets SIGUSR2: both stop at the same inner step; a single process goes on bit for bit."""
-    overrides = ("outer.steps=3", "outer.inner_steps=40")
-    launch(1, f"run.dir={tmp_path / 'whole'}", *overrides, config="cpu")
-    process = start(2, f"run.dir={tmp_path / 'cut'}", *overrides)
-    wait_for_checkpoint(process, tmp_path / "cut", "step-000001")
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGUSR2)
-    output, _ = process.communicate(timeout=100)
-    assert "saved; run.resume=auto goes on from there" in output
-    launch(1, f"run.dir={tmp_path / 'cut'}", "run.resume=auto", *overrides, config="cpu")
-    assert final_state(tmp_path / "cut") == final_state(tmp_path / "whole")
+@pytest.mark.parametrize("layout", [(), ("outer.groups=1", *KEEP)])
+def test_processes_agree_and_others_go_on(
+    layout: tuple[str, ...], undisturbed: Path, undisturbed_pair: Path, tmp_path: Path
+) -> None:
+    """One of two processes gets SIGUSR2, and both stop at the same inner step: in two groups, and in one."""
+    overrides = [*SMALL, *layout, f"run.dir={tmp_path}", "run.checkpoint_every=3"]
+    with pytest.raises(AssertionError) as stopped:
+        call_on_ranks(2, search_with_signal, signal.SIGUSR2, 4, *overrides)
+    assert "exit codes [75, 75]" in str(stopped.value)
+    assert "saved; run.resume=auto goes on from there" in str(stopped.value)
+    assert "Traceback" not in str(stopped.value)
+    assert latest(tmp_path) in ("step-000001-000002", "step-000002")
+    launch(2 if layout else 1, f"run.dir={tmp_path}", "run.resume=auto", *layout, config="cpu_processes")
+    assert final_state(tmp_path) == final_state(undisturbed_pair if layout else undisturbed)
 
 
 def test_workers_stop_when_their_launcher_is_gone(tmp_path: Path) -> None:

@@ -382,6 +382,7 @@ class Run:
         self.pauses.saved()
 
     def _interrupted(self, number: int, position: checkpoint.Position) -> Interrupted:
+        self.groups.sum_in_world(torch.zeros(1))  # none leaves while the main process receives its state
         if self.saver is None or self.saver.is_failing:
             return Interrupted(number)
         return Interrupted(number, f"{checkpoint.in_words(position)} of {self.recipe.outer.steps} saved")
