@@ -56,8 +56,9 @@ def worker(folder: str, *arguments: str) -> None:
 
         return call
 
-    vars(session)["set_up"] = noting("start", vars(session)["set_up"])
-    for part in PARTS[1:]:
+    for part, name in (("start", "set_up"), ("finish", "finish")):
+        vars(session)[name] = noting(part, vars(session)[name])
+    for part in PARTS[1:-1]:
         setattr(Run, part, noting(part, getattr(Run, part)))
     search(arguments[0], arguments[1:])
     (Path(folder) / f"{os.environ['RANK']}.json").write_text(json.dumps(peaks))

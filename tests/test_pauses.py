@@ -33,8 +33,8 @@ class SignalAt(Observer):
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """This process handles signals as a command does; afterwards as before."""
-    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+    """This process handles signals as a command does, also under nohup; afterwards as before."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in interrupts.SIGNALS}
     interrupts.install()
     yield
     for number, handler in before.items():
@@ -152,6 +152,13 @@ def test_a_process_that_cannot_stop_is_ended(arguments: list[str], message: str)
     assert (done.returncode, done.stdout) == (75, "True\n")
     assert done.stderr.startswith(message)
     assert "Traceback" not in done.stderr
+
+
+def test_signals_that_are_ignored_stay_so() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    interrupts.install()
+    signal.raise_signal(signal.SIGHUP)
+    assert interrupts.requested() == 0
 
 
 def test_exit_codes() -> None:
