@@ -2,10 +2,10 @@
 # One run on the nodes of a Slurm job. From the root of the checkout, with the environment activated:
 #   sbatch cluster/slurm.sh recipes/imagenet_r50.yaml run.dir=/shared/runs/r50
 # Adapt the lines below to your cluster: nodes, processes (GPUs) and cores per node, time.
-# Only the first node writes the run folder; after a requeue any node may be the first, so put it on storage
-# shared by all nodes, and HF_HOME as well, so that the data is indexed only once. Two minutes before its time is over the
-# job saves, inside an outer step if need be, and is requeued. A job that is requeued or submitted again resumes there. Set MIXED_PRECISION=no to disable bf16, and
-# PROCESSES on nodes without GPUs.
+# Only the first node writes the run folder; after a requeue any node may be the first, so put it on storage shared by all
+# nodes, and HF_HOME as well, so that the data is indexed only once. Two minutes before its time is over the job saves,
+# inside an outer step if need be, and is requeued. A job that is requeued or submitted again resumes there. Set
+# MIXED_PRECISION=no to disable bf16, and PROCESSES on nodes without GPUs.
 #SBATCH --job-name=ohl_accel
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1

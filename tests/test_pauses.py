@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import KEEP, SMALL, final_state, latest, launch, start, wait_for_checkpoint
 from forked import DIGITS, call_on_ranks, search_with_signal
+from test_streams import colours, stream_overrides  # noqa: F401  the first is a fixture
 
 from ohl_accel import interrupts
 from ohl_accel.engine.search import search
@@ -69,6 +70,25 @@ def test_a_search_stopped_inside_an_outer_step(
     resumed = search(DIGITS, [*overrides, f"run.dir={tmp_path / 'cut'}", "run.resume=auto"])
     assert final_state(tmp_path / "cut") == final_state(tmp_path / "whole")
     assert len(resumed.metrics) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_with_damaged_images_stopped_inside_an_outer_step(
+    workers: int,
+    colours: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Images that were replaced before the signal are still counted in the line of their outer step."""
+    overrides = [*SMALL, *stream_overrides(colours), f"data.workers={workers}", "outer.steps=3"]
+    search(DIGITS, [*overrides, f"run.dir={tmp_path / 'whole'}"])
+    with pytest.raises(interrupts.Interrupted):
+        search(DIGITS, [*overrides, f"run.dir={tmp_path / 'cut'}"], observers=[SignalAt(7)])
+    assert latest(tmp_path / "cut") == "step-000001-000003"
+    interrupts.install()
+    search(DIGITS, [*overrides, f"run.dir={tmp_path / 'cut'}", "run.resume=auto"])
+    state = final_state(tmp_path / "cut")
+    assert state == final_state(tmp_path / "whole")
+    assert sum(line["replaced_images"] for line in state["metrics"]) > 0
 
 
 def test_training_stopped_at_the_end_of_an_outer_step_and_inside_one(tmp_path: Path) -> None:
