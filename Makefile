@@ -6,16 +6,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test test-fast lint types docs pictures wheel install clean
+.PHONY: demo test test-long test-fast lint types docs pictures wheel install clean
 
 demo: $(INSTALLED)  ## learn a policy on handwritten digits, in about a minute on two cores
 	$(BIN)/ohl-accel search digits run.overwrite=true
 
 test: lint types  ## what CI checks, except the wheel in an empty environment
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'not long'
+
+test-long: $(INSTALLED)  ## the tests that take minutes and are not part of CI
+	$(BIN)/python -m pytest --numprocesses 2 --dist load -m long
 
 test-fast: $(INSTALLED)  ## without the tests that take longer than ten seconds
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not long'
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

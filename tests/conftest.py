@@ -56,7 +56,9 @@ def _folder(name: str) -> Path:
     return folder
 
 
-SMALL = ("model.args.width=8", "outer.steps=4", "outer.inner_steps=3", "run.checkpoint_every=1")
+SMALL = (
+    "model.args.width=8", "outer.steps=4", "outer.inner_steps=3", "run.checkpoint_every=1", "run.report=false",
+)  # fmt: skip
 """Overrides that make recipes/digits.yaml a matter of seconds."""
 
 

@@ -59,6 +59,7 @@ def test_a_stopped_run_resumes_on_more_processes(undisturbed: Path, tmp_path: Pa
     assert final_state(tmp_path) == final_state(undisturbed)
 
 
+@pytest.mark.long
 def test_two_machines_on_one(undisturbed: Path, tmp_path: Path) -> None:
     """nodes.yaml as it is but for its numbers: two launches that meet over TCP; only rank 0 has the folder."""
     with socket.socket() as free:

@@ -152,7 +152,7 @@ def test_slurm_script(hosts: TwoHosts, undisturbed_pair: Path, tmp_path: Path) -
     assert final_state(tmp_path / "run") == final_state(undisturbed_pair)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_slurm_script_requeues_at_the_end_of_its_time(undisturbed: Path, tmp_path: Path) -> None:
     """SIGUSR1 to the script, as Slurm sends it by --signal; srun forwards signals to its tasks."""
     forward = "trap 'kill -TERM $task' TERM"
@@ -188,7 +188,7 @@ def test_slurm_script_requeues_at_the_end_of_its_time(undisturbed: Path, tmp_pat
     assert final_state(tmp_path / "run") == final_state(undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.network
 def test_torchrun_restarts_after_a_lost_process(hosts: TwoHosts, undisturbed: Path, tmp_path: Path) -> None:
     """A worker killed without warning: all restart automatically and resume from the last checkpoint."""

@@ -19,7 +19,7 @@ from ohl_accel.engine.search import search
 from ohl_accel.operations.space import PAPER
 from ohl_accel.policy import Policy
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SEEDS = (0, 1, 2)
 ROTATE = [index for index, element in enumerate(PAPER.elements) if element.transform.name == "Rotate"]

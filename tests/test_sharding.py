@@ -131,7 +131,7 @@ def test_sharded_equals_whole(whole: Path, tmp_path: Path) -> None:
     assert final_state(tmp_path / "whole") == final_state(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_other_numbers_of_processes(whole: Path, tmp_path: Path) -> None:
     """Four processes in a group, sharded or not, resume from what two wrote.
 

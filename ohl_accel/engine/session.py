@@ -110,8 +110,9 @@ def execute(
         return Result(policy=None, network=nn.Identity(), metrics=[], test=None, folder=Path(read.run.dir))
     told: list[Observer] = []
     if main:
+        report = [Report()] if read.run.report else []
         told = [
-            *(MetricsFile(), Report(), Dashboards(), *observers),
+            *(MetricsFile(), *report, Dashboards(), *observers),
             *(display, Teaching(), HubPublisher(display.warn)),
         ]
     run = set_up(

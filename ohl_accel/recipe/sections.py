@@ -148,6 +148,8 @@ class RunSection(Section):
     display: Literal["auto", "plain", "quiet", "json"] = "auto"
     """auto: bars on a terminal, else plain: a line for each outer step; quiet: warnings and the summary; json: JSON
     objects, one per line."""
+    report: bool = True
+    """Draw `report.html` at the end, which takes seconds; `ohl-accel report` draws it at any time."""
 
 
 class DataSection(Section):
