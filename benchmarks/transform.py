@@ -66,6 +66,7 @@ def cases(
         Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())) for image in tensors[:count]
     ]
     singles = list(tensors[:count])
+    arrays = list(map(np.asarray, pictures))
     images_BCHW = tensors[:batch].to(device)
     policy, auto_augment = PolicyTransform(Policy(), seed=0), v2.AutoAugment()
 
@@ -75,6 +76,7 @@ def cases(
     size = f"{side} x {side}"
     return [
         (f"PIL image, {size}", one_by_one(policy, pictures), one_by_one(auto_augment, pictures), count),
+        (f"array, {size}", one_by_one(policy, arrays), one_by_one(auto_augment, pictures), count),
         (f"uint8 tensor, {size}", one_by_one(policy, singles), one_by_one(auto_augment, singles), count),
         (
             f"batch [{batch}, 3, {side}, {side}], {device.type}",
@@ -116,7 +118,8 @@ def page(rows: list[str], options: argparse.Namespace) -> str:
             "",
             "The uniform policy against `torchvision.transforms.v2.AutoAugment` on the same images. AutoAugment",
             "applies each of its two functions with a probability, PolicyTransform always applies two. torchvision",
-            "draws once per call, so for an operation of its own each image of a batch is a call.",
+            "draws once per call, so for an operation of its own each image of a batch is a call, and it takes no",
+            "arrays: there it has the PIL images.",
             "",
             "| input | PolicyTransform, images/s | AutoAugment, images/s | ratio, median (least to greatest) |",
             "|---|---|---|---|",

@@ -282,7 +282,9 @@ def test_the_command_runs_writes_and_continues(tmp_path: Path, capsys: pytest.Ca
     output, _ = first.communicate(timeout=200)
     assert first.returncode == 0, output
     document = json.loads((out / "comparison.json").read_text())
-    assert Recipe.load(str(out / "recipe.yaml")) == Recipe.load(DIGITS, [SMALL[0], "run.report=false", *quick[:2]])
+    assert Recipe.load(str(out / "recipe.yaml")) == Recipe.load(
+        DIGITS, [SMALL[0], "run.report=false", *quick[:2]]
+    )
     rows = {row["policy"]: row for row in document["rows"]}
     assert list(rows) == ["none", "ohl", "ohl-fresh"]
     assert [row["compute"] for row in document["rows"]] == [1, 4, 5]

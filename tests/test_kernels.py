@@ -7,8 +7,9 @@ import io
 import itertools
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,14 +18,16 @@ import torch
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from benchmarks import kernels as benchmark
 from ohl_accel.operations import kernels
-from ohl_accel.operations.kernels import BatchedElements, fused
+from ohl_accel.operations.kernels import BatchedElements, fused, tone
 from ohl_accel.operations.kernels.family import EachImage
 from ohl_accel.operations.kernels.geometry import MAX_SIDE
+from ohl_accel.operations.kernels.tone import Curve
 from ohl_accel.operations.space import PAPER, PAPER_IDENTITY, Space
-from ohl_accel.operations.transforms import Element, Transform
+from ohl_accel.operations.transforms import Element, Magnitude, Transform
 from ohl_accel.rng import keyed_generator
 
 
@@ -207,16 +210,70 @@ def test_compiled_operations_of_three_elements_equal_torch(sample_photographs: l
         assert not different_B, [space.operation_name(operation) for operation in different_B]
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_single_images_equal_pillow(sample_photographs: list[Image.Image], mode: str) -> None:
+    """All operations of a PIL image, an array with channels last or first, and a part of a larger one."""
+    picture = sample_photographs[1].convert(mode).resize((18, 13))
+    picture.info["comment"] = "kept"
+    array = np.array(picture)
+    wide = np.concatenate([array, array], 1)[:, :18]
+    first = np.ascontiguousarray(np.moveaxis(np.atleast_3d(array), 2, 0))
+    for operation in range(1296):
+        chosen = operation, [operation % 2 == 0, operation % 3 == 0]
+        wanted = np.asarray(PAPER.apply_to_pil(picture, *chosen))
+        got = PAPER.apply_to_image(picture, *chosen)
+        assert (got.mode, got.info, got.size) == (mode, {"comment": "kept"}, (18, 13))
+        results: list[Any] = [
+            np.asarray(got),
+            PAPER.apply_to_array(array, *chosen),
+            PAPER.apply_to_array(wide, *chosen),
+        ]
+        planes = PAPER.apply_to_array(first, *chosen, channels_first=True)
+        assert planes is not None
+        results.append(np.moveaxis(planes, 0, 2).reshape(array.shape))
+        assert all(np.array_equal(result, wanted) for result in results), PAPER.operation_name(operation)
+    assert np.array_equal(array, np.array(picture))
+
+
+def test_large_images_and_kernels_that_are_not_kept_go_through_pillow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    long = Image.new("L", (MAX_SIDE + 1, 1), 7)
+    assert PAPER.apply_to_array(np.asarray(long), 0, [False, False]) is None
+    assert PAPER.apply_to_image(long, 1295, [False, False]) == PAPER.apply_to_pil(long, 1295, [False, False])
+    small = Image.new("L", (5, 4), 7)
+    assert PAPER.apply_to_array(np.asarray(small), 0, [False, False]) is not None
+    monkeypatch.setattr(kernels.compiled, "kept", False)
+    assert PAPER.apply_to_array(np.asarray(small), 0, [False, False]) is None
+    assert PAPER.apply_to_image(small, 7, [False, True]) == PAPER.apply_to_pil(small, 7, [False, True])
+
+
+@pytest.mark.parametrize("magnitude", [-1.0, 0.0, 0.4, 3.5, 8.0, 9.0, 256.0, 300.0])
+@pytest.mark.parametrize("curve", [tone.solarize, tone.posterize, tone.invert, tone.brighten])
+def test_curves_by_formulas(curve: Callable[[float], Tensor], magnitude: float) -> None:
+    """Whatever the magnitude of a user's own transform, the table of its curve is what counts."""
+    if curve is tone.posterize and not 0 <= magnitude <= 8:
+        return
+    transform = Transform("Own", kernel=Curve(curve), magnitude=Magnitude("any", -1, 300))
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    elements = BatchedElements([Element(transform, magnitude)])
+    zero, no = torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.bool)
+    assert torch.equal(elements(levels, zero, no).flatten(), curve(magnitude))
+
+
 def test_without_numba_results_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randint(0, 256, (1296, 3, 8, 9), dtype=torch.uint8, generator=keyed_generator(6, "test"))
     negative = torch.rand(1296, 2, generator=keyed_generator(7, "test")) < 0.5
     compiled = PAPER.apply(images, torch.arange(1296), negative)
+    picture = to_pil_image(images[5])
+    single = PAPER.apply_to_image(picture, 5, negative[5].tolist())
     fused._compiled.cache_clear()
     monkeypatch.delattr(kernels, "compiled")
     monkeypatch.setitem(sys.modules, "ohl_accel.operations.kernels.compiled", None)
     try:
         assert fused._compiled() is None
         assert torch.equal(PAPER.apply(images, torch.arange(1296), negative), compiled)
+        assert PAPER.apply_to_image(picture, 5, negative[5].tolist()) == single
     finally:
         fused._compiled.cache_clear()
 

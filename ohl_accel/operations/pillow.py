@@ -1,7 +1,7 @@
 """The transforms of a single PIL image: Pillow's own functions, which the batched kernels match bit for bit.
 
 They are used as AutoAugment, timm and torchvision do for PIL images. For a single image they are several times
-as fast as the kernels, and a PIL image needs no conversion.
+as fast as the kernels' torch code, and a PIL image needs no conversion.
 """
 
 from collections.abc import Callable

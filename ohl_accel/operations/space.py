@@ -177,6 +177,37 @@ class Space:
             image = self.apply_element_to_pil(image, element, sign)
         return image
 
+    def apply_to_image(self, image: Image.Image, operation: int, negative: Sequence[bool]) -> Image.Image:
+        """The same as `apply_to_pil`, by the compiled kernels where there are any."""
+        if self._batched.compiled:
+            channels = (3,) if image.mode == "RGB" else ()
+            levels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, *channels)
+            changed = self.apply_to_array(levels, operation, negative)
+            if changed is not None:
+                result = Image.frombuffer(image.mode, image.size, changed, "raw", image.mode, 0, 1)
+                result.info = image.info.copy()
+                return result
+        return self.apply_to_pil(image, operation, negative)
+
+    def apply_to_array(
+        self,
+        image: np.ndarray[Any, Any],
+        operation: int,
+        negative: Sequence[bool],
+        channels_first: bool = False,
+    ) -> np.ndarray[Any, Any] | None:
+        """The same for an array, by the compiled kernels.
+
+        Args:
+            image: uint8 [H, W] or [H, W, C], or with channels first [C, H, W], C = 1 or 3; left unchanged.
+            operation, negative: as in `apply_to_pil`.
+            channels_first: where the channels are.
+
+        Returns:
+            A new array of the same shape; None where there are no compiled kernels, or the image is too large for them.
+        """
+        return self._batched.single(image, self._operations[operation], negative, channels_first)
+
     def apply_element_to_pil(self, image: Image.Image, element: int, negative: bool) -> Image.Image:
         """Apply one element to one PIL image."""
         row = self.elements[element]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ohl_accel.operations.kernels.family import Family
-from ohl_accel.operations.kernels.fused import FusedElements
+from ohl_accel.operations.kernels.fused import Array, FusedElements, kept
 from ohl_accel.operations.transforms import Element
 
 
@@ -59,6 +59,19 @@ class BatchedElements:
             if results_BCHW is not None:
                 return results_BCHW
         return self.by_torch(images_BCHW, element_BA, negative_BA)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether `single` gives results."""
+        return self._fused is not None and kept() is not None
+
+    def single(
+        self, image: Array, element_A: Sequence[int], negative_A: Sequence[bool], channels_first: bool
+    ) -> Array | None:
+        """The same for one array, by the compiled kernels; None where they cannot be used (`FusedElements.single`)."""
+        if self._fused is None:
+            return None
+        return self._fused.single(image, element_A, negative_A, channels_first)
 
     def by_torch(self, images_BCHW: Tensor, element_BA: Tensor, negative_BA: Tensor) -> Tensor:
         """The same without the compiled kernels."""

@@ -26,6 +26,9 @@ Array = np.ndarray[Any, Any]
 IDENTITY, CURVE, AFFINE, CONTRAST, AUTO_CONTRAST, EQUALIZE, COLOR, SHARPNESS = range(8)
 """What a step does."""
 
+TABLE, SOLARIZE, POSTERIZE, BLEND = range(4)
+"""How a curve may be computed: by its table or, in less time than it takes to look that up, by its formula."""
+
 _ONE = 1 << 16
 _FILL = np.uint8(FILL)
 _F0, _F255 = np.float32(0), np.float32(255)
@@ -41,7 +44,13 @@ def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
     try:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:
+        global kept
+        kept = False
         return numba.njit(nogil=True)(function)
+
+
+kept = True
+"""Whether the compiled functions are kept on disk, so that only the first process waits for them."""
 
 
 @_jit
@@ -51,6 +60,7 @@ def apply(
     step_BA: Array,
     kind_S: Array,
     factor_S: Array,
+    formula_S: Array,
     curve_S256: Array,
     matrix_S6: Array,
     height: int,
@@ -63,7 +73,8 @@ def apply(
         results_BN: uint8; what is written.
         step_BA: int64 in [0, S).
         kind_S: uint8, one of the kinds above.
-        factor_S: float32; of enhancement.
+        factor_S: float32; of enhancement, or the number of a formula.
+        formula_S: uint8; of the curves that do not depend on the image.
         curve_S256: uint8; of the curves that do not depend on the image.
         matrix_S6: int64; affine maps in 16.16 fixed point.
         height, width: H and W.
@@ -80,6 +91,7 @@ def apply(
     for b in range(images_BN.shape[0]):
         source, free = images_BN[b], 0  # the pixels so far, and the scratch that they are not in
         maps, curved = np.int64(0), _FALSE  # what is still to be done to them
+        formula, mean, factor = np.uint8(TABLE), _F0, _F0  # of the curve, if it is a single one
         filled = False  # whether the fill has gone through a curve
         written = False
         for a in range(step_BA.shape[1]):
@@ -91,8 +103,12 @@ def apply(
             else:
                 flush = kind >= CONTRAST and (maps > 0 or (curved and not of_histogram))
             if flush:
-                _write(source, scratch_2N[free], maps, maps_26, curved, curve, fill, rows_3W, height)
-                source, free = scratch_2N[free], 1 - free
+                target = scratch_2N[free]
+                if maps == 0 and curved and formula != TABLE:
+                    _compute(source, target, formula, mean, factor)
+                else:
+                    _write(source, target, maps, maps_26, curved, curve, fill, rows_3W, height)
+                source, free = target, 1 - free
                 maps, curved = np.int64(0), _FALSE
             if kind == AFFINE:
                 for i in range(6):
@@ -101,16 +117,18 @@ def apply(
                     fill[c] = _FILL
                 maps, filled = maps + 1, False
             elif kind == CURVE:
+                formula = np.uint8(TABLE) if curved else formula_S[step]
+                mean, factor = _F0, factor_S[step]
                 _compose(curve, curved, curve_S256[step])
                 for c in range(channels):
                     fill[c] = curve_S256[step, fill[c]] if maps else _FILL
                 curved, filled = _TRUE, True
             elif of_histogram:
                 _curves_of_histogram(source, curve, curved, histogram, kind == EQUALIZE)
-                curved = _TRUE
+                curved, formula = _TRUE, np.uint8(TABLE)
             elif kind == CONTRAST:
-                _contrast(source, curve, factor_S[step])
-                curved = _TRUE
+                mean, factor = _contrast(source, curve, factor_S[step]), factor_S[step]
+                curved, formula = _TRUE, np.uint8(BLEND)
             elif kind != IDENTITY:
                 written = a == last
                 target = results_BN[b] if written else scratch_2N[free]
@@ -119,8 +137,40 @@ def apply(
                 else:
                     _sharpen(source, target, height, width, factor_S[step])
                 source, free = target, 1 - free
-        if not written:
+        if not written and maps == 0 and curved and formula != TABLE:
+            _compute(source, results_BN[b], formula, mean, factor)
+        elif not written:
             _write(source, results_BN[b], maps, maps_26, curved, curve, fill, rows_3W, height)
+
+
+@_jit
+def split_channels(image_N: Array, planes_N: Array, channels: int) -> None:
+    """Write an image [H, W, C] as [C, H, W]; both flat, uint8."""
+    pixels = _U(len(image_N)) // _U(channels)
+    if channels == 3:
+        for p in range(pixels):
+            i = _U(3) * p
+            planes_N[p] = image_N[i]
+            planes_N[pixels + p] = image_N[i + _U(1)]
+            planes_N[_U(2) * pixels + p] = image_N[i + _U(2)]
+    else:
+        for p in range(pixels):
+            planes_N[p] = image_N[p]
+
+
+@_jit
+def join_channels(planes_N: Array, image_N: Array, channels: int) -> None:
+    """The inverse of `split_channels`."""
+    pixels = _U(len(image_N)) // _U(channels)
+    if channels == 3:
+        for p in range(pixels):
+            i = _U(3) * p
+            image_N[i] = planes_N[p]
+            image_N[i + _U(1)] = planes_N[pixels + p]
+            image_N[i + _U(2)] = planes_N[_U(2) * pixels + p]
+    else:
+        for p in range(pixels):
+            image_N[p] = planes_N[p]
 
 
 @_jit
@@ -163,8 +213,24 @@ def _adjust_color(source: Array, target: Array, channels: int, factor: float) ->
 
 
 @_jit
-def _contrast(source: Array, curve: Array, factor: float) -> None:
-    """As `tone.contrast`: the curve of one image."""
+def _compute(source: Array, target: Array, formula: int, mean: float, factor: float) -> None:
+    """A curve by its formula: that of Solarize and Invert, of Posterize, or of Brightness and Contrast."""
+    if formula == SOLARIZE:
+        threshold = _I(factor)
+        for i in range(_U(len(source))):
+            target[i] = source[i] if _I(source[i]) < threshold else ~source[i]
+    elif formula == POSTERIZE:
+        mask = np.uint8(_I(255) & (_I(-1) << (_I(8) - _I(factor))))
+        for i in range(_U(len(source))):
+            target[i] = source[i] & mask
+    else:
+        for i in range(_U(len(source))):
+            target[i] = _blend(mean, np.float32(_I(source[i])), factor)
+
+
+@_jit
+def _contrast(source: Array, curve: Array, factor: float) -> Any:
+    """As `tone.contrast`: write the curve of one image; returns its mean grey level."""
     channels = _U(len(curve)) // _U(256)
     pixels = _U(len(source)) // channels
     total = _U(0)
@@ -177,6 +243,7 @@ def _contrast(source: Array, curve: Array, factor: float) -> None:
     mean = np.float32(np.floor(np.float64(total) / np.float64(pixels) + 0.5))
     for i in range(_U(len(curve))):
         curve[i] = _blend(mean, np.float32(_I(i & _U(255))), factor)
+    return mean
 
 
 @_jit
@@ -298,10 +365,7 @@ def _write(
     elif _shifts_rows(maps_26[0]) and (maps == 1 or _shifts_rows(maps_26[1])):
         _shift(source, target, maps, maps_26, curved, curve, fill, height, rows_3W.shape[1])
     else:
-        if not curved:
-            for i in range(_U(len(curve))):
-                curve[i] = np.uint8(i & _U(255))
-        _gather(source, target, maps, maps_26, curve, fill, rows_3W, height)
+        _gather(source, target, maps, maps_26, curved, curve, fill, rows_3W, height)
 
 
 @_jit
@@ -354,6 +418,7 @@ def _gather(
     target: Array,
     maps: int,
     maps_26: Array,
+    curved: bool,
     curve: Array,
     fill: Array,
     rows_3W: Array,
@@ -373,6 +438,13 @@ def _gather(
         while end > begin and index_W[end - 1] < 0:
             end -= 1
         holes = outside > width - (end - begin)
+        if not holes and not curved and len(fill) == 3:  # each index is read only once
+            to = _U(y * width)
+            for i in range(_U(begin), _U(end)):
+                index = _U(np.uint32(index_W[i]))
+                target[to + i] = source[index]
+                target[to + i + pixels] = source[index + pixels]
+                target[to + i + _U(2) * pixels] = source[index + _U(2) * pixels]
         for c in range(len(fill)):
             to, plane, level_0, grey = _U((c * height + y) * width), _U(c) * pixels, _U(c * 256), fill[c]
             for i in range(to, to + _U(begin)):
@@ -383,10 +455,14 @@ def _gather(
                 for i in range(_U(begin), _U(end)):
                     index = index_W[i]
                     level = source[plane + _U(max(index, _I(0)))]
-                    target[to + i] = curve[level_0 + _U(level)] if index >= _I(0) else grey
-            else:
+                    level = curve[level_0 + _U(level)] if curved else level
+                    target[to + i] = level if index >= _I(0) else grey
+            elif curved:
                 for i in range(_U(begin), _U(end)):
                     target[to + i] = curve[level_0 + _U(source[plane + _U(np.uint32(index_W[i]))])]
+            elif len(fill) == 1:
+                for i in range(_U(begin), _U(end)):
+                    target[to + i] = source[plane + _U(np.uint32(index_W[i]))]
 
 
 @_jit

@@ -7,7 +7,7 @@ S = 2 E steps: each element with positive and with negative sign.
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
 from types import ModuleType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from ohl_accel.operations.kernels.family import EachImage, magnitudes_of
 from ohl_accel.operations.kernels.geometry import MAX_SIDE, Affine, fixed_point_matrices
 from ohl_accel.operations.kernels.tone import Curve, ImageCurve, fixed_curves
 from ohl_accel.operations.transforms import Element
+
+Array = np.ndarray[Any, Any]
 
 _KINDS: dict[Callable[..., Tensor], str] = {
     blend.unchanged: "IDENTITY",
@@ -40,6 +42,12 @@ def _compiled() -> ModuleType | None:
     return compiled
 
 
+def kept() -> ModuleType | None:
+    """The compiled kernels, if they are kept on disk: not worth their time in a process that has a few images."""
+    compiled = _compiled()
+    return compiled if compiled is not None and compiled.kept else None
+
+
 class FusedElements:
     """The elements of a space as tables of the compiled kernels.
 
@@ -49,10 +57,14 @@ class FusedElements:
     """
 
     def __init__(self, elements: Sequence[Element], kind_E: Sequence[str]) -> None:
-        self._kind_S = [kind for kind in kind_E for _ in range(2)]
-        self._factor_S = magnitudes_of(elements).flatten().numpy()
-        self._curve_S256 = fixed_curves(elements).flatten(0, 1).numpy()
-        self._matrices_of_size = lru_cache(maxsize=64)(partial(fixed_point_matrices, elements))
+        self._kinds_of = cache(partial(_numbers, [kind for kind in kind_E for _ in range(2)]))
+        factor_S, curve_S256 = magnitudes_of(elements).flatten(), fixed_curves(elements).flatten(0, 1)
+        self._factor_S, self._curve_S256 = factor_S.numpy(), curve_S256.numpy()
+        formula_S = [
+            _formula(curve, factor) for curve, factor in zip(curve_S256, factor_S.tolist(), strict=True)
+        ]
+        self._formulas_of = cache(partial(_numbers, formula_S))
+        self._matrices_of_size = lru_cache(maxsize=64)(partial(_matrices, elements))
 
     @classmethod
     def of(cls, elements: Sequence[Element]) -> Self | None:
@@ -79,20 +91,76 @@ class FusedElements:
         if compiled is None:
             return None
         images_BN = images_BCHW.contiguous().flatten(1).numpy()
-        images_BN.flags.writeable = False  # one type of arguments, thus one compilation
+        step_BA = (2 * element_BA + negative_BA).contiguous().numpy()
+        return torch.from_numpy(self._apply(compiled, images_BN, step_BA, height, width)).view(
+            images_BCHW.shape
+        )
+
+    def single(
+        self, image: Array, element_A: Sequence[int], negative_A: Sequence[bool], channels_first: bool
+    ) -> Array | None:
+        """The same for one image.
+
+        Args:
+            image: uint8 [H, W] or [H, W, C], or with channels first [C, H, W], C = 1 or 3; left unchanged.
+            element_A: each in [0, E).
+            negative_A: their signs.
+            channels_first: where the channels are.
+
+        Returns:
+            A new array of the same shape; None where the compiled kernels cannot be used, or would have to be compiled
+            in every process.
+        """
+        height, width = image.shape[1:] if channels_first else image.shape[:2]
+        compiled = kept()
+        if compiled is None or not image.size or max(height, width) > MAX_SIDE:
+            return None
+        image_N = np.ascontiguousarray(image).reshape(-1)
+        step_1A = np.array([[2 * e + n for e, n in zip(element_A, negative_A, strict=True)]], np.int64)
+        channels = image.size // (height * width)
+        if channels == 1 or channels_first:
+            return self._apply(compiled, image_N[None], step_1A, height, width).reshape(image.shape)
+        planes_1N = np.empty((1, image.size), np.uint8)
+        compiled.split_channels(_read_only(image_N), planes_1N[0], channels)
+        result = np.empty(image.shape, np.uint8)
+        planes_1N = self._apply(compiled, planes_1N, step_1A, height, width)
+        compiled.join_channels(_read_only(planes_1N[0]), result.reshape(-1), channels)
+        return result
+
+    def _apply(
+        self, compiled: ModuleType, images_BN: Array, step_BA: Array, height: int, width: int
+    ) -> Array:
         results_BN = np.empty_like(images_BN)  # large arrays of numpy are on huge pages, where there are any
         compiled.apply(
-            images_BN,
+            _read_only(images_BN),
             results_BN,
-            (2 * element_BA + negative_BA).contiguous().numpy(),
-            np.array([getattr(compiled, kind) for kind in self._kind_S], np.uint8),
+            step_BA,
+            self._kinds_of(compiled),
             self._factor_S,
+            self._formulas_of(compiled),
             self._curve_S256,
-            self._matrices_of_size(height, width).flatten(0, 1).long().numpy(),
+            self._matrices_of_size(height, width),
             height,
             width,
         )
-        return torch.from_numpy(results_BN).view(images_BCHW.shape)
+        return results_BN
+
+
+def _read_only(array: Array) -> Array:
+    """A view that cannot be written: one type of arguments, thus one compilation."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _numbers(name_S: Sequence[str], compiled: ModuleType) -> Array:
+    """uint8 [S]: what the names stand for in `compiled`."""
+    return np.array([getattr(compiled, name) for name in name_S], np.uint8)
+
+
+def _matrices(elements: Sequence[Element], height: int, width: int) -> Array:
+    """int64 [S, 6]"""
+    return fixed_point_matrices(elements, height, width).flatten(0, 1).long().numpy()
 
 
 def _kind(element: Element) -> str | None:
@@ -105,3 +173,16 @@ def _kind(element: Element) -> str | None:
         case ImageCurve(function) | EachImage(function):
             return _KINDS.get(function)
     return None
+
+
+def _formula(curve_256: Tensor, magnitude: float) -> str:
+    """The name in `compiled` of the formula that gives a curve, or that of the table."""
+    known = {
+        "SOLARIZE": (tone.solarize, 256),
+        "POSTERIZE": (tone.posterize, 8),
+        "BLEND": (tone.brighten, 256),
+    }
+    for name, (curve, greatest) in known.items():
+        if 0 <= magnitude <= greatest and curve(magnitude).equal(curve_256):
+            return name
+    return "TABLE"
