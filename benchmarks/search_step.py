@@ -175,7 +175,7 @@ def section(name: str, recipe: Recipe, heldout: int, beside: Beside) -> list[str
     N, B = recipe.outer.trajectories, recipe.inner.batch_size
 
     def median(values: Any) -> float:
-        return statistics.median(values)
+        return float(statistics.median(values))
 
     def training(step: int) -> float:
         return sum(beside.search[step].get(phase, 0.0) for phase in TRAINING)

@@ -1,21 +1,29 @@
 """Batched kernels: every image of a uint8 batch gets its own elements, equal to Pillow.
 
-On the CPU, with numba, compiled kernels apply all elements of an operation in one call (`fused.py`, `compiled.py`).
-Everywhere else (GPU, no numba, transforms of the user's own), and as the reference of the compiled kernels, the
-elements are ordinary torch code, one after the other, which runs where the images are.
+Compiled kernels (`fused.py`) apply all elements of an operation in one call on the CPU, by numba (`compiled.py`), and
+in one launch for each element on a GPU, by Triton (`gpu.py`). Everywhere else (no numba, no Triton, transforms of the
+user's own), and as the reference of the compiled kernels, the elements are ordinary torch code, one after the other,
+which runs where the images are.
 
 Shapes: B images, C channels (1 grey, 3 RGB), H rows, W columns; n images of the batch that share a family of
 kernels; A elements for each image; E elements of a space.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from ohl_accel.operations.kernels.family import Family
-from ohl_accel.operations.kernels.fused import Array, FusedElements, kept
+from ohl_accel.operations.kernels.fused import Array, FusedElements, gpu_kernels, kept
+from ohl_accel.operations.kernels.geometry import MAX_SIDE
 from ohl_accel.operations.transforms import Element
+from ohl_accel.rng import keyed_generator
+
+Apply = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(images [B, C, H, W], elements [B, A], signs [B, A]) -> [B, C, H, W]."""
 
 
 class BatchedElements:
@@ -34,6 +42,7 @@ class BatchedElements:
         number = {kind: i for i, kind in enumerate(kinds)}
         self._family_E = torch.tensor([number[key] for key in keys])
         self._fused = FusedElements.of(elements)
+        self._on_gpu_of = cache(partial(self._on_gpu, len(elements)))
 
     def __call__(self, images_BCHW: Tensor, element_BA: Tensor, negative_BA: Tensor) -> Tensor:
         """Apply to each image the elements chosen for it, one after the other.
@@ -54,7 +63,11 @@ class BatchedElements:
                 f"{len(images_BCHW)} images need as many elements and signs, got {list(element_BA.shape)} and "
                 f"{list(negative_BA.shape)}"
             )
-        if self._fused is not None:
+        if images_BCHW.is_cuda and images_BCHW.numel() and max(images_BCHW.shape[2:]) <= MAX_SIDE:
+            on_gpu = self._on_gpu_of(images_BCHW.device)
+            if on_gpu is not None:
+                return on_gpu(images_BCHW, element_BA, negative_BA)
+        elif self._fused is not None:
             results_BCHW = self._fused(images_BCHW, element_BA, negative_BA)
             if results_BCHW is not None:
                 return results_BCHW
@@ -78,6 +91,36 @@ class BatchedElements:
         for element_B, negative_B in zip(element_BA.T, negative_BA.T, strict=True):
             images_BCHW = self._each(images_BCHW, element_B, negative_B)
         return images_BCHW
+
+    def _on_gpu(self, elements: int, device: torch.device) -> Apply | None:
+        """The kernels for a GPU, if they give what the torch code gives there; a warning and None if they do not.
+
+        They are compiled for each kind of device, most of which nobody has tried.
+        """
+        gpu = gpu_kernels()
+        if gpu is None or self._fused is None:
+            return None
+        apply = partial(self._fused.on_gpu, gpu)
+        element_S1 = torch.arange(elements).repeat(2)[:, None]
+        negative_S1 = torch.arange(2).repeat_interleave(elements)[:, None] == 1
+        generator = keyed_generator(0, "kernels on a GPU")
+        try:
+            for channels in (1, 3):
+                shape = len(element_S1), channels, 40, 33
+                images = torch.randint(30, 200, shape, dtype=torch.uint8, generator=generator).to(device)
+                if not apply(images, element_S1, negative_S1).equal(
+                    self.by_torch(images, element_S1, negative_S1)
+                ):
+                    raise ValueError(
+                        f"their results on images of {channels} channels differ from the torch code's"
+                    )
+        except Exception as error:  # of a compiler or a driver: whatever it is, the torch code works
+            warnings.warn(
+                f"the compiled kernels cannot be used on {device}, so operations take longer: {error}",
+                stacklevel=2,
+            )
+            return None
+        return apply
 
     def _each(self, images_BCHW: Tensor, element_B: Tensor, negative_B: Tensor) -> Tensor:
         if len(images_BCHW) == 0:

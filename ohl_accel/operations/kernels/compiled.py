@@ -38,7 +38,7 @@ _U = np.uint64
 _I = np.int32
 
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled when it is first called, and kept on disk: beside this file or, if that is read-only, in the user's
     cache folder (or NUMBA_CACHE_DIR); without any folder that can be written, in each process."""
     try:
@@ -53,7 +53,7 @@ kept = True
 """Whether the compiled functions are kept on disk, so that only the first process waits for them."""
 
 
-@_jit
+@jit
 def apply(
     images_BN: Array,
     results_BN: Array,
@@ -104,12 +104,11 @@ def apply(
                 flush = kind >= CONTRAST and (maps > 0 or (curved and not of_histogram))
             if flush:
                 target = scratch_2N[free]
-                if maps == 0 and curved and formula != TABLE:
-                    _compute(source, target, formula, mean, factor)
-                else:
-                    _write(source, target, maps, maps_26, curved, curve, fill, rows_3W, height)
+                _write(
+                    source, target, maps, maps_26, curved, curve, formula, mean, factor, fill, rows_3W, height
+                )  # fmt: skip
                 source, free = target, 1 - free
-                maps, curved = np.int64(0), _FALSE
+                maps, curved, formula = np.int64(0), _FALSE, np.uint8(TABLE)
             if kind == AFFINE:
                 for i in range(6):
                     maps_26[maps, i] = matrix_S6[step, i]
@@ -137,50 +136,19 @@ def apply(
                 else:
                     _sharpen(source, target, height, width, factor_S[step])
                 source, free = target, 1 - free
-        if not written and maps == 0 and curved and formula != TABLE:
-            _compute(source, results_BN[b], formula, mean, factor)
-        elif not written:
-            _write(source, results_BN[b], maps, maps_26, curved, curve, fill, rows_3W, height)
+        if not written:
+            target = results_BN[b]
+            _write(source, target, maps, maps_26, curved, curve, formula, mean, factor, fill, rows_3W, height)
 
 
-@_jit
-def split_channels(image_N: Array, planes_N: Array, channels: int) -> None:
-    """Write an image [H, W, C] as [C, H, W]; both flat, uint8."""
-    pixels = _U(len(image_N)) // _U(channels)
-    if channels == 3:
-        for p in range(pixels):
-            i = _U(3) * p
-            planes_N[p] = image_N[i]
-            planes_N[pixels + p] = image_N[i + _U(1)]
-            planes_N[_U(2) * pixels + p] = image_N[i + _U(2)]
-    else:
-        for p in range(pixels):
-            planes_N[p] = image_N[p]
-
-
-@_jit
-def join_channels(planes_N: Array, image_N: Array, channels: int) -> None:
-    """The inverse of `split_channels`."""
-    pixels = _U(len(image_N)) // _U(channels)
-    if channels == 3:
-        for p in range(pixels):
-            i = _U(3) * p
-            image_N[i] = planes_N[p]
-            image_N[i + _U(1)] = planes_N[pixels + p]
-            image_N[i + _U(2)] = planes_N[_U(2) * pixels + p]
-    else:
-        for p in range(pixels):
-            image_N[p] = planes_N[p]
-
-
-@_jit
+@jit
 def _compose(curve: Array, curved: bool, then_256: Array) -> None:
     """Let a curve of all channels follow the curves so far."""
     for i in range(_U(len(curve))):
         curve[i] = then_256[curve[i]] if curved else then_256[i & _U(255)]
 
 
-@_jit
+@jit
 def _blend(degenerate: Any, level: Any, factor: Any) -> Any:
     """As `blend.blend`: in float32, clipped, truncated."""
     value = (level - degenerate) * factor + degenerate
@@ -189,14 +157,14 @@ def _blend(degenerate: Any, level: Any, factor: Any) -> Any:
     return np.uint8(_I(value))
 
 
-@_jit
+@jit
 def _luma(red: int, green: int, blue: int) -> Any:
     """As `blend.luma`, for one pixel."""
     total = _I(_I(red) * _I(19595) + _I(green) * _I(38470) + _I(blue) * _I(7471) + _I(0x8000))
     return _I(total >> 16)
 
 
-@_jit
+@jit
 def _adjust_color(source: Array, target: Array, channels: int, factor: float) -> None:
     """As `blend.adjust_color`, for one image."""
     if channels == 1:
@@ -212,7 +180,7 @@ def _adjust_color(source: Array, target: Array, channels: int, factor: float) ->
         target[_U(2) * pixels + p] = _blend(grey, np.float32(_I(blue)), factor)
 
 
-@_jit
+@jit
 def _compute(source: Array, target: Array, formula: int, mean: float, factor: float) -> None:
     """A curve by its formula: that of Solarize and Invert, of Posterize, or of Brightness and Contrast."""
     if formula == SOLARIZE:
@@ -228,7 +196,7 @@ def _compute(source: Array, target: Array, formula: int, mean: float, factor: fl
             target[i] = _blend(mean, np.float32(_I(source[i])), factor)
 
 
-@_jit
+@jit
 def _contrast(source: Array, curve: Array, factor: float) -> Any:
     """As `tone.contrast`: write the curve of one image; returns its mean grey level."""
     channels = _U(len(curve)) // _U(256)
@@ -246,7 +214,7 @@ def _contrast(source: Array, curve: Array, factor: float) -> Any:
     return mean
 
 
-@_jit
+@jit
 def _curves_of_histogram(source: Array, curve: Array, curved: bool, histogram: Array, flatten: bool) -> None:
     """The curve so far and Equalize or AutoContrast after it, from the histogram of each channel."""
     channels = _U(len(curve)) // _U(256)
@@ -276,7 +244,7 @@ def _curves_of_histogram(source: Array, curve: Array, curved: bool, histogram: A
             curve[i] = then[curve[i]] if curved else then[level]
 
 
-@_jit
+@jit
 def _count(source: Array, begin: int, pixels: int, histogram: Array) -> None:
     """The histogram of a part of an image, in the first 256 entries."""
     for i in range(_U(1024)):
@@ -292,7 +260,7 @@ def _count(source: Array, begin: int, pixels: int, histogram: Array) -> None:
         histogram[i] += histogram[i + _U(256)] + histogram[i + _U(512)] + histogram[i + _U(768)]
 
 
-@_jit
+@jit
 def _equalize(histogram_256: Array, pixels: int, highest: int, curve_256: Array) -> None:
     """As `tone.equalize`, for one channel."""
     step = np.uint32(np.uint32(pixels - _U(histogram_256[highest])) // np.uint32(255))
@@ -302,7 +270,7 @@ def _equalize(histogram_256: Array, pixels: int, highest: int, curve_256: Array)
         below = np.uint32(below + histogram_256[level])
 
 
-@_jit
+@jit
 def _auto_contrast(lowest: int, highest: int, curve_256: Array) -> None:
     """As `tone.auto_contrast`, for one channel."""
     scale = 255.0 / max(np.float64(highest) - np.float64(lowest), 1.0)
@@ -314,7 +282,7 @@ def _auto_contrast(lowest: int, highest: int, curve_256: Array) -> None:
         curve_256[level] = np.uint8(_I(value)) if highest > lowest else np.uint8(level)
 
 
-@_jit
+@jit
 def _sharpen(source: Array, target: Array, height: int, width: int, factor: float) -> None:
     """As `blend.sharpen`, for one image: (s + 6.5) / 13 truncated is (s + 6) // 13 of the whole number s."""
     above, rows, one = _U(width), _U(len(source)) // _U(width), _U(1)
@@ -340,24 +308,19 @@ def _sharpen(source: Array, target: Array, height: int, width: int, factor: floa
             target[i] = _blend(smooth, np.float32(_I(source[i])), factor)
 
 
-@_jit
+@jit
 def _write(
-    source: Array,
-    target: Array,
-    maps: int,
-    maps_26: Array,
-    curved: bool,
-    curve: Array,
-    fill: Array,
-    rows_3W: Array,
-    height: int,
-) -> None:
+    source: Array, target: Array, maps: int, maps_26: Array, curved: bool, curve: Array, formula: int,
+    mean: float, factor: float, fill: Array, rows_3W: Array, height: int,
+) -> None:  # fmt: skip
     """Do what is still to be done to the pixels of an image: up to two maps, then a curve."""
     channels = len(fill)
     pixels = _U(len(source)) // _U(channels)
     if maps == 0 and not curved:
         for i in range(_U(len(source))):
             target[i] = source[i]
+    elif maps == 0 and formula != TABLE:
+        _compute(source, target, formula, mean, factor)
     elif maps == 0:
         for c in range(_U(channels)):
             for i in range(c * pixels, (c + _U(1)) * pixels):
@@ -368,24 +331,17 @@ def _write(
         _gather(source, target, maps, maps_26, curved, curve, fill, rows_3W, height)
 
 
-@_jit
+@jit
 def _shifts_rows(matrix_6: Array) -> bool:
     """Whether each row is a part of another row: shears along the row, translations."""
     return matrix_6[0] == _ONE and matrix_6[3] == 0 and matrix_6[4] == _ONE  # type: ignore[no-any-return]
 
 
-@_jit
+@jit
 def _shift(
-    source: Array,
-    target: Array,
-    maps: int,
-    maps_26: Array,
-    curved: bool,
-    curve: Array,
-    fill: Array,
-    height: int,
-    width: int,
-) -> None:
+    source: Array, target: Array, maps: int, maps_26: Array, curved: bool,
+    curve: Array, fill: Array, height: int, width: int,
+) -> None:  # fmt: skip
     """Maps that make each row from a part of another row, and a curve."""
     for y in range(height):
         row, shift, begin, end = y, 0, 0, width
@@ -412,18 +368,11 @@ def _shift(
                     target[to + i] = source[here + i]
 
 
-@_jit
+@jit
 def _gather(
-    source: Array,
-    target: Array,
-    maps: int,
-    maps_26: Array,
-    curved: bool,
-    curve: Array,
-    fill: Array,
-    rows_3W: Array,
-    height: int,
-) -> None:
+    source: Array, target: Array, maps: int, maps_26: Array, curved: bool,
+    curve: Array, fill: Array, rows_3W: Array, height: int,
+) -> None:  # fmt: skip
     """Maps of any kind, and a curve; `geometry.py` says why these integers are Pillow's."""
     width = rows_3W.shape[1]
     pixels = _U(height * width)
@@ -465,7 +414,7 @@ def _gather(
                     target[to + i] = source[plane + _U(np.uint32(index_W[i]))]
 
 
-@_jit
+@jit
 def _sources(
     y: int, height: int, maps: int, maps_26: Array, index_W: Array, across_W: Array, down_W: Array
 ) -> Any:

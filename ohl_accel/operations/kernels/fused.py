@@ -1,4 +1,4 @@
-"""Operations on CPU batches by the compiled kernels: what they need to know about a space.
+"""Operations on batches by the compiled kernels, on the CPU or a GPU: what they need to know about a space.
 
 Shapes: B images, C channels (1 grey, 3 RGB), H rows, W columns; A elements for each image; E elements of a space,
 S = 2 E steps: each element with positive and with negative sign.
@@ -42,6 +42,16 @@ def _compiled() -> ModuleType | None:
     return compiled
 
 
+@cache
+def gpu_kernels() -> ModuleType | None:
+    """The kernels for GPUs, or None without Triton, which comes with torch where torch has GPUs."""
+    try:
+        from ohl_accel.operations.kernels import gpu
+    except ImportError:
+        return None
+    return gpu
+
+
 def kept() -> ModuleType | None:
     """The compiled kernels, if they are kept on disk: not worth their time in a process that has a few images."""
     compiled = _compiled()
@@ -65,6 +75,7 @@ class FusedElements:
         ]
         self._formulas_of = cache(partial(_numbers, formula_S))
         self._matrices_of_size = lru_cache(maxsize=64)(partial(_matrices, elements))
+        self._tables_on = lru_cache(maxsize=64)(self._move_tables)
 
     @classmethod
     def of(cls, elements: Sequence[Element]) -> Self | None:
@@ -117,15 +128,36 @@ class FusedElements:
             return None
         image_N = np.ascontiguousarray(image).reshape(-1)
         step_1A = np.array([[2 * e + n for e, n in zip(element_A, negative_A, strict=True)]], np.int64)
-        channels = image.size // (height * width)
-        if channels == 1 or channels_first:
+        if channels_first or image.size == height * width:
             return self._apply(compiled, image_N[None], step_1A, height, width).reshape(image.shape)
+        from ohl_accel.operations.kernels import channels
+
         planes_1N = np.empty((1, image.size), np.uint8)
-        compiled.split_channels(_read_only(image_N), planes_1N[0], channels)
+        channels.split_channels(_read_only(image_N), planes_1N[0])
         result = np.empty(image.shape, np.uint8)
         planes_1N = self._apply(compiled, planes_1N, step_1A, height, width)
-        compiled.join_channels(_read_only(planes_1N[0]), result.reshape(-1), channels)
+        channels.join_channels(_read_only(planes_1N[0]), result.reshape(-1))
         return result
+
+    def on_gpu(self, gpu: ModuleType, images_BCHW: Tensor, element_BA: Tensor, negative_BA: Tensor) -> Tensor:
+        """As `__call__`, by the kernels for GPUs, in a launch for each element; the host does not wait for the device.
+
+        Args:
+            gpu: these kernels.
+            images_BCHW, element_BA, negative_BA: as there; the images are on a GPU, and there is at least one.
+        """
+        device = images_BCHW.device
+        step_AB = (2 * element_BA + negative_BA).T.int().contiguous().to(device, non_blocking=True)
+        tables = self._tables_on(gpu, device, *images_BCHW.shape[2:])
+        for step_B in step_AB:
+            images_BCHW = gpu.apply(images_BCHW.contiguous(), step_B, *tables)
+        return images_BCHW
+
+    def _move_tables(self, gpu: ModuleType, device: torch.device, height: int, width: int) -> list[Tensor]:
+        """What `gpu.apply` needs besides images and steps, on a device."""
+        arrays = [self._kinds_of(gpu).astype(np.int32), self._factor_S, self._curve_S256]
+        arrays.append(self._matrices_of_size(height, width).astype(np.int32))
+        return [torch.from_numpy(array).to(device) for array in arrays]
 
     def _apply(
         self, compiled: ModuleType, images_BN: Array, step_BA: Array, height: int, width: int
@@ -155,7 +187,10 @@ def _read_only(array: Array) -> Array:
 
 def _numbers(name_S: Sequence[str], compiled: ModuleType) -> Array:
     """uint8 [S]: what the names stand for in `compiled`."""
-    return np.array([getattr(compiled, name) for name in name_S], np.uint8)
+    numbers = [getattr(compiled, name) for name in name_S]
+    return np.array(
+        [getattr(number, "value", number) for number in numbers], np.uint8
+    )  # Triton's are wrapped
 
 
 def _matrices(elements: Sequence[Element], height: int, width: int) -> Array:
