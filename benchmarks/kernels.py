@@ -1,9 +1,12 @@
 """What the batched kernels cost on one CPU core, against other libraries: writes a Markdown page.
 
     OMP_NUM_THREADS=1 python benchmarks/kernels.py
+    python benchmarks/kernels.py --device cuda --pixels 67108864 --result FILE
 
 Each round times all of them, one after the other, on the same photographs; the page has the medians over the rounds,
-and of each round's ratios. Times are the processor time of the only thread, so what else the machine does counts less.
+and of each round's ratios. Times are the processor time of the only thread, so what else the machine does counts less;
+on a GPU, wall time until it has finished, without other libraries, against the torch code and a copy: a copy reads and
+writes every byte once, so its share of our time is our share of the memory's bandwidth.
 kornia and albumentations are measured if they are installed.
 """
 
@@ -54,18 +57,20 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--result", type=Path, default=RESULT, help="the Markdown file")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page that has a copy of it")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page that has a copy of it, on the CPU")
+    parser.add_argument("--device", default="cpu", help="where the batches are")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     sections = []
     for side in options.sides:
-        images_BCHW = crops(side, max(options.pixels // side**2, 1))
+        images_BCHW = crops(side, max(options.pixels // side**2, 1)).to(options.device)
         sections += [*libraries_table(side, images_BCHW, options), *elements_table(images_BCHW, options)]
     text = page(sections, options)
     options.result.write_text(text, encoding="utf-8")
-    before, _, rest = options.page.read_text(encoding="utf-8").partition(BEGIN)
-    copied = BEGIN + text.partition("\n")[2] + END  # without the heading
-    options.page.write_text(before + copied + rest.partition(END)[2], encoding="utf-8")
+    if options.device == "cpu":
+        before, _, rest = options.page.read_text(encoding="utf-8").partition(BEGIN)
+        copied = BEGIN + text.partition("\n")[2] + END  # without the heading
+        options.page.write_text(before + copied + rest.partition(END)[2], encoding="utf-8")
     print(text)
 
 
@@ -152,18 +157,27 @@ def timed(calls: Mapping[str, tuple[Call, int]], rounds: int) -> dict[str, list[
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, (call, images) in calls.items():
-            start = time.thread_time()
+            start = now()
             call()
             if number:  # the first warms up
-                seconds[name].append((time.thread_time() - start) / images)
+                seconds[name].append((now() - start) / images)
     return seconds
+
+
+def now() -> float:
+    """Processor time of this thread; on a machine with a GPU, wall time when the GPU has finished."""
+    if not torch.cuda.is_available():
+        return time.thread_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def libraries_table(side: int, images_BCHW: Tensor, options: argparse.Namespace) -> list[str]:
     """A section: images/s of everything, and how many times as fast the compiled kernels are."""
     single = images_BCHW[: options.single]
     calls = {name: (call, len(images_BCHW)) for name, call in batches(images_BCHW).items()}
-    calls |= {name: (call, len(single)) for name, call in peers(single).items()}
+    if options.device == "cpu":
+        calls |= {name: (call, len(single)) for name, call in peers(single).items()}
     seconds = timed(calls, options.rounds)
     rows = []
     for name, of_round in seconds.items():
@@ -208,15 +222,17 @@ def elements_table(images_BCHW: Tensor, options: argparse.Namespace) -> list[str
 
 def page(sections: list[str], options: argparse.Namespace) -> str:
     """The whole result file."""
+    on_cpu = options.device == "cpu"
+    device = f"{processor()}, one thread, in processor time" if on_cpu else torch.cuda.get_device_name()
     versions = ", ".join(f"{name} {found}" for name in LIBRARIES if (found := _version(name)))
     return "\n".join(
         [
-            "# Batched kernels on one CPU core",
+            "# Batched kernels on one CPU core" if on_cpu else "# Batched kernels on a GPU",
             "",
             *sections,
             f"- command: `OMP_NUM_THREADS=1 python {' '.join(['benchmarks/kernels.py', *sys.argv[1:]])}`",
-            f"- {processor()}, one thread; {options.rounds} rounds, everything timed in each, in processor time; load "
-            f"average at the end {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
+            f"- {device}; {options.rounds} rounds, everything timed in each; load average at the end "
+            f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
             f"- Python {platform.python_version()}, {versions}",
             f"- {date.today()}",
             "",

@@ -44,6 +44,8 @@ TRAINING = ("train", "load", "augment")
 PROPORTIONS = {"CIFAR-10": 45_000 / 5_000, "ImageNet": 1_231_167 / 50_000}
 """Training images of an outer step for each held-out one, in the paper's recipes."""
 SIDE = 32
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where a search trains if it is not told otherwise."""
 
 
 class Photographs(Dataset[tuple[Any, int]]):
@@ -83,22 +85,23 @@ class Beside(Observer):
         recipe, batch = self._recipe, self._recipe.inner.batch_size
         if not self.search:
             self._network = timm.create_model(recipe.model.name, num_classes=10, **recipe.model.args)
+            self._network.to(DEVICE)
             if recipe.model.channels_last:
                 self._network.to(memory_format=torch.channels_last)
             optimizer = recipe.inner.optimizer
             self._optimizer = create_optimizer_v2(
                 self._network, optimizer.name, lr=1e-3, weight_decay=optimizer.weight_decay, momentum=0.9
             )
-        inputs = torch.randn(batch, 3, SIDE, SIDE)
-        labels = torch.arange(batch) % 10
-        start = time.perf_counter()
+        inputs = torch.randn(batch, 3, SIDE, SIDE, device=DEVICE)
+        labels = torch.arange(batch, device=DEVICE) % 10
+        start = now()
         for _ in range(recipe.outer.trajectories * run.inner_steps):
             self._train(inputs, labels)
-        plain = time.perf_counter() - start
+        plain = now() - start
         loader = DataLoader(self._photographs, batch, shuffle=True, num_workers=1, drop_last=True)
-        start = time.perf_counter()
-        images = sum(self._train(*loaded) for loaded in loader)
-        per_image = (time.perf_counter() - start) / images
+        start = now()
+        images = sum(self._train(*(each.to(DEVICE) for each in loaded)) for loaded in loader)
+        per_image = (now() - start) / images
         self.search.append(line["seconds"])
         self.plain.append(plain)
         self.per_image.append(per_image)
@@ -112,6 +115,13 @@ class Beside(Observer):
         return len(labels)
 
 
+def now() -> float:
+    """Wall time, when a GPU has finished."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Search in both proportions, and write the page."""
     parser = argparse.ArgumentParser(
@@ -121,7 +131,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--outer-steps", type=int, default=8)
     parser.add_argument("--inner-steps", type=int, default=18, help="so many batches are the training images")
     parser.add_argument("--result", type=Path, default=RESULT, help="the Markdown file")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page that has a copy of it")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        default=None if DEVICE.type == "cuda" else PAGE,
+        help="the page that has a copy of it",
+    )
     parser.add_argument("overrides", nargs="*", help="of the recipe")
     options = parser.parse_args(arguments)
     sections: list[str] = []
@@ -129,9 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sections += section(name, *measure(proportion, options))
     text = "\n".join(["# A search beside plain training", "", *sections, *conditions(options), ""])
     options.result.write_text(text, encoding="utf-8")
-    before, _, rest = options.page.read_text(encoding="utf-8").partition(BEGIN)
-    copied = BEGIN + text.partition("\n")[2] + END  # without the heading
-    options.page.write_text(before + copied + rest.partition(END)[2], encoding="utf-8")
+    if options.page is not None:
+        before, _, rest = options.page.read_text(encoding="utf-8").partition(BEGIN)
+        copied = BEGIN + text.partition("\n")[2] + END  # without the heading
+        options.page.write_text(before + copied + rest.partition(END)[2], encoding="utf-8")
     print(text)
 
 
@@ -219,6 +235,7 @@ def section(name: str, recipe: Recipe, heldout: int, beside: Beside) -> list[str
 
 def conditions(options: argparse.Namespace) -> list[str]:
     """How it was measured."""
+    device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{processor()}, one thread"
     given = sys.argv[1:]
     if options.data is not None:
         given = [each.replace(options.data, "PATH") for each in given]
@@ -226,8 +243,8 @@ def conditions(options: argparse.Namespace) -> list[str]:
         f"- command: `OMP_NUM_THREADS=1 python -m benchmarks.search_step {' '.join(given)}`".replace(
             " `", "`"
         ),
-        f"- {processor()}, {torch.get_num_threads()} thread; {options.outer_steps} outer steps, everything timed after "
-        f"each; load average at the end {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
+        f"- {device}; {options.outer_steps} outer steps, everything timed after each; load average at the end "
+        f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
         f"- Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}",
         f"- {date.today()}",
     ]

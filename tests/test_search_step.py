@@ -1,8 +1,12 @@
-"""The benchmark of a search beside plain training, small."""
+"""The benchmark of a search beside plain training, small; and what is measured on the day a GPU is there."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import REPOSITORY
 
 from benchmarks import search_step
 from benchmarks.search_step import BEGIN, END, main
@@ -34,3 +38,13 @@ def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.count("\n| ") == 1 + 5
     assert "nan" not in text
     assert page.read_text() == f"before\n{BEGIN}{text.partition(chr(10))[2]}{END}after\n"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_gpu_day_needs_a_gpu(tmp_path: Path) -> None:
+    command = ["bash", "benchmarks/gpu_day.sh", "elsewhere", tmp_path / "out"]
+    environment = {"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout.startswith("torch sees no CUDA device here")
+    assert not (tmp_path / "out").exists()
