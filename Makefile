@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test test-long test-fast lint types docs pictures wheel install clean
+.PHONY: demo test test-long test-fast lint types docs pictures policies wheel install clean
 
 demo: $(INSTALLED)  ## learn a policy on handwritten digits, in about a minute on two cores
 	$(BIN)/ohl-accel search digits run.overwrite=true
@@ -32,6 +32,9 @@ docs: $(INSTALLED)  ## the documentation as a site, in site/
 
 pictures: $(INSTALLED)  ## the screenshots in docs/, of the run RUN (runs/digits); needs Chromium
 	$(BIN)/python docs/pictures.py $(or $(RUN),runs/digits)
+
+policies: $(INSTALLED)  ## the page of learned policies, in docs/
+	$(BIN)/python docs/policies.py
 
 wheel: $(INSTALLED)  ## build the wheel, install it into an empty environment (gigabytes), search and use a policy
 	.ci/wheel $(BIN)/python

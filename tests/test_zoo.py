@@ -1,6 +1,7 @@
 """Policies that come with the package: found by name, never without evidence, and usable wherever a policy is."""
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,16 @@ def test_what_comes_with_the_package_is_what_its_seeds_say() -> None:
     assert [file.name for file in sorted(files)] == [f"{name}.json" for name in zoo.names()]
     for name in zoo.names():
         assert is_what_the_seeds_say(zoo.gain_of(Policy.from_pretrained(f"zoo:{name}").provenance)), name
+
+
+def test_the_page_of_learned_policies_is_up_to_date() -> None:
+    """And its pictures follow the reader's theme."""
+    docs = REPOSITORY / "docs"
+    made = runpy.run_path(str(docs / "policies.py"))
+    assert (docs / "policies.md").read_text() == made["page"](), "run `make policies`"
+    for name in zoo.names():
+        drawn = made["picture"](Policy.from_pretrained(f"zoo:{name}"))
+        kept = (docs / f"policy-{name}.svg").read_text()
+        for text in (drawn, kept):
+            assert "@media (prefers-color-scheme: dark)" in text
+            assert text.count("Solarize 26") == 1
