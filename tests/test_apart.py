@@ -75,6 +75,7 @@ def _a_part_that_is_missing_is_found(run: Path, folder: Path) -> None:
     assert "trajectory-000002.safetensors" in warnings[0]
 
 
+@pytest.mark.long
 def test_a_population_in_groups_of_two_processes(tmp_path: Path) -> None:
     """One group hosts all four trajectories, or two groups host two each, whole or sharded."""
     pair = tmp_path / "pair"

@@ -46,6 +46,7 @@ def test_a_killed_run_resumes_on_different_processes(undisturbed: Path, tmp_path
     assert final_state(tmp_path) == final_state(undisturbed)
 
 
+@pytest.mark.long
 def test_a_stopped_run_resumes_on_more_processes(undisturbed: Path, tmp_path: Path) -> None:
     """Stopped by SIGTERM, as a cluster does, then finished in two processes."""
     process = start(1, f"run.dir={tmp_path}", config="cpu")

@@ -42,7 +42,7 @@ def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_the_gpu_day_needs_a_gpu(tmp_path: Path) -> None:
-    command = ["bash", "benchmarks/gpu_day.sh", "elsewhere", tmp_path / "out"]
+    command = ["bash", "benchmarks/gpu_day.sh", "elsewhere", str(tmp_path / "out")]
     environment = {"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
