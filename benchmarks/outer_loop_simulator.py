@@ -62,6 +62,8 @@ _WITHIN = 3.0
 """beta per point of a main effect's difference from its family: half of 1 / 0.16, the probability that a transform
 gains from being among the half; the other half of the differences is taken for the noise of 16 runs."""
 _IDENTITY = -0.8
+_HELDOUT_IMAGES = 1000
+"""Of reduced CIFAR-10, which the noise is of."""
 _FINAL_LOSS, _LOSS_OF_A_POINT = 1.35, 0.02
 """Held-out loss of the uniform policy in the end, and what a point of accuracy is worth: 0.01 to 0.03 between the
 static policies that were measured."""
@@ -360,6 +362,7 @@ def simulate_search(
                 reward_N=networks.score(averaged),
                 finite_N=torch.ones(number, dtype=torch.bool),
                 recorded={name: recorded[name] for name in estimator.records},
+                heldout_images=_HELDOUT_IMAGES,
             )
             estimator.step(finished)
             parents = [finished.winner] * number if step == last else list(estimator.parents(finished))

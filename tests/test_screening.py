@@ -4,8 +4,10 @@ import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from ohl_accel.errors import UserError
@@ -35,13 +37,18 @@ def screening(seed: int = 0, **options: Any) -> Screening:
 
 
 def finished(
-    outer_step: int, heldout: Tensor, training: Tensor, finite_N: Tensor | None = None
+    outer_step: int,
+    heldout: Tensor,
+    training: Tensor,
+    finite_N: Tensor | None = None,
+    heldout_images: int | None = None,
 ) -> FinishedStep:
     return FinishedStep(
         outer_step=outer_step,
         reward_N=-heldout,
         finite_N=torch.ones(len(heldout), dtype=torch.bool) if finite_N is None else finite_N,
         recorded={"heldout_loss": heldout, "training_loss": training},
+        heldout_images=heldout_images,
     )
 
 
@@ -275,6 +282,61 @@ def test_a_policy_is_not_narrower_than_the_family_that_helps() -> None:
     assert estimator.policy.entropy > 2 * math.log(int(GEOMETRY.sum()))
 
 
+def learn_from(estimator: Screening, *rounds: list[float], images: int = 900) -> list[float]:
+    """Rounds with these held-out losses; returns what was told of the probability of each by noise alone."""
+    told = []
+    for number, losses in enumerate(rounds):
+        begin = number * estimator.round_length
+        for step in range(begin, begin + estimator.round_length):
+            if estimator.is_scored(step):
+                heldout = torch.tensor(losses, dtype=torch.float64)
+                line = estimator.step(finished(step, heldout, torch.ones(N), heldout_images=images))
+        told.append(line["probability_by_noise"])
+    return told
+
+
+NEAR, FAR = [1.0, 1.01, 0.99, 1.0], [1.0, 1.06, 0.97, 0.97]
+
+
+def test_differences_that_noise_explains_teach_nothing() -> None:
+    """The noise of a mean of 900 losses of 1 is taken for 0.01: a chi-square test, over all rounds together."""
+    estimator = screening(rounds=3)
+    expected = [
+        stats.chi2.sf(sum(np.var(losses) * N / 0.01**2 for losses in rounds), (N - 1) * len(rounds))
+        for rounds in ([NEAR], [NEAR, NEAR], [NEAR, NEAR, FAR])
+    ]
+    first = policy_of(estimator, 0).theta
+    told = learn_from(estimator, NEAR, NEAR, FAR)
+    assert told == pytest.approx(expected)
+    assert told[1] > 0.05 > told[2]
+    assert estimator.policy.element_probabilities[0].std() > 0.01
+    still = screening(rounds=3)
+    learn_from(still, NEAR, NEAR)
+    torch.testing.assert_close(still.policy.probabilities, Policy().probabilities)
+    designs = still.state()["element_theta"]  # and the next round explores as much as the first
+    torch.testing.assert_close(designs[2].std(1), designs[0].std(1), rtol=0.05, atol=0)
+    evidence = still.evidence()
+    assert evidence is not None
+    assert evidence.p_value == 1.0
+    assert not torch.equal(designs[2], designs[0])
+    assert policy_of(still, 0).theta.tolist() != first.tolist()
+
+
+def test_at_level_1_every_difference_is_believed() -> None:
+    estimator = screening(rounds=1, level=1.0)
+    learn_from(estimator, NEAR)
+    assert estimator.policy.element_probabilities[0].std() > 0.01
+
+
+def test_a_checkpoint_of_a_version_without_the_test_is_resumed() -> None:
+    first, second = screening(), screening()
+    learn(first, range(4))
+    saved = first.state()
+    del saved["noise"]
+    second.load_state(saved)
+    assert torch.equal(policy_of(second, 1).theta, policy_of(first, 1).theta)
+
+
 @pytest.mark.parametrize("effect", [-0.01, 0.01])
 def test_it_finds_which_family_helps(effect: float) -> None:
     estimator = screening()
@@ -360,6 +422,7 @@ def test_a_restored_estimator_continues_as_if_nothing_had_happened(stop: int) ->
         ({"rounds": 0}, "rounds must be at least 1"),
         ({"share": 1.5}, r"share in \(0, 1\]"),
         ({"spread": -1.0}, "must be positive"),
+        ({"level": 0.0}, r"level must be in \(0, 1\]"),
         ({"rounds": 9}, "9 rounds in 0.5 of the run need outer.steps=36 or more, got 24"),
         ({"depth": 3}, "unexpected keyword argument 'depth'"),
     ],

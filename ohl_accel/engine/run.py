@@ -254,6 +254,7 @@ class Run:
             reward_N=reward_N,
             finite_N=outcome.finite_N,
             recorded=self.recorded(outer_step, outcome),
+            heldout_images=len(self.data.heldout) if self.data.heldout is not None else None,
         )
 
     def parents(self, finished: FinishedStep) -> list[int]:

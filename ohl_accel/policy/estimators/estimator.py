@@ -38,6 +38,8 @@ class FinishedStep:
     """bool: False for trajectories that diverged; their reward is the lowest of the others'."""
     recorded: Mapping[str, Tensor] = field(default_factory=dict)
     """The tensors requested in `Estimator.records`."""
+    heldout_images: int | None = None
+    """How many images the scores are means over; None if that is not known."""
 
     @property
     def winner(self) -> int:
