@@ -191,5 +191,5 @@ def rewind(folder: Path, name: str) -> None:
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished small digits search: a run folder to look at, or to copy and damage."""
     folder = tmp_path_factory.mktemp("small") / "digits"
-    search(DIGITS, [*SMALL, f"run.dir={folder}", "outer.lr=0.3"])
+    search(DIGITS, [*SMALL, "run.report=true", f"run.dir={folder}", "outer.lr=0.3"])
     return folder

@@ -66,7 +66,7 @@ class Heard(Observer):
 
 def test_an_observer_is_told_everything_in_order(tmp_path: Path) -> None:
     heard = Heard()
-    result = search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}"], observers=[heard])
+    result = search(DIGITS, [*SMALL, "run.report=true", f"run.dir={tmp_path / 'run'}"], observers=[heard])
     steps = ["inner", "inner", "inner", "outer"] * 4
     assert heard.calls == ["check", "start 0 3", *steps, "finish 500", "end False"]
     assert [line["outer_step"] for line in result.metrics] == [0, 1, 2, 3]
