@@ -33,6 +33,7 @@ from timm.data.auto_augment import auto_augment_transform, rand_augment_transfor
 from torch import Tensor
 from torchvision.transforms import v2
 
+from benchmarks.pages import now, replace_between
 from ohl_accel.comparison.summary import processor
 from ohl_accel.operations.space import PAPER
 from ohl_accel.rng import keyed_generator
@@ -68,9 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     text = page(sections, options)
     options.result.write_text(text, encoding="utf-8")
     if options.device == "cpu":
-        before, _, rest = options.page.read_text(encoding="utf-8").partition(BEGIN)
-        copied = BEGIN + text.partition("\n")[2] + END  # without the heading
-        options.page.write_text(before + copied + rest.partition(END)[2], encoding="utf-8")
+        replace_between(options.page, BEGIN, END, text.partition("\n")[2])  # without the heading
     print(text)
 
 
@@ -152,24 +151,17 @@ def _albumentations() -> Callable[[Any], Any]:
     return lambda array: two(image=array)["image"]
 
 
-def timed(calls: Mapping[str, tuple[Call, int]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of processor time for an image in each round: for each name, from (a call, its number of images)."""
+def timed(calls: Mapping[str, tuple[Call, int]], options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds for an image in each round: for each name, from (a call, its number of images)."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
+    clock = time.thread_time if options.device == "cpu" else partial(now, options.device)
+    for number in range(options.rounds + 1):
         for name, (call, images) in calls.items():
-            start = now()
+            start = clock()
             call()
             if number:  # the first warms up
-                seconds[name].append((now() - start) / images)
+                seconds[name].append((clock() - start) / images)
     return seconds
-
-
-def now() -> float:
-    """Processor time of this thread; on a machine with a GPU, wall time when the GPU has finished."""
-    if not torch.cuda.is_available():
-        return time.thread_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def libraries_table(side: int, images_BCHW: Tensor, options: argparse.Namespace) -> list[str]:
@@ -178,7 +170,7 @@ def libraries_table(side: int, images_BCHW: Tensor, options: argparse.Namespace)
     calls = {name: (call, len(images_BCHW)) for name, call in batches(images_BCHW).items()}
     if options.device == "cpu":
         calls |= {name: (call, len(single)) for name, call in peers(single).items()}
-    seconds = timed(calls, options.rounds)
+    seconds = timed(calls, options)
     rows = []
     for name, of_round in seconds.items():
         ratios = [other / ours for other, ours in zip(of_round, seconds[OURS], strict=True)]
@@ -209,7 +201,7 @@ def elements_table(images_BCHW: Tensor, options: argparse.Namespace) -> list[str
             BY_TORCH: partial(PAPER._batched.by_torch, images_BCHW, element_B1, sign_B1),
             COPY: images_BCHW.clone,
         }
-        timings = timed({key: (call, len(images_BCHW)) for key, call in calls.items()}, options.rounds)
+        timings = timed({key: (call, len(images_BCHW)) for key, call in calls.items()}, options)
         ours, torchs, copy = (statistics.median(timings[key]) for key in (OURS, BY_TORCH, COPY))
         rows.append(f"| {name} | {1e6 * ours:.2f} | {ours / copy:.3g} | {torchs / ours:.3g} |")
     return [

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import replace_between
 from ohl_accel.cost import estimate, facts_of
 from ohl_accel.recipe import Recipe
 from ohl_accel.recipe.packaged import RECIPES, packaged
@@ -27,9 +28,7 @@ NOT_RUN = "not run"
 
 def write_page() -> None:
     """Replace what is between the marks of docs/results.md."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(before + BEGIN + "\n\n" + made() + "\n" + END + after, encoding="utf-8")
+    replace_between(PAGE, BEGIN, END, f"\n\n{made()}\n")
 
 
 def made() -> str:

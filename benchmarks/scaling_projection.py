@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import cost_model
 from benchmarks.cost_model import Coefficients, Hardware, Layout, Task
+from benchmarks.pages import replace_between
 from benchmarks.scaling_pages import costs_in_words, error_of_outer_step, exchange_rows, table
 
 BEGIN, END = "<!-- made by `python -m benchmarks.scaling project`: begin -->", "<!-- end -->"
@@ -283,8 +284,5 @@ def chart(measured: Mapping[str, Any], file: Path) -> None:
 
 def document(measured: Mapping[str, Any], docs: Path) -> None:
     """Write the generated part of docs/scaling.md, and its chart."""
-    file = docs / "scaling.md"
-    before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    file.write_text(f"{before}{BEGIN}\n\n{generated(measured)}\n{END}{after}", encoding="utf-8")
+    replace_between(docs / "scaling.md", BEGIN, END, f"\n\n{generated(measured)}\n")
     chart(measured, docs / CHART)

@@ -15,7 +15,6 @@ import platform
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -31,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_pil_image
 
 from benchmarks.kernels import crops
+from benchmarks.pages import now, replace_between
 from ohl_accel.comparison.summary import processor
 from ohl_accel.engine.search import search
 from ohl_accel.observers.observer import Observer, RunInfo
@@ -77,49 +77,39 @@ class Beside(Observer):
         self.per_image: list[float] = []
         """Seconds for an image."""
         self._recipe = recipe
-        self._transform = create_transform(SIDE, is_training=True, auto_augment="original", re_prob=0.0)
-        self._photographs = Photographs(per_image, self._transform)
+        transform = create_transform(SIDE, is_training=True, auto_augment="original", re_prob=0.0)
+        self._photographs = Photographs(per_image, transform)
+        network = timm.create_model(recipe.model.name, num_classes=10, **recipe.model.args).to(DEVICE)
+        memory_format = torch.channels_last if recipe.model.channels_last else torch.contiguous_format
+        self._network, self._memory_format = network.to(memory_format=memory_format), memory_format
+        optimizer = recipe.inner.optimizer
+        self._optimizer = create_optimizer_v2(
+            self._network, optimizer.name, lr=1e-3, weight_decay=optimizer.weight_decay, momentum=0.9
+        )
 
     def outer_step(self, run: RunInfo, line: Mapping[str, Any]) -> None:
         """Time the plain steps and the loop."""
         recipe, batch = self._recipe, self._recipe.inner.batch_size
-        if not self.search:
-            self._network = timm.create_model(recipe.model.name, num_classes=10, **recipe.model.args)
-            self._network.to(DEVICE)
-            if recipe.model.channels_last:
-                self._network.to(memory_format=torch.channels_last)
-            optimizer = recipe.inner.optimizer
-            self._optimizer = create_optimizer_v2(
-                self._network, optimizer.name, lr=1e-3, weight_decay=optimizer.weight_decay, momentum=0.9
-            )
         inputs = torch.randn(batch, 3, SIDE, SIDE, device=DEVICE)
         labels = torch.arange(batch, device=DEVICE) % 10
-        start = now()
+        start = now(DEVICE.type)
         for _ in range(recipe.outer.trajectories * run.inner_steps):
             self._train(inputs, labels)
-        plain = now() - start
+        plain = now(DEVICE.type) - start
         loader = DataLoader(self._photographs, batch, shuffle=True, num_workers=1, drop_last=True)
-        start = now()
+        start = now(DEVICE.type)
         images = sum(self._train(*(each.to(DEVICE) for each in loaded)) for loaded in loader)
-        per_image = (now() - start) / images
+        per_image = (now(DEVICE.type) - start) / images
         self.search.append(line["seconds"])
         self.plain.append(plain)
         self.per_image.append(per_image)
 
     def _train(self, inputs: torch.Tensor, labels: torch.Tensor) -> int:
-        if self._recipe.model.channels_last:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        inputs = inputs.contiguous(memory_format=self._memory_format)
         nn.functional.cross_entropy(self._network(inputs), labels).backward()
         self._optimizer.step()
         self._optimizer.zero_grad()
         return len(labels)
-
-
-def now() -> float:
-    """Wall time, when a GPU has finished."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -145,9 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = "\n".join(["# A search beside plain training", "", *sections, *conditions(options), ""])
     options.result.write_text(text, encoding="utf-8")
     if options.page is not None:
-        before, _, rest = options.page.read_text(encoding="utf-8").partition(BEGIN)
-        copied = BEGIN + text.partition("\n")[2] + END  # without the heading
-        options.page.write_text(before + copied + rest.partition(END)[2], encoding="utf-8")
+        replace_between(options.page, BEGIN, END, text.partition("\n")[2])  # without the heading
     print(text)
 
 

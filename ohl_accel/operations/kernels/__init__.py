@@ -42,7 +42,7 @@ class BatchedElements:
         number = {kind: i for i, kind in enumerate(kinds)}
         self._family_E = torch.tensor([number[key] for key in keys])
         self._fused = FusedElements.of(elements)
-        self._on_gpu_of = cache(partial(self._on_gpu, len(elements)))
+        self._on_gpu_of = cache(self._on_gpu)
 
     def __call__(self, images_BCHW: Tensor, element_BA: Tensor, negative_BA: Tensor) -> Tensor:
         """Apply to each image the elements chosen for it, one after the other.
@@ -92,7 +92,7 @@ class BatchedElements:
             images_BCHW = self._each(images_BCHW, element_B, negative_B)
         return images_BCHW
 
-    def _on_gpu(self, elements: int, device: torch.device) -> Apply | None:
+    def _on_gpu(self, device: torch.device) -> Apply | None:
         """The kernels for a GPU, if they give what the torch code gives there; a warning and None if they do not.
 
         They are compiled for each kind of device, most of which nobody has tried.
@@ -101,6 +101,7 @@ class BatchedElements:
         if gpu is None or self._fused is None:
             return None
         apply = partial(self._fused.on_gpu, gpu)
+        elements = len(self._family_E)
         element_S1 = torch.arange(elements).repeat(2)[:, None]
         negative_S1 = torch.arange(2).repeat_interleave(elements)[:, None] == 1
         generator = keyed_generator(0, "kernels on a GPU")

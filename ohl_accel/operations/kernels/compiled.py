@@ -20,14 +20,21 @@ import numba
 import numpy as np
 
 from ohl_accel.operations.kernels.geometry import FILL
+from ohl_accel.operations.kernels.steps import (
+    AFFINE,
+    AUTO_CONTRAST,
+    BLEND,
+    COLOR,
+    CONTRAST,
+    CURVE,
+    EQUALIZE,
+    IDENTITY,
+    POSTERIZE,
+    SOLARIZE,
+    TABLE,
+)  # fmt: skip
 
 Array = np.ndarray[Any, Any]
-
-IDENTITY, CURVE, AFFINE, CONTRAST, AUTO_CONTRAST, EQUALIZE, COLOR, SHARPNESS = range(8)
-"""What a step does."""
-
-TABLE, SOLARIZE, POSTERIZE, BLEND = range(4)
-"""How a curve may be computed: by its table or, in less time than it takes to look that up, by its formula."""
 
 _ONE = 1 << 16
 _FILL = np.uint8(FILL)
@@ -72,7 +79,7 @@ def apply(
         images_BN: uint8, C = 1 or 3, read-only.
         results_BN: uint8; what is written.
         step_BA: int64 in [0, S).
-        kind_S: uint8, one of the kinds above.
+        kind_S: uint8, one of the kinds in `steps.py`.
         factor_S: float32; of enhancement, or the number of a formula.
         formula_S: uint8; of the curves that do not depend on the image.
         curve_S256: uint8; of the curves that do not depend on the image.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ohl_accel.operations.kernels import blend, tone
+from ohl_accel.operations.kernels import blend, steps, tone
 from ohl_accel.operations.kernels.family import EachImage, magnitudes_of
 from ohl_accel.operations.kernels.geometry import MAX_SIDE, Affine, fixed_point_matrices
 from ohl_accel.operations.kernels.tone import Curve, ImageCurve, fixed_curves
@@ -21,15 +21,15 @@ from ohl_accel.operations.transforms import Element
 
 Array = np.ndarray[Any, Any]
 
-_KINDS: dict[Callable[..., Tensor], str] = {
-    blend.unchanged: "IDENTITY",
-    blend.adjust_color: "COLOR",
-    blend.sharpen: "SHARPNESS",
-    tone.contrast: "CONTRAST",
-    tone.auto_contrast: "AUTO_CONTRAST",
-    tone.equalize: "EQUALIZE",
+_KINDS: dict[Callable[..., Tensor], int] = {
+    blend.unchanged: steps.IDENTITY,
+    blend.adjust_color: steps.COLOR,
+    blend.sharpen: steps.SHARPNESS,
+    tone.contrast: steps.CONTRAST,
+    tone.auto_contrast: steps.AUTO_CONTRAST,
+    tone.equalize: steps.EQUALIZE,
 }
-"""The functions of batches that are compiled as well, and the names of their kinds in `compiled`."""
+"""The functions of batches that are compiled as well, and their kinds."""
 
 
 @cache
@@ -63,17 +63,15 @@ class FusedElements:
 
     Args:
         elements: of the space, all of which the compiled kernels must know.
-        kind_E: the name of each element's kind in `compiled`.
+        kind_E: each element's kind.
     """
 
-    def __init__(self, elements: Sequence[Element], kind_E: Sequence[str]) -> None:
-        self._kinds_of = cache(partial(_numbers, [kind for kind in kind_E for _ in range(2)]))
+    def __init__(self, elements: Sequence[Element], kind_E: Sequence[int]) -> None:
+        self._kind_S = np.repeat(np.array(kind_E, np.uint8), 2)
         factor_S, curve_S256 = magnitudes_of(elements).flatten(), fixed_curves(elements).flatten(0, 1)
         self._factor_S, self._curve_S256 = factor_S.numpy(), curve_S256.numpy()
-        formula_S = [
-            _formula(curve, factor) for curve, factor in zip(curve_S256, factor_S.tolist(), strict=True)
-        ]
-        self._formulas_of = cache(partial(_numbers, formula_S))
+        formulas = [_formula(*pair) for pair in zip(curve_S256, factor_S.tolist(), strict=True)]
+        self._formula_S = np.array(formulas, np.uint8)
         self._matrices_of_size = lru_cache(maxsize=64)(partial(_matrices, elements))
         self._tables_on = lru_cache(maxsize=64)(self._move_tables)
 
@@ -148,14 +146,14 @@ class FusedElements:
         """
         device = images_BCHW.device
         step_AB = (2 * element_BA + negative_BA).T.int().contiguous().to(device, non_blocking=True)
-        tables = self._tables_on(gpu, device, *images_BCHW.shape[2:])
+        tables = self._tables_on(device, *images_BCHW.shape[2:])
         for step_B in step_AB:
             images_BCHW = gpu.apply(images_BCHW.contiguous(), step_B, *tables)
         return images_BCHW
 
-    def _move_tables(self, gpu: ModuleType, device: torch.device, height: int, width: int) -> list[Tensor]:
+    def _move_tables(self, device: torch.device, height: int, width: int) -> list[Tensor]:
         """What `gpu.apply` needs besides images and steps, on a device."""
-        arrays = [self._kinds_of(gpu).astype(np.int32), self._factor_S, self._curve_S256]
+        arrays = [self._kind_S.astype(np.int32), self._factor_S, self._curve_S256]
         arrays.append(self._matrices_of_size(height, width).astype(np.int32))
         return [torch.from_numpy(array).to(device) for array in arrays]
 
@@ -167,9 +165,9 @@ class FusedElements:
             _read_only(images_BN),
             results_BN,
             step_BA,
-            self._kinds_of(compiled),
+            self._kind_S,
             self._factor_S,
-            self._formulas_of(compiled),
+            self._formula_S,
             self._curve_S256,
             self._matrices_of_size(height, width),
             height,
@@ -185,39 +183,31 @@ def _read_only(array: Array) -> Array:
     return view
 
 
-def _numbers(name_S: Sequence[str], compiled: ModuleType) -> Array:
-    """uint8 [S]: what the names stand for in `compiled`."""
-    numbers = [getattr(compiled, name) for name in name_S]
-    return np.array(
-        [getattr(number, "value", number) for number in numbers], np.uint8
-    )  # Triton's are wrapped
-
-
 def _matrices(elements: Sequence[Element], height: int, width: int) -> Array:
     """int64 [S, 6]"""
     return fixed_point_matrices(elements, height, width).flatten(0, 1).long().numpy()
 
 
-def _kind(element: Element) -> str | None:
-    """The name of an element's kind in `compiled`; None if it has none."""
+def _kind(element: Element) -> int | None:
+    """An element's kind; None if it has none."""
     match element.transform.kernel:
         case Curve():
-            return "CURVE"
+            return steps.CURVE
         case Affine():
-            return "AFFINE"
+            return steps.AFFINE
         case ImageCurve(function) | EachImage(function):
             return _KINDS.get(function)
     return None
 
 
-def _formula(curve_256: Tensor, magnitude: float) -> str:
-    """The name in `compiled` of the formula that gives a curve, or that of the table."""
+def _formula(curve_256: Tensor, magnitude: float) -> int:
+    """The formula that gives a curve, or the table."""
     known = {
-        "SOLARIZE": (tone.solarize, 256),
-        "POSTERIZE": (tone.posterize, 8),
-        "BLEND": (tone.brighten, 256),
+        steps.SOLARIZE: (tone.solarize, 256),
+        steps.POSTERIZE: (tone.posterize, 8),
+        steps.BLEND: (tone.brighten, 256),
     }
-    for name, (curve, greatest) in known.items():
+    for formula, (curve, greatest) in known.items():
         if 0 <= magnitude <= greatest and curve(magnitude).equal(curve_256):
-            return name
-    return "TABLE"
+            return formula
+    return steps.TABLE

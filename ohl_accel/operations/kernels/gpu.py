@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ohl_accel.operations.kernels import geometry
+from ohl_accel.operations.kernels import geometry, steps
 
-IDENTITY, CURVE, AFFINE, CONTRAST, AUTO_CONTRAST, EQUALIZE, COLOR, SHARPNESS = map(tl.constexpr, range(8))
-"""What a step does, as in `compiled.py`."""
+AFFINE, CONTRAST, AUTO_CONTRAST = map(tl.constexpr, (steps.AFFINE, steps.CONTRAST, steps.AUTO_CONTRAST))
+EQUALIZE, COLOR, SHARPNESS = map(tl.constexpr, (steps.EQUALIZE, steps.COLOR, steps.SHARPNESS))
 
 _FILL = tl.constexpr(geometry.FILL)
 _LARGEST_BLOCK = 1024
@@ -34,9 +34,9 @@ def apply(
     Args:
         images_BCHW: uint8, C = 1 or 3, contiguous, on a GPU; left unchanged.
         step_B: int32 in [0, S), here and below on the same device.
-        kind_S: int32, one of the kinds above.
+        kind_S: int32, one of the kinds in `steps.py`.
         factor_S: float32; of enhancement.
-        curve_S256: uint8; of the curves that do not depend on the image.
+        curve_S256: uint8; of the curves that do not depend on the image, and each level itself for other kinds.
         matrix_S6: int32; affine maps in 16.16 fixed point.
 
     Returns:
@@ -73,13 +73,7 @@ def transform(
     source, target = images + begin, results + begin
     step = tl.load(step_B + tl.program_id(0))
     kind, factor = tl.load(kind_S + step), tl.load(factor_S + step)
-    if kind == CURVE:
-        for c in tl.static_range(channels):
-            for first in range(0, pixels, block):
-                at, used = _block(first, pixels, c, block)
-                level = tl.load(source + at, used, 0).to(tl.int32)
-                tl.store(target + at, tl.load(curve_S256 + step * 256 + level), used)
-    elif kind == AFFINE:
+    if kind == AFFINE:
         _move(source, target, matrix_S6 + step * 6, height, width, channels, block)
     elif kind == CONTRAST:
         _contrast(source, target, factor, pixels, channels, block)
@@ -91,11 +85,12 @@ def transform(
         _adjust_color(source, target, factor, pixels, block)
     elif kind == SHARPNESS:
         _sharpen(source, target, factor, height, width, channels, block)
-    else:
+    else:  # a curve; for Identity, and ColorAdjust of a grey image, each level itself
         for c in tl.static_range(channels):
             for first in range(0, pixels, block):
                 at, used = _block(first, pixels, c, block)
-                tl.store(target + at, tl.load(source + at, used, 0), used)
+                level = tl.load(source + at, used, 0).to(tl.int32)
+                tl.store(target + at, tl.load(curve_S256 + step * 256 + level), used)
 
 
 @triton.jit
