@@ -18,7 +18,7 @@ _FREE_FIELDS = frozenset(
     {
         *(f"run.{name}" for name in ("dir", "resume", "overwrite", "checkpoint_every", "keep_checkpoints")),
         *(f"run.{name}" for name in ("checkpoint_minutes", "grace")),
-        *(f"run.{name}" for name in ("timeout", "project", "name", "group", "tags", "display")),
+        *(f"run.{name}" for name in ("timeout", "project", "name", "group", "tags", "display", "report")),
         *(f"hub.{name}" for name in HubSection.model_fields),
         "track",
         "outer.groups",
