@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/installed
 
 .PHONY: demo test test-long test-fast lint types docs pictures policies wheel install clean
 
-demo: $(INSTALLED)  ## learn a policy on handwritten digits, in about a minute on two cores
+demo: $(INSTALLED)  ## learn a policy on handwritten digits, in two to three minutes on two cores
 	$(BIN)/ohl-accel search digits run.overwrite=true
 
 test: lint types  ## what CI checks, except the wheel in an empty environment

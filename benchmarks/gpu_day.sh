@@ -43,7 +43,8 @@ print(f"Python {platform.python_version()}, torch {torch.__version__}, triton {t
 part tests "$PYTHON" -m pytest -m gpu
 part kernels "$PYTHON" benchmarks/kernels.py --device cuda --pixels 67108864 --result "$OUT/kernels.md"
 part transform "$PYTHON" benchmarks/transform.py --device cuda --result "$OUT/transform.md"
-part search_step "$PYTHON" -m benchmarks.search_step --data "$CIFAR10" --result "$OUT/search_step.md"
+part search_step "$PYTHON" -m benchmarks.search_step --data "$CIFAR10" --result "$OUT/search_step.md" \
+	model.name=resnet18_cifar model.args={}
 part digits "$PYTHON" -m accelerate.commands.launch --config_file accelerate_configs/gpu.yaml \
 	-m ohl_accel.search digits "run.dir=$OUT/digits" run.overwrite=true
 part resnet18 "$PYTHON" -m ohl_accel.compare cifar10_r18 "data.path=$CIFAR10" "outer.steps=$EPOCHS" \
