@@ -129,7 +129,7 @@ def test_the_posterior_equals_bayesian_regression_in_weight_space() -> None:
     log_weight_NE = effects.factorial_design(PAPER, 3, generator())
     score_N = torch.randn(6, generator=generator(1), dtype=torch.float64)
     known = effects.posterior(PAPER, [log_weight_NE], [score_N])
-    assert float(known.probability_SG.sum()) == pytest.approx(1)
+    assert float(known.probability_G.sum()) == pytest.approx(1)
     (one,) = ((known.family_share_G == 0.6) & (known.noise_share_G == 0.3)).nonzero().flatten().tolist()
     design_mE, score_m = effects.contrasts(log_weight_NE), effects.contrasts(score_N)
     prior_EE = effects.similarity(PAPER, 0.6) + 1e-9 * torch.eye(36, dtype=torch.float64)
@@ -138,7 +138,7 @@ def test_the_posterior_equals_bayesian_regression_in_weight_space() -> None:
     mean_E = torch.linalg.solve(precision_EE, design_mE.T @ score_m / 0.3)
     covariance_mm = unit * design_mE @ prior_EE @ design_mE.T + 0.3 * torch.eye(5, dtype=torch.float64)
     scale = float(score_m @ torch.linalg.solve(covariance_mm, score_m) / 5) ** 0.5
-    torch.testing.assert_close(known.mean_SGE[0, one], mean_E / (scale * unit**0.5), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(known.mean_GE[one], mean_E / (scale * unit**0.5), rtol=1e-4, atol=1e-4)
     expected_EE = torch.linalg.inv(precision_EE) / unit
     torch.testing.assert_close(known.covariance_GEE[one], expected_EE, rtol=1e-3, atol=1e-3)
 
@@ -160,28 +160,40 @@ def test_combinations_are_weighted_by_their_marginal_likelihood() -> None:
         prior = effects.NOISE_SHARES[round(float(noise_share), 2)]
         weights.append(prior * torch.trapezoid(density, log_scale))
     expected_G = torch.stack(weights) / torch.stack(weights).sum()
-    torch.testing.assert_close(known.probability_SG[0], expected_G, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(known.probability_G, expected_G, rtol=1e-5, atol=1e-8)
 
 
 def test_neither_the_level_nor_the_unit_of_scores_matters() -> None:
     design_NE = effects.factorial_design(PAPER, 2, generator())
     score_N = torch.tensor([0.05, -0.06, 0.03, -0.02], dtype=torch.float64)
-    both_SE = effects.posterior(PAPER, [design_NE], [torch.stack([score_N, 50 + 100 * score_N], 1)]).effect_SE
-    torch.testing.assert_close(both_SE[0], both_SE[1])
-    assert both_SE[0, GEOMETRY].max() < 0 < both_SE[0, ~GEOMETRY].mean()
+    one_E, other_E = (
+        effects.posterior(PAPER, [design_NE], [each_N]).effect_E for each_N in (score_N, 50 + 100 * score_N)
+    )
+    torch.testing.assert_close(one_E, other_E)
+    assert one_E[GEOMETRY].max() < 0 < one_E[~GEOMETRY].mean()
+
+
+def test_what_changes_of_the_scores_do_to_the_effects() -> None:
+    """With the scale and the weights of the combinations held, effects are linear in the scores."""
+    design_NE = effects.factorial_design(PAPER, 2, generator())
+    score_N = torch.tensor([0.05, -0.06, 0.03, -0.02], dtype=torch.float64)
+    known = effects.posterior(PAPER, [design_NE], [score_N])
+    changes_NS = torch.stack([score_N, 3 * score_N, torch.ones_like(score_N)], 1)
+    expected_SE = known.effect_E * torch.tensor([[1.0], [3.0], [0.0]], dtype=torch.float64)
+    torch.testing.assert_close(known.effects_of([changes_NS]), expected_SE)
 
 
 def test_equal_scores_say_nothing() -> None:
     design_NE = effects.factorial_design(PAPER, 2, generator())
     known = effects.posterior(PAPER, [design_NE], [torch.full((4,), 0.7, dtype=torch.float64)])
-    assert not known.effect_SE.any()
+    assert not known.effect_E.any()
     assert bool(torch.stack(known.draw(generator())).isfinite().all())
 
 
 def test_without_a_comparison_nothing_is_known() -> None:
     design_NE = effects.factorial_design(PAPER, 1, generator())
     known = effects.posterior(PAPER, [design_NE[:1]], [torch.tensor([0.3], dtype=torch.float64)])
-    assert not known.effect_SE.any()
+    assert not known.effect_E.any()
     torch.testing.assert_close(
         known.covariance_GEE[0], effects.similarity(PAPER, float(known.family_share_G[0]))
     )
@@ -194,8 +206,8 @@ def test_a_draw_and_its_mirror_image_have_the_posterior_mean() -> None:
     pairs = [known.draw(draws) for _ in range(400)]
     mean_E = torch.stack([(one + other) / 2 for one, other in pairs]).mean(0)
     deviation_E = torch.stack([(one - other) / 2 for one, other in pairs]).std(0)
-    assert (mean_E - known.effect_SE[0]).abs().max() < 0.15
-    variance_E = torch.einsum("g,gee->e", known.probability_SG[0], known.covariance_GEE)
+    assert (mean_E - known.effect_E).abs().max() < 0.15
+    variance_E = torch.einsum("g,gee->e", known.probability_G, known.covariance_GEE)
     torch.testing.assert_close(deviation_E, variance_E.sqrt(), rtol=0.15, atol=0.02)
 
 
@@ -317,7 +329,8 @@ def test_differences_that_noise_explains_teach_nothing() -> None:
     torch.testing.assert_close(designs[2].std(1), designs[0].std(1), rtol=0.05, atol=0)
     evidence = still.evidence()
     assert evidence is not None
-    assert evidence.p_value == 1.0
+    assert evidence.p_value == pytest.approx(told[1])
+    assert not evidence.distinguishable
     assert not torch.equal(designs[2], designs[0])
     assert policy_of(still, 0).theta.tolist() != first.tolist()
 
@@ -346,23 +359,53 @@ def test_it_finds_which_family_helps(effect: float) -> None:
     assert share < uniform / 2 if effect < 0 else share > 1.5 * uniform
 
 
-def test_evidence_is_what_permuted_scores_do_not_reach() -> None:
-    told, noise_only = screening(rounds=4, share=0.8), screening(rounds=4, share=0.8)
+def test_one_round_tells_what_is_more_than_noise() -> None:
+    """Of 4 trajectories: families that differ by ten times the noise, and by no more than it."""
+    told, noise_only = screening(rounds=1), screening(rounds=1)
     assert told.evidence() is None
-    learn(told, range(STEPS), noise=0.01)
+    geometry_N = told.state()["element_theta"][0][:, GEOMETRY].mean(1)
+    learn_from(told, (1.0 + 0.1 * geometry_N / geometry_N.abs().mean()).tolist())
     found = told.evidence()
     assert found is not None
-    assert found.distinguishable
-    assert found.p_value < 0.03
+    assert found.p_value < 1e-10
     assert not found.advice
     sides_AE = found.sides(told.policy.element_probabilities)
-    assert (sides_AE[:, GEOMETRY] <= 0).all()
-    learn(noise_only, range(STEPS), noise=0.01, effect=0.0)
+    assert (sides_AE[:, GEOMETRY] == -1).all()
+    assert found.side_of_operation(float(told.policy.probabilities[0]) * 1296) == -1
+    learn_from(noise_only, NEAR)
     nothing = noise_only.evidence()
     assert nothing is not None
     assert nothing.p_value > 0.05
     assert nothing.advice
     assert not nothing.sides(noise_only.policy.element_probabilities).any()
+
+
+def test_the_band_holds_what_noise_adds_to_what_is_learned() -> None:
+    """Repeating a round with other noise moves theta no more than the sets do.
+
+    Less along what is learned, since effects are in units of the scores' own scale.
+    """
+    start = screening(rounds=1, bound=100.0)
+    design_E = start.state()["element_theta"][0][:, GEOMETRY].mean(1)
+    truth_N = 1.0 + 0.2 * design_E / design_E.abs().mean()
+    draws, learned = generator(5), []
+    for _ in range(120):
+        again = screening(rounds=1, bound=100.0)
+        learn_from(again, (truth_N + 0.01 * torch.randn(N, generator=draws, dtype=torch.float64)).tolist())
+        learned.append(again.state()["learned"])
+    learned_SE = torch.stack(learned)
+    exact = screening(rounds=1, bound=100.0)
+    learn_from(exact, truth_N.tolist())
+    assert exact.evidence() is not None
+    ratio_E = exact.null_thetas().std(0) / learned_SE.std(0)
+    assert 0.8 < ratio_E.min() < 1.1
+    assert ratio_E.max() < 3
+
+
+def test_without_the_size_of_the_noise_nothing_is_said() -> None:
+    estimator = screening()
+    learn(estimator, range(STEPS))
+    assert estimator.evidence() is None
 
 
 @pytest.mark.parametrize("without_is_better", [True, False])

@@ -10,7 +10,7 @@ transform, and along its magnitudes. How much each of these counts, and how nois
 combination on a grid is weighted by its marginal likelihood (the common scale of signal and noise is integrated out),
 so that families matter only as far as the scores support it (Rasmussen and Williams, 2006, chapters 2.3 and 5.2).
 
-Shapes: E elements, m contrasts of scores, N trajectories of a round, G combinations of variances, S sets of scores.
+Shapes: E elements, m contrasts of scores, N trajectories of a round, G combinations of variances, S sets of changes.
 """
 
 import math
@@ -38,39 +38,53 @@ NOISE_SHARES = {0.03: 0.2, 0.1: 0.3, 0.3: 0.3, 0.7: 0.1, 1.0: 0.1}
 
 @dataclass(frozen=True)
 class Posterior:
-    """What scores say about the effects, for every combination of variances, or the same for S sets of scores."""
+    """What scores say about the effects, for every combination of variances."""
 
     family_share_G: Tensor
     noise_share_G: Tensor
-    probability_SG: Tensor
-    """Of each combination, after seeing the scores; sums to 1 over G."""
-    mean_SGE: Tensor
+    probability_G: Tensor
+    """Of each combination, after seeing the scores; sums to 1."""
+    mean_GE: Tensor
     """Posterior means of the effects, in units of their prior deviation."""
     covariance_GEE: Tensor
     """Posterior covariances, in the same units."""
+    slope_GEm: Tensor
+    """By how much the means follow each contrast of the scores, their scale and the combination given."""
 
     @property
-    def effect_SE(self) -> Tensor:
+    def effect_E(self) -> Tensor:
         """Posterior means of the effects, over all combinations."""
-        return torch.einsum("sg,sge->se", self.probability_SG, self.mean_SGE)
+        return self.probability_G @ self.mean_GE
 
     @property
     def family_share(self) -> float:
-        """Posterior mean of the first set's."""
-        return float(self.probability_SG[0] @ self.family_share_G)
+        """Posterior mean."""
+        return float(self.probability_G @ self.family_share_G)
 
     @property
     def noise_share(self) -> float:
-        """Posterior mean of the first set's."""
-        return float(self.probability_SG[0] @ self.noise_share_G)
+        """Posterior mean."""
+        return float(self.probability_G @ self.noise_share_G)
+
+    def effects_of(self, changes: Sequence[Tensor]) -> Tensor:
+        """What changes of the scores do to `effect_E`, all else equal.
+
+        Args:
+            changes: of each round's scores, float64 [N, S] for S sets of changes.
+
+        Returns:
+            float64 [S, E].
+        """
+        slope_Em = torch.einsum("g,gem->em", self.probability_G, self.slope_GEm)
+        return (slope_Em @ torch.cat([contrasts(change_NS) for change_NS in changes])).T
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A draw from the first set's posterior (Thompson, 1933), and its mirror image about the combination's mean."""
-        chosen = int(torch.multinomial(self.probability_SG[0], 1, generator=generator))
+        """A draw from the posterior (Thompson, 1933), and its mirror image about the combination's mean."""
+        chosen = int(torch.multinomial(self.probability_G, 1, generator=generator))
         covariance_EE = self.covariance_GEE[chosen]
         normal_E = torch.randn(len(covariance_EE), generator=generator, dtype=torch.float64)
         deviation_E = root_of(covariance_EE) @ normal_E
-        mean_E = self.mean_SGE[0, chosen]
+        mean_E = self.mean_GE[chosen]
         return mean_E + deviation_E, mean_E - deviation_E
 
 
@@ -157,12 +171,12 @@ def posterior(space: Space, designs: Sequence[Tensor], scores: Sequence[Tensor])
     Args:
         space: of the policies.
         designs: theta of the elements in each round, float64 [N, E], N at least 2 and not the same in every round.
-        scores: of each round, float64 [N], or [N, S] for S sets of scores.
+        scores: of each round, float64 [N].
     """
     design_mE = torch.cat([contrasts(theta_NE) for theta_NE in designs])
-    score_mS = torch.cat([contrasts(score_NS.view(len(score_NS), -1)) for score_NS in scores])
-    m = len(score_mS)
-    means, covariances, logs = [], [], []
+    score_m = torch.cat([contrasts(score_N[:, None])[:, 0] for score_N in scores])
+    m = len(score_m)
+    slopes, covariances, logs = [], [], []
     grid = list(product(FAMILY_SHARES, NOISE_SHARES.items()))
     for family_share, (noise_share, prior) in grid:
         prior_EE = similarity(space, family_share)
@@ -173,18 +187,20 @@ def posterior(space: Space, designs: Sequence[Tensor], scores: Sequence[Tensor])
         )  # variance of an effect
         variance_mm = unit * signal_mm + noise_share * torch.eye(m, dtype=torch.float64)
         factor_mm = torch.linalg.cholesky(variance_mm)
-        solved_mS = torch.cholesky_solve(score_mS, factor_mm)
         # the scale of signal and noise together, integrated out with a prior uniform in its logarithm
-        square_S = (score_mS * solved_mS).sum(0).clamp_min(1e-300)
-        logs.append(math.log(prior) - factor_mm.diagonal().log().sum() - 0.5 * m * square_S.log())
-        means.append((unit.sqrt() * cross_Em @ solved_mS / (square_S / max(m, 1)).sqrt()).T)
-        covariances.append(prior_EE - unit * cross_Em @ torch.cholesky_solve(cross_Em.T, factor_mm))
+        square = (score_m @ torch.cholesky_solve(score_m[:, None], factor_mm)).sum().clamp_min(1e-300)
+        logs.append(math.log(prior) - factor_mm.diagonal().log().sum() - 0.5 * m * square.log())
+        solved_mE = torch.cholesky_solve(cross_Em.T, factor_mm)
+        slopes.append(unit.sqrt() * solved_mE.T / (square / max(m, 1)).sqrt())
+        covariances.append(prior_EE - unit * cross_Em @ solved_mE)
+    slope_GEm = torch.stack(slopes)
     return Posterior(
         family_share_G=torch.tensor([family for family, _ in grid], dtype=torch.float64),
         noise_share_G=torch.tensor([noise for _, (noise, _) in grid], dtype=torch.float64),
-        probability_SG=torch.stack(logs, 1).softmax(1),
-        mean_SGE=torch.stack(means, 1),
+        probability_G=torch.stack(logs).softmax(0),
+        mean_GE=slope_GEm @ score_m,
         covariance_GEE=torch.stack(covariances),
+        slope_GEm=slope_GEm,
     )
 
 

@@ -43,7 +43,7 @@ from ohl_accel.policy.protocol import AugmentationPolicy, NoPolicy
 from ohl_accel.policy.structure import product_of_elements, theta_of
 from ohl_accel.rng import keyed_generator
 
-_PERMUTATIONS = 199
+_NULL_SETS = 199
 _TIMES = 4
 """Times in the second half of a round at which losses are measured, and averaged."""
 _NOISE_SHARE = 0.3
@@ -186,7 +186,7 @@ class Screening(Estimator):
         self._done += 1
         known, by_noise = self._known(), self._probability_by_noise()
         differ = by_noise <= self._level
-        self._learned_E = self._bounded(differ * self._gain * known.effect_SE[0])
+        self._learned_E = self._bounded(differ * self._gain * known.effect_E)
         if self.lr:
             self.policy.theta.copy_(self._theta_of(self._learned_E))
         if self._done < self.rounds:
@@ -233,30 +233,37 @@ class Screening(Estimator):
         return [winner_of(score_N, score_N.isfinite())] * self.trajectories
 
     def evidence(self) -> Evidence | None:
-        """Whether what was learned can be told from what it would be if scores were permuted within their rounds.
+        """Whether what was learned can be told from what noise alone would have taught.
 
-        The designs of later rounds are taken as given. With N trajectories a round has N! permutations, so a single
-        round of few trajectories cannot tell much. None before the end of the first round.
+        The p-value is that of the chi-square test. The band is what the regression makes of scores that differ by noise
+        alone, of the size that is known: at the scale, and with the weights, that it found in the real ones. None
+        before the end of the first round, and where the size of the noise is not known.
         """
-        if not self._done or not self.lr:
+        if not self._done or not self.lr or not self._noise_R[: self._done].all():
             return None
-        designs, scores = self._rounds()
-        generator = keyed_generator(self.seed, "screening permutations", self._done)
-        permuted = [_permuted(score_N, _PERMUTATIONS, generator) for score_N in scores]
-        effect_SE = effects.posterior(self.policy.space, designs, permuted).effect_SE
-        null_SE = torch.stack([self._bounded(self._gain * effect_E) for effect_E in effect_SE])
+        p_value = self._probability_by_noise()
         return Evidence(
+            p_value=p_value,
             outer_steps=self._done * self.round_length,
             reference=UNIFORM if bool((self._start_K == self._start_K[0]).all()) else START,
-            **self._against(null_SE),
+            advice=() if p_value <= LEVEL else _ADVICE,
+            **self._bands(self.null_thetas()),
         )
 
-    def _against(self, null_SE: Tensor) -> dict[str, Any]:
-        """p-value, bands and advice, from the theta that permuted scores would have given."""
+    def null_thetas(self) -> Tensor:
+        """What sets of scores that differ by noise alone would add to the learned theta. float64 [S, E]."""
+        generator = keyed_generator(self.seed, "screening noise", self._done)
+        noise = [
+            deviation * torch.randn(len(score_N), _NULL_SETS, generator=generator, dtype=torch.float64)
+            for deviation, score_N in zip(self._noise_R, self._rounds()[1], strict=False)
+        ]
+        return torch.stack(
+            [self._bounded(self._gain * effect_E) for effect_E in self._known().effects_of(noise)]
+        )
+
+    def _bands(self, null_SE: Tensor) -> dict[str, Any]:
+        """The bands of `Evidence`, from the theta that noise would have given."""
         space = self.policy.space
-        distance_S = null_SE.square().mean(1)
-        reached = int((distance_S >= self._learned_E.square().mean() - 1e-12).sum())
-        p_value = (1 + reached) / (1 + len(null_SE))
         probability_SK = torch.stack(
             [Policy(self._theta_of(row_E), space=space).probabilities for row_E in null_SE]
         )
@@ -269,11 +276,9 @@ class Screening(Estimator):
         uniform_K = self._start_K * space.num_operations
         band = float(ratio_S.quantile(1 - LEVEL).exp())
         return {
-            "p_value": p_value,
             "low_AE": tuple(map(tuple, (start_AE / factor).tolist())),
             "high_AE": tuple(map(tuple, (start_AE * factor).tolist())),
             "operation_band": (float(uniform_K.min()) / band, float(uniform_K.max()) * band),
-            "advice": () if p_value <= LEVEL else _ADVICE,
         }
 
     def state(self) -> dict[str, Tensor]:
@@ -365,12 +370,6 @@ class Screening(Estimator):
 
     def _bounded(self, theta_E: Tensor) -> Tensor:
         return (theta_E - theta_E.mean()).clamp(-self._bound, self._bound)
-
-
-def _permuted(score_N: Tensor, sets: int, generator: torch.Generator) -> Tensor:
-    """float64 [N, sets]: the scores in random orders."""
-    order_SN = torch.rand(sets, len(score_N), generator=generator).argsort(1)
-    return score_N[order_SN].T
 
 
 def learning_curve_slope(before: Tensor, after: Tensor) -> float:
