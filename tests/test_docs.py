@@ -35,6 +35,8 @@ from ohl_accel.recipe import Recipe, sections
 DOCS = REPOSITORY / "docs"
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 TESTED_BLOCKS = [page for page in PAGES if page.name not in ("use_a_policy.md", "extending.md")]
+LONG_BLOCKS = ("paper.md", "estimators.md", "publish_and_watch.md")
+"""Pages whose commands have tests of their own, and take long."""
 SMALL = (
     "model.args.width=8",
     "outer.steps=2",
@@ -148,7 +150,14 @@ PARSERS: list[Parser] = [
 ]
 
 
-@pytest.mark.parametrize("page", TESTED_BLOCKS, ids=lambda page: str(page.relative_to(REPOSITORY)))
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.long] if page.name in LONG_BLOCKS else [])
+        for page in TESTED_BLOCKS
+    ],
+    ids=lambda page: str(page.relative_to(REPOSITORY)),
+)
 def test_the_blocks_of_a_page_run(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, in one folder: a block may use what those before it made."""
     monkeypatch.chdir(workplace)

@@ -15,6 +15,7 @@ from benchmarks.mutations import KINDS, mutate
 ASKED = ("--kills", "1", "--runs", "1", "--signals", "1", "--mutations", "2", "--steps", "0")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_small_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill, a signal, mutations of every kind; and it goes on where it stopped."""

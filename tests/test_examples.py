@@ -47,6 +47,7 @@ def test_the_script(
     check(capsys.readouterr().out, tmp_path / "runs" / "own", processes=1)
 
 
+@pytest.mark.long
 def test_the_script_in_two_processes(tmp_path: Path) -> None:
     config = REPOSITORY / "accelerate_configs" / "cpu_processes.yaml"
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]

@@ -79,7 +79,7 @@ def interpreter() -> Any:
         yield process
 
 
-@pytest.mark.parametrize("apart", [29, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("apart", [71, pytest.param(1, marks=pytest.mark.long)])
 def test_operations_equal_those_on_the_cpu(interpreter: Any, apart: int) -> None:
     """Both elements, each in a launch of its own."""
     assert interpreter(different_operations, apart) == []

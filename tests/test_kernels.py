@@ -119,7 +119,7 @@ def test_cifar10_photographs_equal_pillow(cifar10_folder: Path) -> None:
 
 
 def test_imagenet_photographs_equal_pillow(imagenet_folder: Path) -> None:
-    for image in photographs(imagenet_folder, "train*", "image", 24):
+    for image in photographs(imagenet_folder, "train*", "image", 16):
         assert_equals_pillow([image])
         assert_equals_pillow([ImageOps.fit(image, (224, 224))])
 

@@ -17,7 +17,7 @@ from ohl_accel.errors import UserError
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_four_trajectories_on_more_processes(undisturbed: Path, tmp_path: Path, processes: int) -> None:
     output = launch(processes, f"run.dir={tmp_path}")
     assert final_state(tmp_path) == final_state(undisturbed)

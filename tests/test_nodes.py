@@ -59,6 +59,7 @@ def start_both(hosts: TwoHosts, folder: Path, *overrides: str) -> list[subproces
     ]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.network
 def test_a_cut_cable_and_after(hosts: TwoHosts, undisturbed: Path, tmp_path: Path) -> None:
@@ -118,6 +119,7 @@ def test_every_exchange_over_a_cut_cable(hosts: TwoHosts, tmp_path: Path) -> Non
     assert "1/2 clients joined. " in (tmp_path / f"{exchanges.JOINING}-0.out").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.network
 def test_slurm_script(hosts: TwoHosts, undisturbed_pair: Path, tmp_path: Path) -> None:

@@ -136,6 +136,7 @@ def hosts() -> Iterator[TwoHosts]:
     made.remove()
 
 
+@pytest.mark.long
 @pytest.mark.network
 @pytest.mark.slow
 def test_each_byte_crosses_the_cable_once(hosts: TwoHosts, tmp_path: Path) -> None:

@@ -731,6 +731,7 @@ def test_resuming_with_a_changed_stream_is_refused(
         train(DIGITS, overrides)
 
 
+@pytest.mark.long
 def test_a_shard_that_goes_missing_on_one_node(pictures: list[Picture], tmp_path: Path) -> None:
     """Both processes end soon: that one names the file, the other one says that it lost it."""
     processes = []

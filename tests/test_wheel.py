@@ -80,6 +80,7 @@ def test_the_wheel_has_the_zoo(built: Path) -> None:
     assert there == {path.name for path in folder.iterdir() if path.is_file()}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_search_by_name_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
     listed = run(installed / "ohl-accel", "recipes", folder=tmp_path)
