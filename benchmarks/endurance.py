@@ -44,7 +44,8 @@ SIGNALS = (
     *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGKILL),
 )
-TARGETS = ("worker", "launcher")
+TARGETS = (("worker", 1), ("worker", 2), ("launcher", 2), ("launcher", 1))
+"""Who gets a signal, and how many workers there are."""
 MUTATIONS_AT_ONCE = 2500
 """Of one file, in one process."""
 MOST_MIB = 4.0
@@ -95,10 +96,9 @@ class Soak:
             yield f"kills {kills}/{runs} {run}", measure
 
     def _signals(self) -> Iterator[Task]:
-        pairs = [(number, target) for number in SIGNALS for target in TARGETS]
+        pairs = [(number, *target) for target in TARGETS for number in SIGNALS]
         for index in range(self._asked.signals):
-            number, target = pairs[index % len(pairs)]
-            processes = 2 if target == "launcher" else 1 + (index // len(pairs)) % 2
+            number, target, processes = pairs[index % len(pairs)]
             layout = Layout(processes, streamed=False)
 
             def measure(
