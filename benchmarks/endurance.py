@@ -40,9 +40,13 @@ from benchmarks.endurance_runs import (
 from benchmarks.mutations import KINDS, MAX_BYTES, MAX_SECONDS, mutate, targets
 from ohl_accel.engine.search import search
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-TARGETS = ("worker", "launcher")
-MUTATIONS_AT_ONCE = 250
+SIGNALS = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGKILL),
+)
+TARGETS = (("worker", 1), ("worker", 2), ("launcher", 2), ("launcher", 1))
+"""Who gets a signal, and how many workers there are."""
+MUTATIONS_AT_ONCE = 2500
 """Of one file, in one process."""
 MOST_MIB = 4.0
 """By which a search may grow in the second half of its outer steps: what an allocator keeps."""
@@ -92,10 +96,9 @@ class Soak:
             yield f"kills {kills}/{runs} {run}", measure
 
     def _signals(self) -> Iterator[Task]:
-        pairs = [(number, target) for target in TARGETS for number in SIGNALS]
+        pairs = [(number, *target) for target in TARGETS for number in SIGNALS]
         for index in range(self._asked.signals):
-            number, target = pairs[index % len(pairs)]
-            processes = 2 if target == "launcher" else 1 + (index // len(pairs)) % 2
+            number, target, processes = pairs[index % len(pairs)]
             layout = Layout(processes, streamed=False)
 
             def measure(
@@ -214,11 +217,17 @@ def _about_signals(results: Sequence[Mapping[str, Any]]) -> list[str]:
         seconds = [result["seconds"] for result in own]
         hung, equal = sum(not result["ended"] for result in own), sum(result["equal"] for result in own)
         tracebacks = sum(result["tracebacks"] > 0 for result in own)
+        saved = sum(result["saved"] for result in own)
         took = f"{median(seconds):.1f} ({max(seconds):.1f})"
-        rows.append((name, target, len(own), codes, took, hung, tracebacks, equal))
+        rows.append((name, target, len(own), codes, took, hung, tracebacks, saved, equal))
     columns = [
         *("signal", "to", "times", "exit codes", "seconds until the end, median (most)"),
-        *("hung, or left processes", "with a traceback", "ended bit for bit once resumed"),
+        *(
+            "hung, or left processes",
+            "with a traceback",
+            "said what is saved",
+            "ended bit for bit once resumed",
+        ),
     ]
     return _table("Signals", columns, rows)
 

@@ -36,6 +36,7 @@ DIGITS = str(REPOSITORY / "recipes" / "digits.yaml")
 SMALL = (
     *("model.args.width=8", "outer.steps=6", "outer.inner_steps=3", "run.checkpoint_every=1"),
     *("run.mixed_precision=no", "data.workers=1", "run.resume=auto", "run.timeout=120", "run.display=quiet"),
+    "run.report=false",
 )
 """Overrides that make recipes/digits.yaml a search of seconds."""
 LONGEST = 300.0
@@ -223,18 +224,17 @@ def run_signalled(
     else:
         codes, seconds = _signal_launcher(layout, work, folder, output, number, saves)
     told: dict[str, Any] = {"layout": str(layout), "signal": number.name, "target": target}
-    told |= {"exit_codes": codes, "seconds": round(seconds, 2)}
-    ended = None not in codes
-    return {**told, "ended": ended, **_end(undisturbed, work, folder, output)}
+    saved = "saved; run.resume=auto goes on from there" in output.read_text(errors="replace")
+    told |= {"exit_codes": codes, "seconds": round(seconds, 2), "saved": saved, "ended": None not in codes}
+    return {**told, **_end(undisturbed, work, folder, output)}
 
 
 def _signal_launcher(
     layout: Layout, work: Path, folder: Path, output: Path, number: signal.Signals, saves: int
 ) -> tuple[list[int | None], float]:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    command += [str(REPOSITORY / "accelerate_configs" / "cpu_processes.yaml")]
-    command += ["--num_processes", str(layout.processes), "--main_process_port", str(_free_port())]
-    command += ["-m", "ohl_accel.search", DIGITS, *SMALL, *layout.overrides(work), f"run.dir={folder}"]
+    """The exit code of the launcher, None unless all processes have ended; seconds until they had."""
+    command = [sys.executable, "-m", "ohl_accel", "search", "--processes", str(layout.processes), "--config"]
+    command += ["cpu_processes", DIGITS, *SMALL, *layout.overrides(work), f"run.dir={folder}"]
     with output.open("ab") as file:
         launcher = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, cwd=REPOSITORY)
     end = time.monotonic() + LONGEST
@@ -243,21 +243,25 @@ def _signal_launcher(
         time.sleep(0.01)
     launcher.send_signal(number)
     began = time.monotonic()
-    code: int | None = None
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        code = launcher.wait(LONGEST)
+    while (left := _processes_of(launcher, folder)) and time.monotonic() < began + LONGEST:
+        time.sleep(0.05)
     seconds = time.monotonic() - began
-    left = [process for process in psutil.process_iter() if _is_of(process, folder)]
     for process in left:
         process.kill()
-    launcher.wait()
-    return [code if not left else None], seconds
+    code = launcher.wait()
+    return [None if left else code], seconds
+
+
+def _processes_of(launcher: subprocess.Popen[bytes], folder: Path) -> list[psutil.Process]:
+    """The processes of a run, and its launcher, that have not ended."""
+    launcher.poll()  # otherwise it stays as a zombie
+    return [process for process in psutil.process_iter() if _is_of(process, folder)]
 
 
 def _is_of(process: psutil.Process, folder: Path) -> bool:
     """Whether a process is one of a run's, wherever its launcher has put it."""
     try:
-        return f"run.dir={folder}" in process.cmdline()
+        return f"run.dir={folder}" in process.cmdline()  # a zombie has none
     except psutil.Error:
         return False
 

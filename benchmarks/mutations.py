@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from ohl_accel.data import open_data
@@ -162,12 +163,17 @@ def targets(sound: Path, work: Path) -> Mapping[str, Target]:
     folder = Path(shutil.copytree(sound, work / "run"))
     newest = max((folder / CHECKPOINTS).glob("step-*"))
     (work / "space.yaml").write_text(_SPACE)
-    recipe = Recipe.load(str(folder / RECIPE_FILE))
+    whole = Path(shutil.copy(folder / RECIPE_FILE, work / RECIPE_FILE))
+    recipe = Recipe.load(str(whole))
+    changed = recipe.model_dump(mode="json", exclude_defaults=True)
+    (folder / RECIPE_FILE).write_text(
+        yaml.safe_dump(changed)
+    )  # to parse all of it would take most of the time
     data = open_data(recipe)
     alone = Path(shutil.copytree(folder, work / "without digests"))
     (alone / DIGESTS_FILE).unlink()
     return {
-        "recipe": (folder / RECIPE_FILE, lambda: Recipe.load(str(folder / RECIPE_FILE)).to_yaml()),
+        "recipe": (whole, lambda: Recipe.load(str(whole)).to_yaml()),
         "policy": (folder / POLICY_FILE, lambda: Policy.load(folder / POLICY_FILE)),
         "policy of a run": (folder / POLICY_FILE, lambda: _must_refuse(lambda: Policy.load(folder))),
         "checkpoint state": (newest / "state.json", lambda: _must_fall_back(newest)),

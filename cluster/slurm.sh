@@ -23,6 +23,7 @@ main=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)  # reads to th
 port=$((20000 + SLURM_JOB_ID % 20000)) # two jobs on one node need different ports
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGUSR2 # the launchers pass them on
 # $SLURM_NODEID, the node's rank in the job, is set only in tasks started by srun
 # shellcheck disable=SC2016
 srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --machine_rank "$SLURM_NODEID" "$@"' bash \

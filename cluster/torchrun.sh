@@ -14,6 +14,7 @@
 set -euo pipefail
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGUSR2 # torchrun passes them on
 # restarted processes must not use the previous store, which torch keeps with the previous addresses
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec torchrun \

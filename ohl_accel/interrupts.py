@@ -22,8 +22,8 @@ SIGNALS = tuple(
 )
 """What terminals, schedulers and launchers send."""
 
-_SAME = 2.0
-"""Seconds in which a launched process gets a signal twice: from the terminal or scheduler, and from its launcher."""
+_SAME = 1.0
+"""Seconds in which a launched process may get a signal twice: from a terminal or scheduler, and from its launcher."""
 _LAUNCHED_BY = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
 """Variables of the environment that torchrun and `accelerate launch` set."""
 
@@ -117,6 +117,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 def _watch_launcher(launcher: int, sleep: Callable[[float], None] = time.sleep) -> None:
     while os.getppid() == launcher:
         sleep(1.0)
+    if _state.number:  # the same signal has ended the launcher
+        return
     if int(os.environ.get("LOCAL_RANK") or 0) == 0:
         print("the launcher of this process is gone: it stops", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGTERM)

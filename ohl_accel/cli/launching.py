@@ -1,8 +1,7 @@
-"""Several processes from one command, with `accelerate launch`."""
+"""Several processes from one command."""
 
 import importlib.util
 import os
-import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -11,7 +10,7 @@ from ohl_accel.recipe.packaged import LAUNCH_CONFIGS, locate, packaged
 
 
 def launch(command: str, arguments: Sequence[str], processes: int | None, config: str | None) -> NoReturn:
-    """Replace this process by `accelerate launch` with a command.
+    """Run a command in several processes, and end as they do.
 
     Args:
         command: search or train.
@@ -21,6 +20,8 @@ def launch(command: str, arguments: Sequence[str], processes: int | None, config
             for several CPU processes.
 
     Raises:
+        SystemExit: when they have ended.
+        RunFailedError: if one of them was killed.
         UserError: if there is no such configuration, or this process was itself started by a launcher.
         ModuleNotFoundError: without accelerate.
     """
@@ -39,9 +40,7 @@ def launch(command: str, arguments: Sequence[str], processes: int | None, config
         known = packaged(LAUNCH_CONFIGS)
         hint = did_you_mean(config, known, otherwise="give a file")
         raise UserError(f"--config {config} does not exist; {hint} (names: {', '.join(known)})")
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
-    if processes is not None:
-        launcher += ["--num_processes", str(processes)]
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execv(sys.executable, [*launcher, "-m", f"ohl_accel.{command}", *arguments])
+    from ohl_accel.distributed.launcher import run_launcher
+
+    number = [] if processes is None else ["--num_processes", str(processes)]
+    run_launcher(["--config_file", str(file), *number, "-m", f"ohl_accel.{command}", *arguments])

@@ -26,6 +26,9 @@ from ohl_accel.distributed.sharding import own_part, part_like, shard, whole_on_
 
 T = TypeVar("T")
 
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""Its name from torch 2.14 on, which warns of the old one; or the old one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Groups(Layout):
@@ -138,7 +141,7 @@ class Groups(Layout):
             return tensor_R
         local = tensor_R.to(self.device).contiguous()
         gathered = local.new_empty(self.trajectories, *local.shape[1:])
-        dist.all_gather_into_tensor(gathered, local, group=self.replica_group)
+        _all_gather(gathered, local, group=self.replica_group)
         return gathered.to(tensor_R.device)
 
     @torch.no_grad()
@@ -267,7 +270,7 @@ class Groups(Layout):
         all_WR = own_R
         if self.processes > 1:
             all_WR = own_R.new_empty(self.processes * len(own_R))
-            dist.all_gather_into_tensor(all_WR, own_R)
+            _all_gather(all_WR, own_R)
         all_NG = all_WR.view(self.groups, self.group_size, -1).transpose(1, 2).flatten(0, 1)
         parent_NG = all_NG[list(parents)]
         # shards differ inside a group
@@ -295,7 +298,7 @@ class Groups(Layout):
         own = padded.view(size, -1)[local_rank].clone()
         dist.broadcast(own, group_src=source_node, group=self.inter_node_group)
         if node != source_node:
-            dist.all_gather_into_tensor(padded, own, group=self.node_group)
+            _all_gather(padded, own, group=self.node_group)
         return padded[: len(flat)]
 
     def _sum(self, tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -308,6 +311,6 @@ def _processes_per_node(processes: int, device: torch.device) -> int:
     """As set by the launcher; 1 if it is not the same on all nodes."""
     own = torch.tensor([int(os.environ.get("LOCAL_WORLD_SIZE") or processes)], device=device)
     all_W = own.new_empty(processes)
-    dist.all_gather_into_tensor(all_W, own)
+    _all_gather(all_W, own)
     size = int(own) if bool((all_W == own).all()) else 1
     return size if processes % size == 0 else 1
