@@ -3,8 +3,9 @@
 # Start it on every node, with the same values:
 #   MAIN=machine0 MACHINES=4 PROCESSES=8 bash cluster/torchrun.sh recipes/imagenet_r50.yaml run.dir=/shared/runs/r50
 # MAIN      the host name or address of the rendezvous
-# MACHINES  number of nodes, or a range: 2:4 continues with two when others are lost (the total number of processes
-#           must divide outer.trajectories or be a multiple of it)
+# MACHINES  number of nodes, or a range: 2:4 continues with two when others are lost. They host all trajectories (the
+#           total number of processes must divide outer.trajectories or be a multiple of it), or with
+#           run.on_loss=shrink fewer, until the others are back; see docs/many_nodes.md
 # PROCESSES per node
 # PORT, RUN_ID, RESTARTS: 29500, ohl_accel and 3 by default
 # If a node's host name resolves to 127.0.0.1 (getent hosts "$(hostname)"), also set PET_LOCAL_ADDR to its own

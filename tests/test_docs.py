@@ -91,6 +91,12 @@ def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
                     assert name.name in str(project["optional-dependencies"])
         case ["python", "-m", module, *_]:
             assert find_spec(module), module
+        case ["python", "-c", code]:
+            compile(code, "-c", "exec")
+        case [*words] if "bash" in words:
+            script, recipe, *overrides = words[words.index("bash") + 1 :]
+            assert (REPOSITORY / script).is_file()
+            Recipe.load(recipe, overrides)
         case ["python", script, *_]:
             compile(Path(script).read_text(), script, "exec")
         case _:

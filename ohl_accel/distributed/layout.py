@@ -71,5 +71,45 @@ def choose_groups(trajectories: int, processes: int, requested: int | None) -> i
     return min(trajectories, processes)
 
 
+def shrink(trajectories: int, processes: int, full: int, requested: int | None) -> tuple[int, int]:
+    """How many trajectories go on, and in how many groups, when only some of a run's processes are left.
+
+    Groups keep their size and host as many trajectories as before, so that an outer step takes no longer: as many
+    groups go on as there are processes for. Where what is left divides into fewer groups only, these are larger. At
+    least two trajectories go on, since only differences between their rewards teach: on a single group in turn.
+
+    Args:
+        trajectories: N, of the whole run.
+        processes: those that are left.
+        full: those that host all N.
+        requested: `outer.groups`.
+
+    Returns:
+        All N, in as many groups as `choose_groups` says, if no process is missing.
+
+    Raises:
+        UserError: if the numbers of the whole run do not fit.
+    """
+    if processes >= full:
+        return trajectories, choose_groups(trajectories, processes, requested)
+    groups = choose_groups(trajectories, full, requested)
+    whole = max(1, processes * groups // full)
+    number = next(each for each in range(whole, 0, -1) if processes % each == 0)
+    return max(min(2, trajectories), number * (trajectories // groups)), number
+
+
+def fewest_that_fit(trajectories: int, processes: int, requested: int | None) -> int:
+    """The smallest number of processes from `processes` on for which `choose_groups` has groups.
+
+    Args:
+        trajectories: N.
+        processes: the least.
+        requested: `outer.groups`; it divides N.
+    """
+    step = requested or trajectories
+    multiple = -(-processes // step) * step
+    return processes if requested is None and trajectories % processes == 0 else multiple
+
+
 def _divisors(number: int) -> list[int]:
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

@@ -8,10 +8,11 @@ where trajectories differ `trajectory-000000.safetensors` and so on; written asi
 with what each trajectory counted in them.
 """
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, repeat
@@ -42,6 +43,7 @@ _PLAIN = bool | int | float | str | list | tuple | None  # type: ignore[type-arg
 _STATE_JSON, _STATE_TENSORS = "state.json", "state.safetensors"
 _TRAJECTORY, _TRAJECTORIES = "trajectory-{:06d}.safetensors", "trajectory-*.safetensors"
 _WITHIN = "within."
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _NAME = re.compile(r"step-(\d{6,18})(?:-(\d{6,18}))?")
 
 Position = tuple[int, int]
@@ -100,6 +102,7 @@ def save(
     estimator: Estimator | None,
     recipe: Recipe,
     decoded: Mapping[str, Any],
+    processes: int,
 ) -> None:
     """Write a checkpoint and delete those beyond `run.keep_checkpoints` (main process only).
 
@@ -112,6 +115,7 @@ def save(
         estimator: with the policy; None if nothing is learned.
         recipe: resolved.
         decoded: `Replacements.state`.
+        processes: those that host all trajectories.
     """
     shared = {} if apart else next(states)
     if estimator is not None:
@@ -121,6 +125,7 @@ def save(
         "schema_version": SCHEMA_VERSION,
         "outer_step": position[0],
         "inner_steps": position[1],
+        "processes": processes,
         "recipe": recipe.model_dump(mode="json"),
         "optimizer": scalars,
         **decoded,
@@ -138,9 +143,22 @@ def save(
         digests = {file.name: digest_of(file) for file in sorted(aside.iterdir())}
         (aside / DIGESTS_FILE).write_text(json.dumps(digests), encoding="utf-8")
     write_text(folder / _LATEST, path.name)
-    older = [other for other in _checkpoints(folder) if _position_of(other.name) < position]
-    for old in older[: max(0, len(older) + 1 - recipe.run.keep_checkpoints)]:
-        shutil.rmtree(old)
+    for other in _superseded(folder, position, recipe):
+        shutil.rmtree(other)
+
+
+def _superseded(folder: Path, position: Position, recipe: Recipe) -> list[Path]:
+    """The checkpoints to delete once there is one of this position."""
+    others = _checkpoints(folder)
+    older = [other for other in others if _position_of(other.name) < position]
+    surplus = max(0, len(older) + 1 - recipe.run.keep_checkpoints)
+    if recipe.run.on_loss == "stop":
+        return older[:surplus]
+    # another number of trajectories goes on from the last outer step, not from inside the next one: that stays, and
+    # what is newer than this position was left behind by another number
+    older.sort(key=lambda other: _position_of(other.name)[1] == 0)
+    newer = [other for other in others if _position_of(other.name) > position]
+    return newer + older[: min(surplus, len(older) - 1) if position[1] else surplus]
 
 
 def _state_of(estimator: Estimator) -> dict[str, Tensor]:
@@ -159,12 +177,15 @@ def _state_of(estimator: Estimator) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
 
 
-def newest_whole(folder: Path, warn: Callable[[str], None]) -> Contents | None:
+def newest_whole(
+    folder: Path, warn: Callable[[str], None], trajectories: int | None = None
+) -> Contents | None:
     """The contents of the newest checkpoint that is whole; None if there is no checkpoint at all.
 
     Args:
         folder: `checkpoints` of the run folder.
         warn: takes which newer ones are damaged or missing, and what is lost by that.
+        trajectories: passes over those that hold the states of another number of trajectories.
 
     Raises:
         UserError: if there are checkpoints, but none is whole, or one is of another version.
@@ -174,6 +195,8 @@ def newest_whole(folder: Path, warn: Callable[[str], None]) -> Contents | None:
     for path in reversed(found):
         try:
             contents = _load(path)
+            if contents.apart and len(contents.apart) != (trajectories or len(contents.apart)):
+                raise _DamagedError(f"it is of {len(contents.apart)} trajectories, not of {trajectories}")
         except _DamagedError as error:
             damaged[path.name] = str(error)
             continue
@@ -193,7 +216,7 @@ def newest_whole(folder: Path, warn: Callable[[str], None]) -> Contents | None:
 
 
 class _DamagedError(Exception):
-    """A checkpoint is not what was written."""
+    """A checkpoint is not what was written, or not what is needed."""
 
 
 def _warn_of_loss(folder: Path, whole: str, damaged: Mapping[str, str], warn: Callable[[str], None]) -> None:
@@ -207,7 +230,21 @@ def _warn_of_loss(folder: Path, whole: str, damaged: Mapping[str, str], warn: Ca
         lost = max(map(_position_of, newer))[0] - _position_of(whole)[0]
         again = f"{lost or 'no whole'} outer {'step is' if lost < 2 else 'steps are'} done again"
         what = "; ".join(f"{name}: {reason}" for name, reason in newer.items())
-        warn(f"not every checkpoint in {folder} is whole ({what}): resuming from {whole}, {again}")
+        warn(f"not every checkpoint in {folder} can be resumed ({what}): resuming from {whole}, {again}")
+
+
+def processes_before(folder: Path) -> int | None:
+    """How many processes host all trajectories, as the newest checkpoint says that says so; None if none does.
+
+    Args:
+        folder: `checkpoints` of the run folder.
+    """
+    for path in reversed(_checkpoints(folder)):
+        with contextlib.suppress(_DamagedError, *_UNREADABLE):
+            found = _document(path, {_STATE_JSON}).get("processes")
+            if isinstance(found, int):
+                return found
+    return None
 
 
 def position_on_disk(folder: Path) -> Position | None:
@@ -255,12 +292,7 @@ def _load(path: Path) -> Contents:
     """
     try:
         has_digests = (path / DIGESTS_FILE).exists()
-        if has_digests:
-            digests = json.loads((path / DIGESTS_FILE).read_text(encoding="utf-8"))
-            for name in sorted({_STATE_JSON, _STATE_TENSORS, *digests}):
-                if digests[name] != digest_of(path / name):
-                    raise _DamagedError(f"{name} is not what was written")
-        document = json.loads((path / _STATE_JSON).read_text(encoding="utf-8"))
+        document = _document(path)
         version = document["schema_version"]
         if version not in (1, SCHEMA_VERSION):
             raise UserError(
@@ -274,10 +306,25 @@ def _load(path: Path) -> Contents:
         if not isinstance(document["recipe"], dict) or not isinstance(document["optimizer"], dict):
             raise _DamagedError(f"{_STATE_JSON} holds no recipe or no optimizer")
         return Contents(document, load_file(path / _STATE_TENSORS), tuple(sorted(path.glob(_TRAJECTORIES))))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+    except (*_UNREADABLE, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
         raise _DamagedError(f"{type(error).__name__}: {error}") from None
+
+
+def _document(path: Path, only: Set[str] | None = None) -> dict[str, Any]:
+    """`state.json`, once the files of a checkpoint, or `only` these, are as their digests say (version 1 has none).
+
+    Raises:
+        _DamagedError, and those of `_UNREADABLE`.
+    """
+    if (path / DIGESTS_FILE).exists():
+        digests = json.loads((path / DIGESTS_FILE).read_text(encoding="utf-8"))
+        for name in sorted(only or {_STATE_JSON, _STATE_TENSORS, *digests}):
+            if digests[name] != digest_of(path / name):
+                raise _DamagedError(f"{name} is not what was written")
+    document: dict[str, Any] = json.loads((path / _STATE_JSON).read_text(encoding="utf-8"))
+    return document
 
 
 def restore(

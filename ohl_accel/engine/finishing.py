@@ -12,7 +12,8 @@ from ohl_accel.engine.network import save_network
 from ohl_accel.engine.run import Run
 from ohl_accel.errors import UserError
 from ohl_accel.observers.observer import RunInfo
-from ohl_accel.run_folder.files import CLASSES_FILE
+from ohl_accel.run_folder.files import CLASSES_FILE, METRICS_FILE
+from ohl_accel.run_folder.metrics import lines_before
 
 
 def finish(run: Run, rewards: list[float] | None) -> dict[str, Any]:
@@ -35,10 +36,9 @@ def finish(run: Run, rewards: list[float] | None) -> dict[str, Any]:
     tensors = groups.tensors_on_main(0, run.hosted[0].network.state_dict())
     run_on_all_ranks(partial(_save_results, run, tensors))
     metric = run.objective.metric
-    images = groups.trajectories * recipe.outer.steps * run.inner_steps * recipe.inner.batch_size
     result: dict[str, Any] = {
         "outer_steps": recipe.outer.steps,
-        "images_trained_on": images,
+        "images_trained_on": _images_trained_on(run),
         "metric": metric,
         "greater_is_better": run.objective.greater_is_better,
     }
@@ -65,6 +65,16 @@ def finish(run: Run, rewards: list[float] | None) -> dict[str, Any]:
     if run.info is not None:
         run.observers.finish(run.info, result)
     return result
+
+
+def _images_trained_on(run: Run) -> int:
+    """Over all trajectories that took part."""
+    outer, lost = run.recipe.outer, 0
+    if run.folder is not None:
+        lines = lines_before(run.folder / METRICS_FILE, outer.steps)
+        lost = sum(line.get("lost_trajectories", 0) for line in lines)
+    trained = outer.trajectories * outer.steps - run.groups.broadcast_object(lost)
+    return trained * run.inner_steps * run.recipe.inner.batch_size
 
 
 def _write_classes(run: Run, info: RunInfo, outcomes_nM: Tensor, test: Images) -> None:

@@ -4,14 +4,18 @@ from collections.abc import Callable
 
 from ohl_accel.errors import UserError
 from ohl_accel.policy import Policy
-from ohl_accel.policy.estimators import Estimator, open_estimator
+from ohl_accel.policy.estimators import ESTIMATORS, Estimator, open_estimator
 from ohl_accel.recipe import Recipe
 from ohl_accel.run_folder.files import CHECKPOINTS
 from ohl_accel.run_folder.folder import RunFolder
 
 
 def open_learner(
-    recipe: Recipe, policy: Policy, folder: RunFolder | None, warn: Callable[[str], None]
+    recipe: Recipe,
+    policy: Policy,
+    folder: RunFolder | None,
+    warn: Callable[[str], None],
+    trajectories: int | None = None,
 ) -> Estimator:
     """The estimator that the recipe names.
 
@@ -20,9 +24,10 @@ def open_learner(
         policy: to learn; updated in place.
         folder: on the main process only.
         warn: shows a line to the user.
+        trajectories: how many take part; None: all.
 
     Raises:
-        UserError: if it cannot be opened, or cannot learn from so few trajectories.
+        UserError: if it cannot be opened, cannot learn from so few trajectories, or from fewer than before.
     """
     outer = recipe.outer
     estimator = open_estimator(
@@ -31,10 +36,16 @@ def open_learner(
         outer.estimator_args,
         lr=outer.lr,
         betas=outer.betas,
-        trajectories=outer.trajectories,
+        trajectories=trajectories or outer.trajectories,
         outer_steps=outer.steps,
         seed=recipe.run.seed,
     )
+    if recipe.run.on_loss == "shrink" and not estimator.trajectories_vary:
+        can = sorted(name for name, kind in ESTIMATORS.items() if kind.trajectories_vary)
+        raise UserError(
+            f"run.on_loss=shrink: outer.estimator={outer.estimator} needs the same trajectories in all outer steps; "
+            f"use run.on_loss=stop, or one of {', '.join(can)}"
+        )
     if folder is not None:
         _check_trajectories(recipe, estimator.trajectories_needed, folder, warn)
     return estimator

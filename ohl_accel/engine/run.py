@@ -66,6 +66,9 @@ class Run:
     recipe: Recipe
     """Resolved: completed with what was found in the data and the launch."""
     groups: Groups
+    """Of the trajectories that take part."""
+    full_processes: int
+    """The processes that host all trajectories; with `run.on_loss=shrink` there may be fewer."""
     folder: RunFolder | None
     """On the main process only."""
     saver: Saver | None

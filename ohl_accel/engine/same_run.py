@@ -17,7 +17,7 @@ _MAX_HELDOUT_BYTES = 2**30
 _FREE_FIELDS = frozenset(
     {
         *(f"run.{name}" for name in ("dir", "resume", "overwrite", "checkpoint_every", "keep_checkpoints")),
-        *(f"run.{name}" for name in ("checkpoint_minutes", "grace")),
+        *(f"run.{name}" for name in ("checkpoint_minutes", "grace", "on_loss")),
         *(f"run.{name}" for name in ("timeout", "project", "name", "group", "tags", "display", "report")),
         *(f"hub.{name}" for name in HubSection.model_fields),
         "track",

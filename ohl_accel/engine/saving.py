@@ -36,13 +36,20 @@ class Saver:
         folder: of the run.
         recipe: resolved.
         record: of the images (`Data.record`), for `heldout.json`.
+        processes: those that host all trajectories.
         warn: shows a line to the user.
     """
 
     def __init__(
-        self, folder: RunFolder, recipe: Recipe, record: Mapping[str, Any], warn: Callable[[str], None]
+        self,
+        folder: RunFolder,
+        recipe: Recipe,
+        record: Mapping[str, Any],
+        processes: int,
+        warn: Callable[[str], None],
     ) -> None:
         self._folder, self._recipe, self._record, self._warn = folder, recipe, record, warn
+        self._processes = processes
         self.is_failing = False
         """Whether the last checkpoint could not be written."""
 
@@ -68,7 +75,17 @@ class Saver:
         try:
             if states is not None:
                 folder.clear()
-                checkpoint.save(folder / CHECKPOINTS, (0, 0), states, False, optimizer, estimator, recipe, {})
+                checkpoint.save(
+                    folder / CHECKPOINTS,
+                    (0, 0),
+                    states,
+                    False,
+                    optimizer,
+                    estimator,
+                    recipe,
+                    {},
+                    self._processes,
+                )
                 if isinstance(policy, Policy):
                     policy.save(folder / POLICY_FILE)
             (folder / DIGESTS_FILE).unlink(missing_ok=True)  # of files that will be written again
@@ -105,6 +122,7 @@ class Saver:
                 estimator,
                 self._recipe,
                 decoded,
+                self._processes,
             )
             if estimator is not None:
                 estimator.policy.provenance["outer_steps_done"] = position[0]

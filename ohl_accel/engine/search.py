@@ -37,7 +37,9 @@ def outer_loop(run: Run) -> list[float] | None:
             finished, learned, parents = _learn(run, estimator, outer_step, outcome)
             line |= {"reward": finished.reward_N.tolist(), "winner": finished.winner, **run.evidence()}
         rewards = line.get("reward")
+        lost = run.recipe.outer.trajectories - run.groups.trajectories
         line |= {
+            **({"lost_trajectories": lost} if lost else {}),
             "entropy": policy.entropy,
             "element_probabilities": policy.element_probabilities.tolist(),
             "top_operations": [{"operation": name, "probability": p} for name, p in policy.top(5)],

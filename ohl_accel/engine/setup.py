@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -22,6 +21,7 @@ from ohl_accel.engine.network import create_network, outline_network
 from ohl_accel.engine.objective import Objective, open_objective
 from ohl_accel.engine.pauses import Pauses
 from ohl_accel.engine.phases import Phases
+from ohl_accel.engine.presence import build_groups, presence_in_words
 from ohl_accel.engine.process import configure_torch, why_bf16_is_slow
 from ohl_accel.engine.replacements import Replacements
 from ohl_accel.engine.run import Run
@@ -72,20 +72,11 @@ def set_up(
     """
     datasets.disable_progress_bars()
     configure_torch(recipe.run, accelerator.device)
-    groups = Groups.build(
-        trajectories=recipe.outer.trajectories,
-        processes=accelerator.num_processes,
-        rank=accelerator.process_index,
-        device=accelerator.device,
-        timeout=timedelta(seconds=recipe.run.timeout),
-        groups=recipe.outer.groups,
-        sharded=recipe.model.shard,
-    )
-    _check_batch_size(recipe, groups)
+    groups, full = build_groups(recipe, accelerator, learn)
     run_on_all_ranks(lambda: observers.check(recipe))
     folder = run_on_all_ranks(lambda: _open_folder(recipe, accelerator))
     try:
-        run = _build(recipe, accelerator, display, observers, groups, folder, learn, dataset, model)
+        run = _build(recipe, accelerator, display, observers, groups, full, folder, learn, dataset, model)
     except BaseException:  # in a notebook the same process may try again
         if folder is not None:
             folder.release()
@@ -100,6 +91,7 @@ def _build(
     display: Display,
     observers: Observer,
     groups: Groups,
+    full: int,
     folder: RunFolder | None,
     learn: bool,
     dataset: Any,
@@ -119,7 +111,9 @@ def _build(
     estimator = None
     if learn and isinstance(policy, Policy):
         policy = Policy(policy.theta, _provenance(recipe, data), space=policy.space)
-        estimator = run_on_all_ranks(lambda: open_learner(recipe, policy, folder, display.warn))
+        estimator = run_on_all_ranks(
+            lambda: open_learner(recipe, policy, folder, display.warn, groups.trajectories)
+        )
     own_size = recipe.inner.batch_size // groups.group_size
     augmentation = run_on_all_ranks(
         lambda: Augmentation(
@@ -175,7 +169,7 @@ def _build(
         for trajectory in hosted:
             if trajectory.average is not None:
                 trajectory.update_average(1)
-    saver = None if folder is None else Saver(folder, recipe, data.record, display.warn)
+    saver = None if folder is None else Saver(folder, recipe, data.record, full, display.warn)
     (first_outer_step, first_inner_step), decoded = _resume_or_begin(
         recipe, folder, saver, data, hosted, estimator, policy, groups, display
     )
@@ -210,6 +204,7 @@ def _build(
     return Run(
         recipe=recipe,
         groups=groups,
+        full_processes=full,
         folder=folder,
         saver=saver,
         data=data,
@@ -325,16 +320,6 @@ def _on_device(
     return prepared
 
 
-def _check_batch_size(recipe: Recipe, groups: Groups) -> None:
-    batch_size = recipe.inner.batch_size
-    if batch_size % groups.group_size:
-        nearest = batch_size - batch_size % groups.group_size
-        raise UserError(
-            f"inner.batch_size={batch_size} cannot be divided equally among the {groups.group_size} processes of "
-            f"a group: use {nearest or groups.group_size} or {nearest + groups.group_size}"
-        )
-
-
 def _open_folder(recipe: Recipe, accelerator: Accelerator) -> RunFolder | None:
     if not accelerator.is_main_process:
         return None
@@ -361,7 +346,7 @@ def _resume_or_begin(
     def read() -> checkpoint.Contents | None:
         if folder is None or recipe.run.resume == "never":
             return None
-        contents = checkpoint.newest_whole(folder / CHECKPOINTS, display.warn)
+        contents = checkpoint.newest_whole(folder / CHECKPOINTS, display.warn, groups.trajectories)
         if contents is None:
             return None
         check_recipe(contents, recipe, estimator)
@@ -404,6 +389,9 @@ def _provenance(recipe: Recipe, data: Data) -> dict[str, object]:
 
 def _introduce(run: Run, accelerator: Accelerator, display: Display) -> None:
     recipe, groups, data = run.recipe, run.groups, run.data
+    absent = presence_in_words(run)
+    if absent is not None:
+        display.warn(absent)
     slow = why_bf16_is_slow(accelerator.mixed_precision, accelerator.device)
     if slow is not None:
         display.warn(slow)

@@ -216,6 +216,8 @@ def _line_in_words(metrics: Mapping[str, Any], run: RunInfo, width: float) -> st
     elif not math.isnan(best):
         score = best if objective.greater_is_better else -best
         parts["score"] = f"held-out {objective.metric} {score:.4f}"
+    if "lost_trajectories" in metrics:
+        parts["trajectories"] = f"{len(metrics['reward'])} of {run.recipe.outer.trajectories} trajectories"
     loss = metrics["train_loss"][metrics.get("winner", 0)]
     parts["loss"] = f"loss {loss:.4f}"
     parts["seconds"] = f"{sum(metrics['seconds'].values()):.2f} s"

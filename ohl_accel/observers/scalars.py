@@ -27,7 +27,7 @@ def scalars_of(line: Mapping[str, Any], policy: Policy | None) -> dict[str, floa
     | policy/operation/Rotate 20 > Invert, ... | likewise of an operation |
     | evidence/p_value, evidence/tied_share, evidence/signal_to_noise | what `Evidence` measures |
     | speed/images_per_second, speed/seconds, memory/... | of the whole outer step, and the peaks so far |
-    | trouble/diverged, trouble/replaced_images | trajectories and images |
+    | trouble/diverged, trouble/lost_trajectories, trouble/replaced_images | trajectories and images |
 
     Everything else is in `metrics.jsonl`, and all probabilities in the images and in the tables at the end.
 
@@ -51,6 +51,7 @@ def scalars_of(line: Mapping[str, Any], policy: Policy | None) -> dict[str, floa
         values["speed/seconds"] = sum(line["seconds"].values())
     if "diverged" in line:
         values["trouble/diverged"] = len(line["diverged"])
+    values["trouble/lost_trajectories"] = line.get("lost_trajectories")
     values["trouble/replaced_images"] = line.get("replaced_images")
     if policy is not None:
         values |= _learned(policy)

@@ -60,6 +60,23 @@ def _groups_divide_trajectories(groups: int | None, trajectories: int) -> str | 
     return f"outer.groups={groups} does not divide outer.trajectories={trajectories}: use one of {fit}"
 
 
+@_rule("run.on_loss", "outer.adopt")
+def _trajectories_can_be_lost(on_loss: str, adopt: str) -> str | None:
+    if on_loss == "stop" or adopt == "state":
+        return None
+    return (
+        f"run.on_loss=shrink: needs outer.adopt=state, got {adopt}: a trajectory with an optimizer state of its own "
+        "cannot be lost and come back"
+    )
+
+
+@_rule("run.on_loss", "run.checkpoint_every")
+def _every_boundary_is_saved(on_loss: str, every: int) -> str | None:
+    if on_loss == "stop" or every == 1:
+        return None
+    return f"run.on_loss=shrink: needs run.checkpoint_every=1, got {every}: others go on from the last outer step"
+
+
 @_rule("data.heldout", "data.heldout_split")
 def _one_source_of_heldout_images(heldout: float | None, heldout_split: str | None) -> str | None:
     if heldout is None or heldout_split is None:

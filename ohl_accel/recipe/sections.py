@@ -145,6 +145,10 @@ class RunSection(Section):
     """On CUDA: only deterministic kernels (slower). The CPU is always deterministic."""
     timeout: Annotated[Real, Field(gt=0)] = 1800.0
     """Seconds after which a process that waits for another one gives up."""
+    on_loss: Literal["stop", "shrink"] = "stop"
+    """When a search is started again with fewer processes than it had (docs/many_nodes.md): stop: they host all
+    trajectories, with the same result; shrink: each group hosts as many as before, so fewer take part in the outer
+    steps until the processes are back."""
     display: Literal["auto", "plain", "quiet", "json"] = "auto"
     """auto: bars on a terminal, else plain: a line for each outer step; quiet: warnings and the summary; json: JSON
     objects, one per line."""

@@ -14,7 +14,18 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from ohl_accel.policy import Policy
 from ohl_accel.report.operations import POSITIONS, both_ends
 from ohl_accel.report.read import OuterStep
-from ohl_accel.report.svg import ROW, STAND_INS, Size, dots, draw_chart, full, half, outer_step_axis, zoom
+from ohl_accel.report.svg import (
+    ROW,
+    STAND_INS,
+    Size,
+    dots,
+    draw_chart,
+    full,
+    half,
+    outer_step_axis,
+    reward_rows,
+    zoom,
+)
 
 _BARS = 12
 """Number of the most probable operations, and of the least probable ones."""
@@ -32,13 +43,13 @@ def reward_chart(steps: Sequence[OuterStep], metric: str) -> Markup:
         metric: what a reward is, in words.
     """
     steps_T = [step.outer_step + 1 for step in steps]
-    reward_TN = 100 * np.array([step.reward for step in steps], dtype=float)
+    reward_TN = 100 * reward_rows([step.reward for step in steps])
     winner_T = np.array([step.winner or 0 for step in steps])
     best_T = reward_TN[np.arange(len(steps)), winner_T]
     several = reward_TN.shape[1] > 1
     panels = [(f"held-out {metric}, %", reward_TN)]
     if several:
-        differences_TN = reward_TN - reward_TN.mean(1, keepdims=True)
+        differences_TN = reward_TN - np.nanmean(reward_TN, 1, keepdims=True)
         panels.append(("minus the mean of its outer step, points", differences_TN))
 
     def draw(figure: Figure) -> None:
@@ -57,9 +68,10 @@ def reward_chart(steps: Sequence[OuterStep], metric: str) -> Markup:
 
     summary = f"in the first and {best_T[-1]:.2f} % in the last of {len(steps)} outer steps"
     if several:
+        spread_T = np.nanmax(reward_TN, 1) - np.nanmin(reward_TN, 1)
         summary = (
             f"Rewards of {reward_TN.shape[1]} trajectories: the winner's was {best_T[0]:.2f} % {summary}; rewards "
-            f"of one outer step lie {np.ptp(reward_TN, axis=1).mean():.2f} points apart on average"
+            f"of one outer step lie {spread_T.mean():.2f} points apart on average"
         )
     else:
         summary = f"Held-out {metric}: {best_T[0]:.2f} % {summary}"

@@ -19,7 +19,7 @@ from torch import Tensor
 from ohl_accel.policy import Policy
 from ohl_accel.report.heatmaps import Scale
 from ohl_accel.report.operations import POSITIONS, both_ends, ratio_grid
-from ohl_accel.report.svg import zoom
+from ohl_accel.report.svg import reward_rows, zoom
 
 _BARS = 20
 _SMALLEST = 64
@@ -115,12 +115,14 @@ def reward_curves(lines: Sequence[Mapping[str, Any]]) -> bytes:
     figure = _figure(9, 7 if has_losses else 4.5)
     rows = figure.subplots(1 + has_losses, 1, sharex=True, squeeze=False)[:, 0]
     steps = np.array([line["outer_step"] + 1 for line in lines], dtype=float)
-    reward = np.array([line["reward"] for line in lines], dtype=float)
+    reward = reward_rows([line["reward"] for line in lines])
     axes = rows[0]
     axes.plot(steps, reward, ".", color="tab:blue", alpha=0.35, markersize=4)
     measured = ~np.isnan(reward).all(1)
     if measured.any():
-        axes.plot(steps[measured], reward[measured].max(1), color="tab:blue", label="the best trajectory")
+        axes.plot(
+            steps[measured], np.nanmax(reward[measured], 1), color="tab:blue", label="the best trajectory"
+        )
         zoom(axes, np.repeat(steps, reward.shape[1]), reward.ravel())
         axes.legend(loc="lower right")
     axes.set(

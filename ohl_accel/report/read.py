@@ -31,6 +31,8 @@ class OuterStep(BaseModel):
     winner: Annotated[int, Field(ge=0)] | None = None
     """None if they were not measured, or for training with a fixed policy."""
     diverged: list[int] = []
+    lost_trajectories: Annotated[int, Field(ge=0, le=1000)] = 0
+    """How many did not take part (`run.on_loss`)."""
     entropy: float | None = None
     """In nats."""
     seconds: dict[str, Annotated[float, Field(ge=0)]]
@@ -231,10 +233,7 @@ def _read_steps(path: Path, space: Space) -> list[OuterStep]:
                 f"{path}, line {number}: outer_step {step.outer_step} comes after {steps[-1].outer_step}: two runs "
                 "are mixed in this file; delete the lines of the other one"
             )
-        if steps and (len(step.reward), step.entropy is None) != (
-            len(steps[0].reward),
-            steps[0].entropy is None,
-        ):
+        if steps and _kind(step) != _kind(steps[0]):
             raise UserError(
                 f"{path}, line {number}: a different kind of run than in the previous lines (trajectories, or whether "
                 "a policy is learned): two runs are mixed in this file; delete the lines of the other one"
@@ -248,6 +247,11 @@ def _read_steps(path: Path, space: Space) -> list[OuterStep]:
             )
         steps.append(step)
     return steps
+
+
+def _kind(step: OuterStep) -> tuple[int, bool]:
+    """What is the same in all outer steps of a run: all its trajectories, and whether the policy is fixed."""
+    return len(step.reward) + step.lost_trajectories, step.entropy is None
 
 
 def _read_result(folder: Path) -> Result | None:

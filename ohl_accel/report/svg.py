@@ -91,6 +91,16 @@ def draw_chart(draw: Callable[[Figure], None], summary: str, sizes: Mapping[str,
     )
 
 
+def reward_rows(rewards: Sequence[Sequence[float | None]]) -> np.ndarray:
+    """Rewards of all outer steps. float64 [T, N]: NaN for those not measured, and for trajectories that were lost.
+
+    Args:
+        rewards: of each outer step, of the trajectories that took part.
+    """
+    number = max(map(len, rewards))
+    return np.array([[*row, *[None] * (number - len(row))] for row in rewards], dtype=float)
+
+
 def dots(axes: Axes, x: Sequence[int] | np.ndarray, y: np.ndarray, colour: str) -> None:
     """Dots as lines of zero length with round caps: one path, a quarter of the text of markers."""
     gap = np.full(len(y), np.nan)

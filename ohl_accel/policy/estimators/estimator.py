@@ -74,7 +74,7 @@ class Estimator(ABC):
         policy: updated in place.
         lr: eta_theta; 0 leaves the policy unchanged.
         betas: of Adam.
-        trajectories: N.
+        trajectories: N, or those of them that take part.
         outer_steps: T_max, of the whole run.
         seed: of the run.
     """
@@ -86,6 +86,10 @@ class Estimator(ABC):
     plans_ahead: ClassVar[bool] = True
     """Whether what it does in an outer step may depend on how many are to follow (`outer_steps`). If not, a finished
     search can be made longer."""
+
+    trajectories_vary: ClassVar[bool] = False
+    """Whether another number of trajectories may take part in the next outer step (`run.on_loss=shrink`): `state` does
+    not depend on it, and all trajectories continue with the winner's state."""
 
     def __init__(
         self,

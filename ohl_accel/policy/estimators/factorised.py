@@ -57,6 +57,8 @@ class Factorised(Estimator):
         ValueError: for unknown kinds, or none.
     """
 
+    trajectories_vary = True
+
     def __init__(
         self,
         policy: Policy,

@@ -53,6 +53,7 @@ class Reinforce(Estimator):
 
     trajectories_needed = 2
     plans_ahead = False
+    trajectories_vary = True
 
     def __init__(self, policy: Policy, **settings: Any) -> None:
         super().__init__(policy, **settings)

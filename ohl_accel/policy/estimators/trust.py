@@ -204,6 +204,7 @@ class ReinforceSignificant(ReinforceTrust):
     """
 
     records: ClassVar[frozenset[str]] = frozenset({"counts", "heldout_outcomes"})
+    trajectories_vary = False  # they keep weights of their own
 
     def __init__(self, policy: Policy, *, level: float = 0.05, **settings: Any) -> None:
         super().__init__(policy, **settings)
