@@ -234,8 +234,9 @@ class Machines:
 
     def turn_off(self, launcher: subprocess.Popen[str]) -> None:
         """Kill a launcher and its processes, as if its machine had lost its power."""
-        for process in [*psutil.Process(launcher.pid).children(recursive=True), launcher]:
+        for process in psutil.Process(launcher.pid).children(recursive=True):
             process.kill()
+        launcher.kill()
         launcher.communicate()
 
     def check(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
