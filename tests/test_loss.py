@@ -104,7 +104,8 @@ def test_fewer_processes_and_all_again(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four processes, three from the second outer step on, and four again for the last."""
-    folder, said = tmp_path / "run", []
+    folder = tmp_path / "run"
+    said: list[str] = []
     for processes, name in ((4, "step-000001"), (3, "step-000003"), (4, "")):
         said += launch(processes, *SHRINK, f"run.dir={folder}", "run.resume=auto")
         if name:
@@ -234,8 +235,9 @@ class Machines:
 
     def turn_off(self, launcher: subprocess.Popen[str]) -> None:
         """Kill a launcher and its processes, as if its machine had lost its power."""
-        for process in [*psutil.Process(launcher.pid).children(recursive=True), launcher]:
+        for process in psutil.Process(launcher.pid).children(recursive=True):
             process.kill()
+        launcher.kill()
         launcher.communicate()
 
     def check(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
