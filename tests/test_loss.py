@@ -104,7 +104,8 @@ def test_fewer_processes_and_all_again(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four processes, three from the second outer step on, and four again for the last."""
-    folder, said = tmp_path / "run", []
+    folder = tmp_path / "run"
+    said: list[str] = []
     for processes, name in ((4, "step-000001"), (3, "step-000003"), (4, "")):
         said += launch(processes, *SHRINK, f"run.dir={folder}", "run.resume=auto")
         if name:

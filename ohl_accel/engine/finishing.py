@@ -72,7 +72,8 @@ def _images_trained_on(run: Run) -> int:
     outer, lost = run.recipe.outer, 0
     if run.folder is not None:
         lines = lines_before(run.folder / METRICS_FILE, outer.steps)
-        lost = sum(line.get("lost_trajectories", 0) for line in lines)
+        told = [line.get("lost_trajectories") for line in lines]
+        lost = sum(number for number in told if isinstance(number, int))
     trained = outer.trajectories * outer.steps - run.groups.broadcast_object(lost)
     return trained * run.inner_steps * run.recipe.inner.batch_size
 
