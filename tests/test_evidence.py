@@ -27,7 +27,7 @@ from ohl_accel.operations.space import PAPER, Space
 from ohl_accel.policy import Policy
 from ohl_accel.policy.estimators import Evidence, FinishedStep, Reinforce
 from ohl_accel.policy.estimators.shadows import SHADOWS, signal_to_noise, tied_share
-from ohl_accel.policy.evidence import LEVEL, START, advice_for, read_evidence
+from ohl_accel.policy.evidence import LEVEL, START, Moved, advice_for, moved_in_words, multiple, read_evidence
 from ohl_accel.recipe import HubSection
 from ohl_accel.report import figures
 from ohl_accel.report.write import write_gallery, write_report
@@ -217,6 +217,21 @@ def test_the_document_is_read_as_it_was_written() -> None:
     assert read_evidence(least.document(), 2, 4) == least
     assert not least.sides(torch.ones(2, 4)).any()
     assert (least.measurements, least.short, least.side_of_operation(9)) == ("", "p 0.5", 0)
+
+
+def test_small_numbers_are_not_called_zero_and_many_elements_not_listed() -> None:
+    assert [multiple(ratio) for ratio in (0.00051, 0.027, 0.3, 1.0, 9.996, 36.4, 1303.1)] == [
+        "0.00051", "0.027", "0.30", "1.00", "10.00", "36", "1,303",
+    ]  # fmt: skip
+    assert Evidence(p_value=9.7e-36, outer_steps=80).verdict == "distinguishable from uniform (p < 0.0001)"
+    assert Evidence(p_value=9.7e-36, outer_steps=80).short == "p < 0.0001"
+    rotations = [Moved(f"Rotate {10 * n} first", 0.02 + n / 1000, 0.4, 2.6) for n in range(8)]
+    inverted = Moved("Invert second", 3.0, 0.4, 2.6)
+    assert moved_in_words(rotations) == list(map(str, rotations))
+    assert moved_in_words([*rotations, inverted]) == [
+        "Rotate: 8 elements below the noise band, 0.02 to 0.027 x uniform",
+        "Invert second: 3.00 x uniform (noise: 0.40 to 2.60)",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def test_the_probabilities_of_the_run_are_drawn(small_run: Path) -> None:
     figure.canvas.draw()
     lines = read_metrics(small_run / "metrics.jsonl")
     over_time = [axes for axes in figure.axes if "over training" in axes.get_title()]
-    ends = [axes for axes in figure.axes if axes.get_title() == "at the end"]
+    ends = [axes for axes in figure.axes if axes.get_title().startswith("at the end")]
     assert [axes.get_title() for axes in over_time] == [
         "first element over training",
         "second element over training",
@@ -45,6 +45,14 @@ def test_the_probabilities_of_the_run_are_drawn(small_run: Path) -> None:
     drawn_EE = 2 ** np.asarray(matrix.images[0].get_array())
     np.testing.assert_allclose(drawn_EE.ravel(), policy.probabilities.numpy() * 1296, rtol=1e-9)
     assert evidence.verdict in figure.get_suptitle()
+    # what noise alone does has at most a third of the full colour
+    low_AE, high_AE = 36 * np.array(evidence.low_AE), 36 * np.array(evidence.high_AE)
+    for picture, low, high in (
+        *((axes.images[0], low_AE.min(), high_AE.max()) for axes in over_time),
+        (matrix.images[0], *(evidence.operation_band or ())),
+    ):
+        assert picture.norm.vmin <= 3 * np.log2(max(low, 2**-10)) + 1e-9
+        assert picture.norm.vmax >= 3 * np.log2(high) - 1e-9
 
 
 def test_the_command(small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

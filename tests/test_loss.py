@@ -253,6 +253,7 @@ class Machines:
         assert final_state(self.run) == final_state(reference)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_machine_without_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first of two launchers is killed with its process, and started again."""

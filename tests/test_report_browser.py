@@ -1,6 +1,8 @@
 """The report in a real browser: headless Chromium opens the file, uses it, prints it, and may ask for nothing."""
 
+import itertools
 import json
+import re
 import runpy
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,12 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from ohl_accel.operations.space import PAPER
 from ohl_accel.policy import Policy
+from ohl_accel.policy.evidence import Evidence
 from ohl_accel.report.write import write_beside, write_gallery, write_report
 from ohl_accel.run_folder.metrics import read_metrics
 
@@ -88,6 +92,26 @@ def beside(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "page.html"
 
 
+@pytest.fixture(scope="module")
+def decided(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a policy as a screening learns it: many elements far outside a wide band."""
+    run = Path(shutil.copytree(small_run, tmp_path_factory.mktemp("decided") / "run"))
+    (run / "digests.json").unlink()
+    theta_E = torch.where(torch.arange(36) < 15, -7.0, 0.0)
+    policy = Policy((theta_E[:, None] + theta_E).flatten())
+    uniform = 1 / 36
+    evidence = Evidence(
+        p_value=1e-30,
+        outer_steps=4,
+        low_AE=((0.38 * uniform,) * 36,) * 2,
+        high_AE=((2.6 * uniform,) * 36,) * 2,
+        operation_band=(0.15, 6.9),
+    )
+    provenance = {**Policy.load(small_run).provenance, "evidence": evidence.document()}
+    Policy(policy.theta, provenance=provenance).save(run / "policy.json")
+    return write_report(run, lambda text: None)
+
+
 def widest(page: Page) -> int:
     return int(page.evaluate("document.documentElement.scrollWidth"))
 
@@ -132,8 +156,9 @@ def overlaps(boxes: list[dict[str, Any]], slack: float = 1.0) -> list[tuple[str,
     ]
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["report", "gallery", "beside"])
+@pytest.mark.parametrize(
+    ("name", "width"), [*itertools.product(("report", "gallery", "beside"), WIDTHS), ("decided", 390)]
+)
 def test_nothing_overlaps_or_is_cut_off(
     name: str, width: int, open_page: Open, request: pytest.FixtureRequest
 ) -> None:
@@ -155,6 +180,19 @@ def test_nothing_overlaps_or_is_cut_off(
         assert [cell["text"] for cell in places["cells"] if cell["inner"] > cell["outer"] + 1 > 1] == []
     page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
     assert widest(page) == width
+
+
+def test_a_policy_far_from_uniform(decided: Path, open_page: Open) -> None:
+    """Ratios near 0 keep their digits, and elements outside the band are counted by transform."""
+    page = open_page(decided)
+    said = page.locator("#evidence").inner_text()
+    assert "distinguishable from uniform (p < 0.0001)" in said
+    assert re.search("Rotate: 6 elements below the noise band, 0.00[1-9]+ x uniform", said)
+    assert page.locator("#evidence li").count() == 5
+    assert "0.00 ×" not in page.locator("#operations").inner_text()
+    assert re.fullmatch(
+        r"\S+ %, 0\.0+[1-9]+ × uniform, below the noise", page.locator("#matrix-picked").inner_text()
+    )
 
 
 def test_overview_in_light_and_dark(open_page: Open) -> None:

@@ -11,6 +11,7 @@ from ohl_accel.data.source import IN_MEMORY
 from ohl_accel.hub.contents import HEATMAP, MARGINALS, REWARDS, Finished
 from ohl_accel.operations.space import Space
 from ohl_accel.policy import Policy
+from ohl_accel.policy.evidence import moved_in_words, multiple
 from ohl_accel.recipe import DataSection, HubSection, Recipe
 from ohl_accel.report.comparisons import Found, comparisons_of
 from ohl_accel.report.operations import least_probable, most_probable
@@ -229,7 +230,7 @@ def _contender(name: str, found: Found) -> str:
 
 def _learned(policy: Policy) -> str:
     rows = [
-        f"| {what} | {each.name} | {each.ratio:.2f} | {each.noise or 'not measured'} |"
+        f"| {what} | {each.name} | {multiple(each.ratio)} | {each.noise or 'not measured'} |"
         for what, ranked in (("most probable", most_probable), ("least probable", least_probable))
         for each in ranked(policy, 5)
     ]
@@ -264,7 +265,9 @@ def _evidence(policy: Policy) -> str:
     moved = policy.moved_elements
     if not moved:
         return f"{text} No single element can be told from {evidence.reference}."
-    return "\n".join([f"{text} Elements that noise does not explain:\n", *(f"- {each}" for each in moved)])
+    return "\n".join(
+        [f"{text} Elements that noise does not explain:\n", *(f"- {each}" for each in moved_in_words(moved))]
+    )
 
 
 def _combination(space: Space) -> str:

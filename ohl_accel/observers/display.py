@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ohl_accel.observers.observer import Observer, RunInfo
 from ohl_accel.policy import Policy
+from ohl_accel.policy.evidence import multiple
 from ohl_accel.run_folder.files import RECIPE_FILE
 from ohl_accel.run_folder.metrics import json_line
 from ohl_accel.run_folder.result import in_words, main_score, metric_of
@@ -191,7 +192,7 @@ def _learned(policy: Policy) -> Iterator[tuple[str, str]]:
         ranked = policy.top(3) if gained else policy.bottom(3)
         side = 1 if gained else -1
         lines = [
-            f"{name}: {p * number:.2f} x uniform"
+            f"{name}: {multiple(p * number)} x uniform"
             for name, p in ranked
             if evidence is None or evidence.side_of_operation(p * number) == side
         ]

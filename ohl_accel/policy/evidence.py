@@ -25,6 +25,11 @@ UNIFORM, START = "uniform", "the policy it started from"
 ORDINALS = ("first", "second", "third")
 """Positions of an operation's elements."""
 
+_LEAST_P = 1e-4
+"""Smaller p-values are called so: what noise is like is not known so well."""
+_LISTED = 8
+"""Elements that are named one by one; more are counted by transform."""
+
 _MORE_IMAGES = (
     "more held-out images (data.heldout): scores on n images move in steps of 1/n, so fewer of them tie"
 )
@@ -56,7 +61,8 @@ class Moved(NamedTuple):
 
     def __str__(self) -> str:
         """Such as `Rotate 20 first: 1.80 x uniform (noise: 0.71 to 1.41)`."""
-        return f"{self.name}: {self.ratio:.2f} x uniform (noise: {self.low:.2f} to {self.high:.2f})"
+        noise = f"noise: {multiple(self.low)} to {multiple(self.high)}"
+        return f"{self.name}: {multiple(self.ratio)} x uniform ({noise})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +103,12 @@ class Evidence:
     def verdict(self) -> str:
         """Such as `indistinguishable from uniform (p = 0.35)`."""
         what = "distinguishable" if self.distinguishable else "indistinguishable"
-        return f"{what} from {self.reference} (p = {self.p_value:.3g})"
+        return f"{what} from {self.reference} ({self.p_in_words})"
+
+    @property
+    def p_in_words(self) -> str:
+        """Such as `p = 0.35`, or `p < 0.0001`."""
+        return f"p < {_LEAST_P:.4f}" if self.p_value < _LEAST_P else f"p = {self.p_value:.3g}"
 
     @property
     def measurements(self) -> str:
@@ -113,7 +124,7 @@ class Evidence:
     def short(self) -> str:
         """For a line of progress: such as `p 0.35, 12 % tied`, of the run up to here."""
         tied = "" if self.tied_share is None else f", {100 * self.tied_share:.0f} % tied"
-        return f"p {self.p_value:.3g}{tied}"
+        return f"{self.p_in_words.replace('= ', '')}{tied}"
 
     @property
     def many_ties(self) -> bool:
@@ -198,6 +209,32 @@ def moved_elements(
         where = f" {ORDINALS[position]}" if len(probability_AE) > 1 else ""
         found.append(Moved(names[element] + where, ratio, low, high))
     return sorted(found, key=lambda each: -abs(math.log(max(each.ratio, 1e-300))))
+
+
+def moved_in_words(moved: Sequence[Moved]) -> list[str]:
+    """The elements outside the noise band as text, those of a transform together if there are many.
+
+    Such as `Rotate 20 first: 1.80 x uniform (noise: 0.71 to 1.41)`, or `Rotate: 6 elements below the noise band,
+    0.027 to 0.031 x uniform`; an element counts at each position of an operation.
+    """
+    if len(moved) <= _LISTED:
+        return [str(each) for each in moved]
+    groups: dict[tuple[str, bool], list[Moved]] = {}
+    for each in moved:
+        groups.setdefault((each.name.split()[0], each.gained), []).append(each)
+    lines = []
+    for (transform, gained), members in groups.items():
+        ends = [multiple(end([each.ratio for each in members])) for end in (min, max)]
+        where = "above" if gained else "below"
+        among = " to ".join(dict.fromkeys(ends))
+        many = f"{transform}: {len(members)} elements {where} the noise band, {among} x uniform"
+        lines.append(many if len(members) > 1 else str(members[0]))
+    return lines
+
+
+def multiple(ratio: float) -> str:
+    """A multiple of the uniform probability: `1.25`, `0.027`, `36`, `1,303`; never 0.00 for what is more than 0."""
+    return f"{ratio:.2f}" if 0.1 <= ratio < 10 else f"{ratio:.2g}" if ratio < 99.5 else f"{ratio:,.0f}"
 
 
 def read_evidence(document: object, positions: int, elements: int) -> Evidence | None:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ohl_accel.policy.evidence import moved_in_words
 from ohl_accel.report.charts import element_sizes, ratio_axis
 from ohl_accel.report.operations import POSITIONS
 from ohl_accel.report.read import OuterStep, Run
@@ -87,7 +88,7 @@ def result_lines(pair: Pair) -> list[Line]:
             )
         lines.append(Line("evidence", *verdicts))
         moved = [
-            "; ".join(map(str, each.moved_elements)) or "none" if each is not None else ""
+            "; ".join(moved_in_words(each.moved_elements)) or "none" if each is not None else ""
             for each in policies
         ]
         lines.append(Line("elements that noise does not explain", *moved))

@@ -29,6 +29,8 @@ from ohl_accel.report.svg import (
 
 _BARS = 12
 """Number of the most probable operations, and of the least probable ones."""
+_NARROW = 270
+"""Points of width below which five labels of ratios would touch."""
 PHASES = ("train", "load", "augment", "validate", "gather", "update", "adopt", "check", "save")
 """The phases of an outer step as in `metrics.jsonl`; any others follow."""
 
@@ -192,12 +194,17 @@ def element_sizes(height: float, panels: int) -> dict[str, Size]:
 
 
 def ratio_axis(axes: Axes, lowest: float, highest: float) -> None:
-    """Ratios on a logarithmic x axis, with few ticks at round factors; symmetric, so that 1 is in the middle."""
+    """Ratios on a logarithmic x axis, with few ticks at round factors; symmetric, so that 1 is in the middle.
+
+    Narrow axes, as on a phone, have room for one factor on either side.
+    """
     reach = 1.06 * max(-np.log2(max(lowest, 2.0**-10)), np.log2(highest))
     axes.set_xscale("log")
     axes.set_xlim(2**-reach, 2**reach)
     steps = [(1.05,), (1.1,), (1.2,), (1.5,), (2.0,), (2.0, 4.0), (4.0, 16.0), (8.0, 64.0), (16.0, 256.0)]
     factors = next((each for each in reversed(steps) if np.log2(max(each)) <= reach), steps[0])
+    if axes.bbox.width * 72 / axes.figure.dpi < _NARROW:
+        factors = factors[-1:]
     ticks = sorted({1.0, *factors, *(1 / factor for factor in factors)})
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())

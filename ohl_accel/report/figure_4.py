@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from ohl_accel.errors import UserError
+from ohl_accel.report.charts import ratio_axis
+from ohl_accel.report.figures import add_colour_bar, norm_of
 from ohl_accel.report.heatmaps import Scale
-from ohl_accel.report.operations import POSITIONS, ratio_grid
+from ohl_accel.report.operations import POSITIONS, element_band, ratio_grid
 from ohl_accel.report.read import Run, read_run
 from ohl_accel.run_folder.atomic import replacing
 
@@ -69,9 +70,9 @@ def figure_4(run: Run, every: int = 1) -> Figure:
     figure = Figure((11, 5 * sum(heights)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     rows = figure.add_gridspec(len(heights), 2, width_ratios=[3, 1], height_ratios=heights)
-    limit = _limit(ratio_TAE)
+    scale = Scale.of(ratio_TAE, element_band(run.policy) if run.policy is not None else None)
     for position in range(space.arity):
-        _over_time(figure, figure.add_subplot(rows[position, 0]), run, position, steps_T, ratio_TAE, limit)
+        _over_time(figure, figure.add_subplot(rows[position, 0]), run, position, steps_T, ratio_TAE, scale)
         _at_the_end(figure.add_subplot(rows[position, 1]), run, position, ratio_TAE[-1, position].numpy())
     if has_matrix:
         _matrix(figure, figure.add_subplot(rows[-1, :]), run)
@@ -88,19 +89,16 @@ def _over_time(
     position: int,
     steps_T: list[int],
     ratio_TAE: torch.Tensor,
-    limit: float,
+    scale: Scale,
 ) -> None:
     log_ET = ratio_TAE[:, position].clamp_min(1e-12).log2().T.numpy()
-    picture = axes.imshow(
-        log_ET, aspect="auto", interpolation="nearest", cmap=_COLOURS, norm=Normalize(-limit, limit)
-    )
+    picture = axes.imshow(log_ET, aspect="auto", interpolation="nearest", cmap=_COLOURS, norm=norm_of(scale))
     names = [element.name for element in run.space.elements]
     axes.set_yticks(range(len(names)), names, fontsize=6)
     ticks = sorted({*range(0, len(steps_T), max(1, len(steps_T) // 8)), len(steps_T) - 1})
     axes.set_xticks(ticks, [str(steps_T[tick]) for tick in ticks])
     axes.set(xlabel="outer step", title=f"{POSITIONS[position]} element over training")
-    bar = figure.colorbar(picture, ax=axes, shrink=0.8)
-    bar.set_ticks([-limit, 0, limit], labels=[f"{2**-limit:.2f}", "1", f"{2**limit:.2f}"])
+    add_colour_bar(figure, axes, picture, scale)
 
 
 def _at_the_end(axes: Axes, run: Run, position: int, ratio_E: np.ndarray) -> None:
@@ -111,32 +109,32 @@ def _at_the_end(axes: Axes, run: Run, position: int, ratio_E: np.ndarray) -> Non
     if evidence is not None and evidence.low_AE is not None and evidence.high_AE is not None:
         uniform_E = run.space.uniform_marginals[position].numpy()
         low_E, high_E = (np.array(rows[position]) / uniform_E for rows in (evidence.low_AE, evidence.high_AE))
-        axes.barh(y, high_E - low_E, 0.9, left=low_E, color="0.88", label="noise band")
-        axes.legend(fontsize=6, loc="lower right")
+        axes.barh(y, high_E - low_E, 0.9, left=low_E, color="0.88")
         assert run.policy is not None
         sides_E = evidence.sides(run.policy.element_probabilities)[position].numpy()
     axes.scatter(ratio_E, y, s=14, c=[_SIDES[int(side)] for side in sides_E], zorder=3)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks([])
     axes.set_ylim(len(ratio_E) - 0.5, -0.5)
-    axes.set(xlabel="probability / uniform", title="at the end")
+    ends = [
+        1.0,
+        *ratio_E,
+        *(end for bar in axes.patches for end in (bar.get_x(), bar.get_x() + bar.get_width())),
+    ]
+    ratio_axis(axes, float(min(ends)), float(max(ends)))
+    grey = "; grey: noise" if axes.patches else ""
+    axes.set(xlabel="probability / uniform", title=f"at the end{grey}")
 
 
 def _matrix(figure: Figure, axes: Axes, run: Run) -> None:
     assert run.policy is not None
     ratio_EE = ratio_grid(run.policy)
-    limit = _limit(ratio_EE[ratio_EE.isfinite()])
+    evidence = run.policy.evidence
+    scale = Scale.of(ratio_EE[ratio_EE.isfinite()], None if evidence is None else evidence.operation_band)
     log_EE = ratio_EE.clamp_min(1e-12).log2().numpy()
-    picture = axes.imshow(log_EE, cmap=_COLOURS, norm=Normalize(-limit, limit), interpolation="nearest")
+    picture = axes.imshow(log_EE, cmap=_COLOURS, norm=norm_of(scale), interpolation="nearest")
     names = [element.name for element in run.space.elements]
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
     axes.set_yticks(range(len(names)), names, fontsize=6)
     axes.set(xlabel="second element", ylabel="first element", title="every operation at the end")
-    bar = figure.colorbar(picture, ax=axes, shrink=0.8)
-    bar.set_ticks([-limit, 0, limit], labels=[f"{2**-limit:.2f}", "1", f"{2**limit:.2f}"])
-
-
-def _limit(ratios: torch.Tensor) -> float:
-    """The same range of colours on both sides of 1, as a power of 2."""
-    scale = Scale.of(ratios)
-    return max(scale.below, scale.above)
+    add_colour_bar(figure, axes, picture, scale)

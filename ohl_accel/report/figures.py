@@ -9,14 +9,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
 from ohl_accel.policy import Policy
+from ohl_accel.policy.evidence import multiple
 from ohl_accel.report.heatmaps import Scale
 from ohl_accel.report.operations import POSITIONS, both_ends, ratio_grid
 from ohl_accel.report.svg import reward_rows, zoom
@@ -38,19 +41,31 @@ def policy_heatmap(policy: Policy) -> bytes:
     scale = Scale.of(ratio_EE[ratio_EE.isfinite()], None if evidence is None else evidence.operation_band)
     figure = _figure(11, 10)
     axes = figure.subplots()
-    norm = TwoSlopeNorm(0, -scale.below, scale.above)
-    picture = axes.imshow(ratio_EE.clamp_min(2.0**-10).log2().numpy(), cmap="RdBu_r", norm=norm)
+    picture = axes.imshow(ratio_EE.clamp_min(2.0**-10).log2().numpy(), cmap="RdBu_r", norm=norm_of(scale))
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     title = "probability of an operation / uniform"
     if evidence is not None:
         title += f": {evidence.verdict}"
     axes.set(xlabel="second element", ylabel="first element", title=title)
-    bar = figure.colorbar(picture, ax=axes, shrink=0.8)
-    ends = [-scale.below, *(math.log2(max(end, 2.0**-10)) for end in scale.noise or ()), scale.above]
-    bar.set_ticks([*ends, 0.0], labels=[f"{2**end:.2g} ×" for end in ends] + ["uniform"])
-    bar.set_label("pale: what noise alone does" if scale.noise else "what noise does was not measured")
+    add_colour_bar(figure, axes, picture, scale)
     return _png(figure)
+
+
+def norm_of(scale: Scale) -> TwoSlopeNorm:
+    """The colours of a scale, for log2 of the ratios."""
+    return TwoSlopeNorm(0, -scale.below, scale.above)
+
+
+def add_colour_bar(figure: Figure, axes: Axes, picture: AxesImage, scale: Scale) -> None:
+    """A bar beside a picture that says which ratios its colours stand for, and which of them noise alone makes."""
+    bar = figure.colorbar(picture, ax=axes, shrink=0.8)
+    noise = [math.log2(max(end, 2.0**-10)) for end in scale.noise or ()]
+    signs = {-scale.below: "≤ ", scale.above: "≥ "}
+    ends = [-scale.below, *noise, scale.above]
+    labels = [f"{signs.get(end, '')}{multiple(2**end)} ×" for end in ends]
+    bar.set_ticks([*ends, 0.0], labels=[*labels, "uniform"])
+    bar.set_label("pale: what noise alone does" if scale.noise else "what noise does was not measured")
 
 
 def _policy_bars(policy: Policy) -> bytes:

@@ -12,6 +12,7 @@ __all__ = [
     "POSITIONS",
     "Operation",
     "both_ends",
+    "element_band",
     "least_probable",
     "most_probable",
     "operation_in",
@@ -60,6 +61,18 @@ def both_ends(policy: Policy, count: int) -> list[Operation]:
     number = policy.space.num_operations
     most = most_probable(policy, min(count, number))
     return most + least_probable(policy, min(count, number - len(most)))[::-1]
+
+
+def element_band(policy: Policy) -> tuple[float, float] | None:
+    """The smallest and the largest multiple of uniform in which noise alone leaves elements; None if not measured."""
+    evidence = policy.evidence
+    if evidence is None or evidence.low_AE is None or evidence.high_AE is None:
+        return None
+    low_AE, high_AE = (
+        torch.tensor(rows, dtype=torch.float64) / policy.space.uniform_marginals
+        for rows in (evidence.low_AE, evidence.high_AE)
+    )
+    return float(low_AE.min()), float(high_AE.max())
 
 
 def ratio_grid(policy: Policy) -> Tensor:

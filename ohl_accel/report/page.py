@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from ohl_accel import __version__
 from ohl_accel.policy import Policy
-from ohl_accel.policy.evidence import LEVEL, Evidence
+from ohl_accel.policy.evidence import LEVEL, Evidence, moved_in_words, multiple
 from ohl_accel.report import beside
 from ohl_accel.report.charts import (
     entropy_chart,
@@ -39,7 +39,14 @@ from ohl_accel.report.examples import TrainingExamples, originals, rows_of
 from ohl_accel.report.gallery import Gallery, Tile
 from ohl_accel.report.heatmaps import LEVELS, Heatmap, Scale, heatmap, palette
 from ohl_accel.report.next_steps import next_steps
-from ohl_accel.report.operations import NOISE, POSITIONS, least_probable, most_probable, ratio_grid
+from ohl_accel.report.operations import (
+    NOISE,
+    POSITIONS,
+    element_band,
+    least_probable,
+    most_probable,
+    ratio_grid,
+)
 from ohl_accel.report.pictures import data_uri
 from ohl_accel.report.read import OuterStep, Run
 from ohl_accel.run_folder.files import REPORT_FILE
@@ -66,12 +73,7 @@ _environment.globals["in_words"] = in_words
 _environment.globals["level"] = LEVEL
 
 
-def _ratio(value: float) -> str:
-    """A multiple of the uniform probability, such as `1.25 ×`."""
-    return f"{value:.2f} ×" if 0.1 <= value < 10 else f"{value:.2g} ×" if value < 100 else f"{value:,.0f} ×"
-
-
-_environment.globals["ratio"] = _ratio
+_environment.globals["ratio"] = lambda value: f"{multiple(value)} ×"
 
 
 def run_page(run: Run, examples: TrainingExamples | None, no_examples: str, refresh: float) -> str:
@@ -98,7 +100,7 @@ def run_page(run: Run, examples: TrainingExamples | None, no_examples: str, refr
         next_steps=next_steps(run, compared),
         phases=_phases(run.steps),
         evidence=run.policy.evidence if run.policy else None,
-        moved=run.policy.moved_elements if run.policy else [],
+        moved=moved_in_words(run.policy.moved_elements) if run.policy else [],
         elements=_element_maps(run),
         matrix=_matrix(run.policy) if run.policy else None,
         changes=[rows_of(examples, run.policy.space, rank(run.policy, _SHOWN_OPERATIONS)) for rank in ranked]
@@ -212,10 +214,12 @@ def _cards(run: Run) -> list[tuple[str, str, str]]:
         evidence = run.policy.evidence
         if evidence is None or evidence.side_of_operation(top.ratio) > 0:
             noise = top.noise or "whether that is noise was not measured"
-            cards.append(("Most probable operation", f"{top.ratio:.2f} ×", f"uniform, {top.name}; {noise}"))
+            cards.append(
+                ("Most probable operation", f"{multiple(top.ratio)} ×", f"uniform, {top.name}; {noise}")
+            )
         if evidence is not None:
             what = "distinguishable" if evidence.distinguishable else "indistinguishable"
-            cards.append(("Evidence", f"p = {evidence.p_value:.3g}", f"{what} from {evidence.reference}"))
+            cards.append(("Evidence", evidence.p_in_words, f"{what} from {evidence.reference}"))
     if run.steps:
         seconds = sum(sum(step.seconds.values()) for step in run.steps)
         speed = sum(step.images_per_second for step in run.steps) / len(run.steps)
@@ -273,14 +277,7 @@ def _element_maps(run: Run) -> dict[str, Any] | None:
     space = run.space
     probabilities_TAE = torch.tensor([step.element_probabilities for step in known], dtype=torch.float64)
     ratios_TAE = probabilities_TAE / space.uniform_marginals
-    evidence = run.policy.evidence if run.policy is not None else None
-    noise = None
-    if evidence is not None and evidence.low_AE is not None and evidence.high_AE is not None:
-        ends_AE = [
-            torch.tensor(rows) / space.uniform_marginals for rows in (evidence.low_AE, evidence.high_AE)
-        ]
-        noise = float(ends_AE[0].min()), float(ends_AE[1].max())
-    scale = Scale.of(ratios_TAE, noise)
+    scale = Scale.of(ratios_TAE, element_band(run.policy) if run.policy is not None else None)
     maps: dict[str, Heatmap] = {
         position: heatmap(ratios_TAE[:, number].T, scale)
         for number, position in enumerate(POSITIONS[: space.arity])

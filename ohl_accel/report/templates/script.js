@@ -77,6 +77,12 @@ function setUpElements(data) {
   show();
 }
 
+/** As `multiple` in ohl_accel/policy/evidence.py: never 0.00 for what is more than 0. */
+function multiple(ratio) {
+  if (ratio >= 0.1 && ratio < 10) return ratio.toFixed(2);
+  return ratio < 99.5 ? String(Number(ratio.toPrecision(2))) : Math.round(ratio).toLocaleString("en");
+}
+
 function setUpMatrix(data) {
   const map = byId("matrix-map"), cell = byId("matrix-cell"), tip = byId("matrix-says");
   const cells = map.querySelector(".cells");
@@ -93,7 +99,7 @@ function setUpMatrix(data) {
     const percent = data.percent[side * row + column];
     if (percent === null) return "not in this space";
     const ratio = (percent / 100) * data.operations;
-    return `${percent.toPrecision(4)} %, ${ratio.toFixed(2)} × uniform${noise(ratio)}`;
+    return `${percent.toPrecision(4)} %, ${multiple(ratio)} × uniform${noise(ratio)}`;
   };
   const mark = () => {
     [picks[0].selectedIndex, picks[1].selectedIndex] = [row, column];
