@@ -106,23 +106,21 @@ def _at_the_end(axes: Axes, run: Run, position: int, ratio_E: np.ndarray) -> Non
     y = np.arange(len(ratio_E))
     evidence = run.policy.evidence if run.policy is not None else None
     sides_E = np.zeros(len(ratio_E), dtype=int)
+    ends = [1.0, *ratio_E]
+    grey = ""
     if evidence is not None and evidence.low_AE is not None and evidence.high_AE is not None:
         uniform_E = run.space.uniform_marginals[position].numpy()
         low_E, high_E = (np.array(rows[position]) / uniform_E for rows in (evidence.low_AE, evidence.high_AE))
         axes.barh(y, high_E - low_E, 0.9, left=low_E, color="0.88")
+        ends += [*low_E, *high_E]
+        grey = "; grey: noise"
         assert run.policy is not None
         sides_E = evidence.sides(run.policy.element_probabilities)[position].numpy()
     axes.scatter(ratio_E, y, s=14, c=[_SIDES[int(side)] for side in sides_E], zorder=3)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks([])
     axes.set_ylim(len(ratio_E) - 0.5, -0.5)
-    ends = [
-        1.0,
-        *ratio_E,
-        *(end for bar in axes.patches for end in (bar.get_x(), bar.get_x() + bar.get_width())),
-    ]
     ratio_axis(axes, float(min(ends)), float(max(ends)))
-    grey = "; grey: noise" if axes.patches else ""
     axes.set(xlabel="probability / uniform", title=f"at the end{grey}")
 
 
