@@ -128,6 +128,8 @@ def test_every_problem_is_in_one_message(tmp_path: Path) -> None:
             ["outer.keep_average=true"],
             "outer.keep_average: there is no average of the weights without outer.average",
         ),
+        (["augment.policy=mixup", "augment.cutmix=1"], "augment.cutmix=1 mix with every policy; use"),
+        (["augment.mixup=-1"], "augment.mixup: input should be greater than or equal to 0"),
         (["outer.adopt=all"], "outer.adopt: input should be 'state' or 'weights', got 'all'"),
         (["inner.clip_grad=0"], "inner.clip_grad: input should be greater than 0, got 0"),
         (["inner.auxiliary_weight=-1"], "inner.auxiliary_weight: input should be greater than or equal to 0"),

@@ -27,12 +27,12 @@ from ohl_accel.engine.replacements import Replacements
 from ohl_accel.engine.run import Run
 from ohl_accel.engine.same_run import check_images, check_recipe
 from ohl_accel.engine.saving import Saver
-from ohl_accel.engine.trajectory import Trajectory, create_optimizer, create_schedule
+from ohl_accel.engine.trajectory import Trajectory, check_batch_size, create_optimizer, create_schedule
 from ohl_accel.errors import UserError
 from ohl_accel.observers.display import Display
 from ohl_accel.observers.observer import Observer, RunInfo
 from ohl_accel.policy import Policy
-from ohl_accel.policy.baselines import open_policy, resolve_augment
+from ohl_accel.policy.baselines import mixes, open_policy, resolve_augment
 from ohl_accel.policy.estimators import Estimator
 from ohl_accel.policy.protocol import AugmentationPolicy
 from ohl_accel.recipe import ModelSection, Recipe
@@ -81,7 +81,7 @@ def set_up(
         groups=recipe.outer.groups,
         sharded=recipe.model.shard,
     )
-    _check_batch_size(recipe, groups)
+    check_batch_size(recipe.inner, groups.group_size)
     run_on_all_ranks(lambda: observers.check(recipe))
     folder = run_on_all_ranks(lambda: _open_folder(recipe, accelerator))
     try:
@@ -251,9 +251,10 @@ def open_recipes_objective(recipe: Recipe, schema: Schema, description: str) -> 
             f"objective={recipe.objective}: the images of {description} have {have} each; "
             f"use objective={fit}, or your own"
         )
-    if objective.multi_label and recipe.augment.policy == "mixup":
+    if objective.multi_label and mixes(recipe.augment):
         raise UserError(
-            "augment.policy=mixup: mixup needs exactly one label per image, but this data has several"
+            "augment.policy=mixup, augment.mixup, augment.cutmix: they need exactly one label per image, but this "
+            "data has several"
         )
     return objective
 
@@ -323,16 +324,6 @@ def _on_device(
     if model.compile:
         prepared.compile()
     return prepared
-
-
-def _check_batch_size(recipe: Recipe, groups: Groups) -> None:
-    batch_size = recipe.inner.batch_size
-    if batch_size % groups.group_size:
-        nearest = batch_size - batch_size % groups.group_size
-        raise UserError(
-            f"inner.batch_size={batch_size} cannot be divided equally among the {groups.group_size} processes of "
-            f"a group: use {nearest or groups.group_size} or {nearest + groups.group_size}"
-        )
 
 
 def _open_folder(recipe: Recipe, accelerator: Accelerator) -> RunFolder | None:
