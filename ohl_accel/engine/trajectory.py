@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -139,8 +139,8 @@ class Trajectory:
         network, parts = self._training_network, self._micro_batches
         total = torch.zeros((), dtype=torch.float64, device=inputs.device)
         for number, (some, of) in enumerate(zip(inputs.chunk(parts), targets.chunk(parts), strict=True), 1):
-            exchanges_later = number < parts and isinstance(network, DistributedDataParallel)
-            with network.no_sync() if exchanges_later else nullcontext():
+            apart = number < parts and isinstance(network, DistributedDataParallel)
+            with cast(DistributedDataParallel, network).no_sync() if apart else nullcontext():
                 loss = self._loss(network(some), of) / parts
                 self._accelerator.backward(loss)
             total += loss.detach()
