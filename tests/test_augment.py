@@ -137,6 +137,27 @@ def test_mixup_mixes_images_and_labels_in_one_proportion() -> None:
     assert not torch.equal(augment.finish(images(), labels, 4)[1], targets)
 
 
+def test_mixup_and_cutmix_with_any_policy_take_turns() -> None:
+    """Each batch gets one of them, as in timm: mixup blends all pixels, CutMix pastes a rectangle of the partner."""
+    augment, labels = augmentation(mixup=0.8, cutmix=1.0, cutout=0), torch.arange(12) % 5
+    plain, _ = augmentation(cutout=0).finish(images(), labels, 3)
+    partner, pasted = plain.roll(1, 0), 0
+    for step in range(40):
+        inputs, targets = augment.finish(images(), labels, step)
+        torch.testing.assert_close(targets.sum(1), torch.ones(12))
+        weight = targets[0, 0]
+        if torch.all((inputs == plain) | (inputs == partner)):
+            pasted += 1
+            other = ((inputs != plain) | (plain == partner)).all(1).all(0)
+            assert int(other.sum()) == pytest.approx((1 - float(weight)) * 140, abs=1e-3)
+        else:
+            torch.testing.assert_close(inputs, weight * plain + (1 - weight) * partner)
+    assert 10 <= pasted <= 30
+    alone = augmentation(policy="mixup", policy_args={"alpha": 0.8}, cutout=0).finish(images(), labels, 3)
+    same = augmentation(policy="none", mixup=0.8, cutout=0).finish(images(), labels, 3)
+    assert all(torch.equal(a, b) for a, b in zip(alone, same, strict=True))
+
+
 @pytest.mark.parametrize(
     ("policy", "asked", "resolved"),
     [

@@ -68,6 +68,8 @@ def test_the_digits_by_hand() -> None:
     low, high = cost.gpu_hours(GPUS[0])
     assert high == pytest.approx(cost.flops / (GPUS[0].teraflops * 1e12 / 2 * UTILIZATION[0]) / 3600)
     assert high / low == pytest.approx(UTILIZATION[1] / UTILIZATION[0])
+    parted = cost_of(DIGITS, "inner.batch_size=64", "inner.micro_batches=4", processes=8)
+    assert parted.memory["activations"] == cost.memory["activations"] / 4
     alone = cost_of(DIGITS, "outer.average=0.9", "run.mixed_precision=bf16")
     assert alone.memory["weights"] == 4 * 2 * alone.network.state_bytes
     assert alone.memory["optimizer"] == 4 * weights

@@ -15,6 +15,7 @@ from ohl_accel.engine.objective import Classification, open_objective
 from ohl_accel.engine.search import search
 from ohl_accel.engine.train import train
 from ohl_accel.errors import UserError
+from ohl_accel.run_folder.metrics import read_metrics
 
 SMALL = ("outer.trajectories=2", "outer.inner_steps=2", "inner.batch_size=16", "data.heldout=50")
 QUIET = ("run.display=quiet", "data.test_split=null", "inner.schedule={name: constant}")
@@ -63,6 +64,22 @@ def test_the_loss_of_an_auxiliary_head_is_added_with_its_weight(tmp_path: Path) 
         steps[weight] = step.detach()
     torch.testing.assert_close(2 * steps[0.5], steps[1.0])
     assert float(steps[1.0].norm()) > 0.1
+
+
+@pytest.mark.parametrize("clip", ["null", "0.01"])
+def test_micro_batches_give_the_gradient_of_the_batch(clip: str, tmp_path: Path) -> None:
+    ends = {}
+    for parts in (1, 4):
+        torch.manual_seed(0)
+        options = (f"inner.micro_batches={parts}", f"inner.clip_grad={clip}")
+        ends[parts] = trained(tmp_path / str(parts), *options)
+    assert len(ends[4].seen) == 4 * len(ends[1].seen)
+    losses = [read_metrics(tmp_path / part / "metrics.jsonl")[0]["train_loss"] for part in ("1", "4")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for whole, parted in zip(ends[1].parameters(), ends[4].parameters(), strict=True):
+        torch.testing.assert_close(parted, whole, rtol=1e-4, atol=1e-6)
+    with pytest.raises(UserError, match=r"batch_size=16 .* and their 3 micro-batches: use 15 or 18"):
+        trained(tmp_path / "3", "inner.micro_batches=3")
 
 
 def test_gradients_are_clipped_to_a_norm(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import ohl_accel.models
 from ohl_accel.engine.search import search
 from ohl_accel.models.amoebanet import NORMAL, Cell
 from ohl_accel.recipe import Recipe
+from ohl_accel.recipe.packaged import RECIPES, packaged
 
 NARROW: dict[str, dict[str, Any]] = {
     "wide_resnet28_10_cifar": {"depth": 10, "widen_factor": 1},
@@ -84,6 +85,19 @@ def test_timms_interface(name: str) -> None:
     assert network.get_classifier() is network.fc
     network.reset_classifier(3)
     assert network(images).shape == (2, 3)
+
+
+def test_pretrained_weights_get_images_as_they_were_trained_with() -> None:
+    """Normalization and crop of each recipe that fine-tunes are those that timm has for its weights."""
+    recipes = [Recipe.load(name, ["data.path=images"]) for name in packaged(RECIPES)]
+    fine_tuned = [recipe for recipe in recipes if recipe.model.args.get("pretrained")]
+    assert len(fine_tuned) >= 3
+    for recipe in fine_tuned:
+        weights = timm.models.get_pretrained_cfg(recipe.model.name)
+        assert weights is not None
+        data = recipe.data
+        assert (data.mean, data.std, data.crop_pct) == (weights.mean, weights.std, weights.crop_pct)
+        assert (3, *(data.image_size or ())) == weights.input_size
 
 
 def test_a_depth_that_is_none() -> None:

@@ -130,6 +130,8 @@ def test_every_problem_is_in_one_message(tmp_path: Path) -> None:
         ),
         (["run.on_loss=shrink", "outer.adopt=weights"], "run.on_loss=shrink: needs outer.adopt=state"),
         (["run.on_loss=shrink", "run.checkpoint_every=2"], "needs run.checkpoint_every=1, got 2"),
+        (["augment.policy=mixup", "augment.cutmix=1"], "augment.cutmix=1 mix with every policy; use"),
+        (["augment.mixup=-1"], "augment.mixup: input should be greater than or equal to 0"),
         (["outer.adopt=all"], "outer.adopt: input should be 'state' or 'weights', got 'all'"),
         (["inner.clip_grad=0"], "inner.clip_grad: input should be greater than 0, got 0"),
         (["inner.auxiliary_weight=-1"], "inner.auxiliary_weight: input should be greater than or equal to 0"),

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from ohl_accel.comparison import jobs
 from ohl_accel.comparison.contenders import Contender, check
 from ohl_accel.comparison.grid import read_grid
 from ohl_accel.comparison.statistics import mean_interval
+from ohl_accel.cost import estimate, facts_of
+from ohl_accel.cost.estimate import GPUS, between
+from ohl_accel.distributed.layout import Layout
 from ohl_accel.engine.search import search
 from ohl_accel.errors import UserError
 from ohl_accel.recipe import Recipe
@@ -57,11 +61,16 @@ def test_every_ablation_is_valid_and_trains_equally_long(name: str) -> None:
     assert grid.recipe is not None
     recipe = Recipe.load(grid.recipe)
     check([Contender(point.name, "search", tuple(point.overrides)) for point in grid.points], recipe)
-    steps = []
+    costs, first = [], estimate(recipe, facts_of(recipe))
     for point in grid.points:
-        outer = Recipe.of(recipe, point.overrides).outer
-        steps.append(outer.steps * (175 if outer.inner_steps == "epoch" else outer.inner_steps))
+        varied = Recipe.of(recipe, point.overrides)
+        layout = Layout(varied.outer.trajectories, 1, 0, 1)
+        costs.append(replace(first, recipe=varied, facts=facts_of(varied), layout=layout))
+    steps = [cost.inner_steps * cost.recipe.outer.steps for cost in costs]
     assert max(steps) <= 1.001 * min(steps)
+    low, high = (3 * sum(hours) for hours in zip(*(cost.gpu_hours(GPUS[0]) for cost in costs), strict=True))
+    stated = f"# Cost: {between(low, high)} hours of one A100 for its three seeds.\n"
+    assert stated in packaged(ABLATIONS)[name].read_text()
 
 
 @pytest.mark.parametrize(

@@ -96,13 +96,14 @@ def test_held_out_images_are_validated_as_often_as_requested(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_the_whole_launch_trains_one_network(tmp_path: Path) -> None:
-    """Two processes share each batch; without batch normalization they do what one does."""
+    """Two processes share each batch, in two parts each; without batch normalization they do what one does at once."""
     network = "{img_size: 8, patch_size: 4, embed_dim: 16, depth: 1, num_heads: 2}"  # replaces SMALL's
     overrides = ["model.name=vit_tiny_patch16_224", f"model.args={network}", "augment.policy=uniform"]
     weights = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
-        launch(processes, *overrides, f"run.dir={folder}", command="train")
+        parts = f"inner.micro_batches={processes}"
+        launch(processes, *overrides, parts, f"run.dir={folder}", command="train")
         weights.append(load_file(folder / "model.safetensors"))
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, atol=2e-5, rtol=1e-4, msg=name)

@@ -11,7 +11,7 @@ from torch import nn
 from ohl_accel.cost.facts import Facts
 from ohl_accel.cost.network import BACKWARD, NetworkNumbers, optimizer_share
 from ohl_accel.distributed.layout import Layout, choose_groups
-from ohl_accel.errors import UserError
+from ohl_accel.engine.trajectory import check_batch_size
 from ohl_accel.recipe import Recipe
 
 TABLE_4_BATCH = 1024
@@ -121,7 +121,7 @@ class Cost:
         ddp = (
             hosted if size > 1 and not self.recipe.model.shard else 1
         )  # DDP keeps the buckets of each network
-        batch = self.recipe.inner.batch_size / size
+        batch = self.recipe.inner.batch_size / size / self.recipe.inner.micro_batches
         return {
             "weights": hosted * copies * weights * part,
             "optimizer": hosted * self.optimizer_share * parameters * part,
@@ -168,14 +168,10 @@ def estimate(
     Raises:
         UserError: if the network, the optimizer or the layout cannot work.
     """
-    outer, batch_size = recipe.outer, recipe.inner.batch_size
+    outer = recipe.outer
     groups = choose_groups(outer.trajectories, processes, outer.groups)
     layout = Layout(outer.trajectories, processes, 0, groups)
-    if batch_size % layout.group_size:
-        raise UserError(
-            f"inner.batch_size={batch_size} cannot be divided equally among the {layout.group_size} processes of a "
-            "group"
-        )
+    check_batch_size(recipe.inner, layout.group_size)
     return Cost(
         recipe=recipe,
         facts=facts,

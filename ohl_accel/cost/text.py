@@ -63,5 +63,5 @@ def _hours(cost: Cost, gpu: Gpu) -> str:
     price = between(low * gpu.dollars[0], high * gpu.dollars[1])
     fits = sum(cost.memory.values()) <= gpu.gigabytes * 1e9
     return f"{between(low, high)} GPU hours, {wall} hours on {cost.layout.processes}, {price} US dollars" + (
-        "" if fits else f"; needs more than its {gpu.gigabytes} GB: more processes"
+        "" if fits else f"; needs more than its {gpu.gigabytes} GB: more processes or inner.micro_batches"
     )

@@ -1,8 +1,8 @@
-"""From a uint8 batch to the network's inputs: basic transforms, policy, normalization, Cutout.
+"""From a uint8 batch to the network's inputs: basic transforms, policy, normalization, Cutout, mixup or CutMix.
 
 Section 4.1 of the paper. Random numbers are keyed by inner step (counted over the whole run) and generated
 for the whole batch of a group, of which a process uses its own slice. Only the operations differ
-between trajectories (footnote 1): flips, crops, signs and Cutout's positions are the same for all.
+between trajectories (footnote 1): flips, crops, signs, Cutout's positions and mixtures are the same for all.
 
 Shapes: B images of the group's batch, b of this process, C channels, H rows, W columns.
 """
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ohl_accel.policy.baselines import MixUp
+from ohl_accel.policy.baselines import Mixing
 from ohl_accel.policy.protocol import AugmentationPolicy, BatchDraw
 from ohl_accel.recipe import AugmentSection
 from ohl_accel.rng import keyed_generator
@@ -46,7 +46,7 @@ class Augmentation:
         self.batch_size, self.own = batch_size, own
         self._mean_C11 = 255 * torch.tensor(mean, device=device)[:, None, None]
         self._std_C11 = 255 * torch.tensor(std, device=device)[:, None, None]
-        self._mixup = MixUp(section.policy_args, num_classes) if section.policy == "mixup" else None
+        self._mixing = Mixing(section, num_classes)
 
     def basic(self, images_bCHW: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Flip and pad-crop, the same for every trajectory: uint8 [b, C, H, W] and labels, on the device."""
@@ -83,9 +83,9 @@ class Augmentation:
         return policy.apply(images_bCHW, BatchDraw(self.seed, step, trajectory, self.batch_size, self.own))
 
     def finish(self, images_bCHW: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Normalize, then apply Cutout, then mixup: float32 [b, C, H, W] and the targets.
+        """Normalize, then apply Cutout, then mixup or CutMix: float32 [b, C, H, W] and the targets.
 
-        Targets are the labels, int64 [b], or with mixup float [b, classes].
+        Targets are the labels, int64 [b], or if they are mixed float [b, classes].
         """
         inputs = self.normalize(images_bCHW)
         if self.section.cutout:
@@ -93,7 +93,7 @@ class Augmentation:
             row_b = self._random_integers("cutout row", step, height)
             column_b = self._random_integers("cutout column", step, width)
             inputs = cutout(inputs, self.section.cutout, row_b, column_b)
-        return self._mixup(inputs, labels_b, self.seed, step) if self._mixup else (inputs, labels_b)
+        return self._mixing(inputs, labels_b, self.seed, step)
 
     def normalize(self, images_bCHW: Tensor) -> Tensor:
         """uint8 to float32 of zero mean and unit deviation, on the device."""

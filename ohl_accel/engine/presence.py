@@ -10,7 +10,7 @@ from ohl_accel.distributed.groups import Groups
 from ohl_accel.distributed.layout import fewest_that_fit, shrink
 from ohl_accel.engine import checkpoint
 from ohl_accel.engine.run import Run
-from ohl_accel.errors import UserError
+from ohl_accel.engine.trajectory import check_batch_size
 from ohl_accel.recipe import Recipe
 from ohl_accel.run_folder.files import CHECKPOINTS
 
@@ -48,13 +48,7 @@ def build_groups(recipe: Recipe, accelerator: Accelerator, learn: bool) -> tuple
         groups=number,
         sharded=recipe.model.shard,
     )
-    batch_size = recipe.inner.batch_size
-    if batch_size % groups.group_size:
-        nearest = batch_size - batch_size % groups.group_size
-        raise UserError(
-            f"inner.batch_size={batch_size} cannot be divided equally among the {groups.group_size} processes of "
-            f"a group: use {nearest or groups.group_size} or {nearest + groups.group_size}"
-        )
+    check_batch_size(recipe.inner, groups.group_size)
     return groups, full
 
 

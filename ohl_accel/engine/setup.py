@@ -32,7 +32,7 @@ from ohl_accel.errors import UserError
 from ohl_accel.observers.display import Display
 from ohl_accel.observers.observer import Observer, RunInfo
 from ohl_accel.policy import Policy
-from ohl_accel.policy.baselines import open_policy, resolve_augment
+from ohl_accel.policy.baselines import mixes, open_policy, resolve_augment
 from ohl_accel.policy.estimators import Estimator
 from ohl_accel.policy.protocol import AugmentationPolicy
 from ohl_accel.recipe import ModelSection, Recipe
@@ -246,9 +246,10 @@ def open_recipes_objective(recipe: Recipe, schema: Schema, description: str) -> 
             f"objective={recipe.objective}: the images of {description} have {have} each; "
             f"use objective={fit}, or your own"
         )
-    if objective.multi_label and recipe.augment.policy == "mixup":
+    if objective.multi_label and mixes(recipe.augment):
         raise UserError(
-            "augment.policy=mixup: mixup needs exactly one label per image, but this data has several"
+            "augment.policy=mixup, augment.mixup, augment.cutmix: they need exactly one label per image, but this "
+            "data has several"
         )
     return objective
 

@@ -1,7 +1,8 @@
 """One trajectory: a network trained with operations sampled from the policy (the inner loop, Eq 2)."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -9,6 +10,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ohl_accel.distributed.groups import Groups
 from ohl_accel.distributed.sharding import own_part
@@ -16,7 +18,7 @@ from ohl_accel.engine.augment import Augmentation
 from ohl_accel.engine.objective import Objective
 from ohl_accel.errors import UserError, did_you_mean
 from ohl_accel.policy.protocol import AugmentationPolicy
-from ohl_accel.recipe import OptimizerSection, Recipe, ScheduleSection
+from ohl_accel.recipe import InnerSection, OptimizerSection, Recipe, ScheduleSection
 from ohl_accel.rng import keyed_seed, seed_device
 
 
@@ -67,6 +69,7 @@ class Trajectory:
         self.schedule = create_schedule(recipe.inner.schedule, self.optimizer, steps_per_epoch, total_steps)
         self._groups, self._objective, self._seed = groups, objective, recipe.run.seed
         self._clip_grad, self._auxiliary_weight = recipe.inner.clip_grad, recipe.inner.auxiliary_weight
+        self._micro_batches = recipe.inner.micro_batches
         progress = getattr(network, "training_progress", None)
         self._progress = progress if isinstance(progress, Tensor) else None
         self._total_steps = total_steps
@@ -122,16 +125,26 @@ class Trajectory:
         self.schedule.step_update(step)
         if self._progress is not None:
             self._progress.fill_(step / self._total_steps)
-        loss = self._loss(self._training_network(inputs), targets)
-        self._accelerator.backward(loss)
+        self._loss_sum += self._accumulate_gradients(inputs, targets)
         if self._clip_grad is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self._clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._loss_sum += loss.detach()
         self._steps += 1
         if self.average is not None:
             self.update_average(1 - self._average_decay)
+
+    def _accumulate_gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Gradients of the mean loss, micro-batch by micro-batch; processes exchange them once. Returns the loss."""
+        network, parts = self._training_network, self._micro_batches
+        total = torch.zeros((), dtype=torch.float64, device=inputs.device)
+        for number, (some, of) in enumerate(zip(inputs.chunk(parts), targets.chunk(parts), strict=True), 1):
+            apart = number < parts and isinstance(network, DistributedDataParallel)
+            with cast(DistributedDataParallel, network).no_sync() if apart else nullcontext():
+                loss = self._loss(network(some), of) / parts
+                self._accelerator.backward(loss)
+            total += loss.detach()
+        return total
 
     def _loss(self, outputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
         """The objective's loss; of a network with auxiliary heads, plus theirs, weighted."""
@@ -218,6 +231,26 @@ class Trajectory:
             state = self.optimizer.state.get(parameter, {})
             tensors += [state[key] for key in sorted(state) if isinstance(state[key], Tensor)]
         return [own_part(tensor) for tensor in tensors if tensor.device == tensors[0].device]
+
+
+def check_batch_size(section: InnerSection, group_size: int) -> None:
+    """Refuse a batch that cannot be shared equally.
+
+    Args:
+        section: the recipe's inner section.
+        group_size: G, the processes that share it.
+
+    Raises:
+        UserError: with the batch sizes next to it that can.
+    """
+    size, parts = section.batch_size, group_size * section.micro_batches
+    if size % parts:
+        below = size - size % parts
+        micro = f" and their {section.micro_batches} micro-batches" if section.micro_batches > 1 else ""
+        raise UserError(
+            f"inner.batch_size={size} cannot be divided equally among the {group_size} processes of a group{micro}: "
+            f"use {below or parts} or {below + parts}"
+        )
 
 
 def create_optimizer(section: OptimizerSection, network: nn.Module) -> torch.optim.Optimizer:

@@ -27,7 +27,7 @@ from ohl_accel.operations.space_file import open_space, read_space_file
 from ohl_accel.policy import Policy, zoo
 from ohl_accel.policy.protocol import AugmentationPolicy, BatchDraw, NoPolicy
 from ohl_accel.recipe import AugmentSection
-from ohl_accel.rng import keyed_seed
+from ohl_accel.rng import keyed_generator, keyed_seed
 
 _SMALL_SIDE = 64
 _TORCHVISION = {
@@ -81,25 +81,47 @@ class TorchvisionPolicy:
         return result.to(images_bCHW.device, non_blocking=True), None
 
 
-class MixUp:
-    """torchvision's MixUp: mixes pairs of images and their labels, in one ratio for the whole batch.
+class Mixing:
+    """torchvision's MixUp (Zhang et al., 2018) and CutMix (Yun et al., 2019), in one ratio for the whole batch.
+
+    They mix each image and its label with the one before it. Of several, each batch gets one, all as likely.
 
     Args:
-        args: of its constructor; alpha is 1 by default.
+        section: the recipe's augment section.
         num_classes: of the data.
 
     Raises:
         UserError: for invalid arguments.
     """
 
-    def __init__(self, args: Mapping[str, Any], num_classes: int) -> None:
-        self._transform = _construct("mixup", v2.MixUp, {"num_classes": num_classes, **args})
+    def __init__(self, section: AugmentSection, num_classes: int) -> None:
+        self._transforms: list[v2.Transform] = []
+        if section.policy == "mixup":
+            args = {"num_classes": num_classes, **section.policy_args}
+            self._transforms.append(_construct("mixup", v2.MixUp, args))
+        for kind, alpha in ((v2.MixUp, section.mixup), (v2.CutMix, section.cutmix)):
+            if alpha:
+                self._transforms.append(kind(num_classes=num_classes, alpha=alpha))
 
     def __call__(self, inputs_bCHW: Tensor, labels_b: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Mix normalized images, float [b, C, H, W]; labels become float [b, classes]."""
+        """Mix normalized images, float [b, C, H, W]; labels become float [b, classes]. Nothing, if there is no mixing.
+
+        The ratio is that of the inner step: the same for all trajectories and processes.
+        """
+        if not self._transforms:
+            return inputs_bCHW, labels_b
         torch.default_generator.manual_seed(keyed_seed(seed, "mixup", step))
-        mixed: tuple[Tensor, Tensor] = self._transform(inputs_bCHW, labels_b)
+        chosen = 0
+        if len(self._transforms) > 1:
+            generator = keyed_generator(seed, "mixup or cutmix", step)
+            chosen = int(torch.randint(len(self._transforms), (), generator=generator))
+        mixed: tuple[Tensor, Tensor] = self._transforms[chosen](inputs_bCHW, labels_b)
         return mixed
+
+
+def mixes(section: AugmentSection) -> bool:
+    """Whether labels are mixed, which needs exactly one per image."""
+    return section.policy == "mixup" or bool(section.mixup or section.cutmix)
 
 
 def resolve_augment(section: AugmentSection, side: int) -> AugmentSection:

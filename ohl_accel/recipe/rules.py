@@ -156,6 +156,16 @@ def _disordered(field: str, bounds: tuple[float, float] | None) -> str | None:
     return f"{field}=[{bounds[0]:g}, {bounds[1]:g}]: the first must not exceed the second"
 
 
+@_rule("augment.policy", "augment.mixup", "augment.cutmix")
+def _mixed_once(policy: str | None, mixup: float, cutmix: float) -> str | None:
+    if policy != "mixup" or not (mixup or cutmix):
+        return None
+    return (
+        f"augment.policy=mixup: augment.mixup={mixup:g} and augment.cutmix={cutmix:g} mix with every policy; use "
+        "augment.policy=none with them, or set both to 0"
+    )
+
+
 @_rule("model.shard", "model.compile")
 def _sharded_or_compiled(shard: bool, compiled: bool) -> str | None:
     if not (shard and compiled):

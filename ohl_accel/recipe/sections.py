@@ -280,6 +280,9 @@ class InnerSection(Section):
     """The optimizer of the network."""
     schedule: ScheduleSection = ScheduleSection()
     """How the learning rate changes."""
+    micro_batches: Annotated[Whole, Field(ge=1)] = 1
+    """Parts in which each process trains on its images of a batch, one after another, to need less memory (gradient
+    accumulation). Batch normalization sees one part at a time."""
     clip_grad: Annotated[Real, Field(gt=0)] | None = None
     """Largest norm of the gradient of all weights together; None: gradients are not clipped."""
     auxiliary_weight: Annotated[Real, Field(ge=0)] = 0.4
@@ -357,6 +360,10 @@ class AugmentSection(Section):
     """Pixels of zero padding on each side, before a random crop back to the size; 0: off."""
     cutout: Annotated[Whole, Field(ge=0)] = 0
     """Side of the square that Cutout blanks, in pixels; 0: off."""
+    mixup: Annotated[Real, Field(ge=0)] = 0.0
+    """alpha of mixup, which comes last, whatever the policy: images and labels of a batch are mixed; 0: off."""
+    cutmix: Annotated[Real, Field(ge=0)] = 0.0
+    """alpha of CutMix, likewise; 0: off. With both, each batch gets one of them, as likely as the other."""
 
 
 class HubSection(Section):
