@@ -1,5 +1,7 @@
 """The transforms around the operations, against torchvision and by hand, and the slices of a group."""
 
+import random
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -209,3 +211,23 @@ def test_draws_depend_on_the_whole_key() -> None:
     assert keyed_seed(0, "flip", 1) == keyed_seed(0, "flip", 1) < 2**63
     assert not torch.equal(augmentation().basic(images(), torch.zeros(12), 0)[0],
                            augmentation().basic(images(), torch.zeros(12), 1)[0])  # fmt: skip
+
+
+def test_random_erasing_sets_rectangles_of_some_images_to_the_mean() -> None:
+    """The same ones whatever the layout, others in the next step; timm's share of the area; `random` as it was."""
+    levels, labels = torch.full((12, 3, 20, 20), 255, dtype=torch.uint8), torch.zeros(12).long()
+    erasing = partial(augmentation, random_erasing=0.5, cutout=0)
+    random.seed(3)
+    before = random.getstate()
+    whole = [erasing().finish(levels, labels, step)[0] for step in range(20)]
+    halves = [erasing(rank, 2).finish(levels[:6], labels[:6], 0)[0] for rank in (0, 1)]
+    assert random.getstate() == before
+    assert torch.equal(torch.cat(halves), whole[0])
+    assert not torch.equal(whole[0], whole[1])
+    blank_nHW = (torch.cat(whole) == 0).all(1)
+    erased = blank_nHW[blank_nHW.any(2).any(1)]
+    assert 0.35 < len(erased) / 240 < 0.65
+    for blank_HW in erased:
+        rows, columns = blank_HW.any(1), blank_HW.any(0)
+        assert torch.equal(blank_HW, rows[:, None] & columns)
+        assert 0.01 < blank_HW.float().mean() < 0.35

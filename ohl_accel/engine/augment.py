@@ -1,20 +1,23 @@
-"""From a uint8 batch to the network's inputs: basic transforms, policy, normalization, Cutout, mixup or CutMix.
+"""From a uint8 batch to the network's inputs: basic transforms, policy, normalization, erasing, mixing.
 
 Section 4.1 of the paper. Random numbers are keyed by inner step (counted over the whole run) and generated
 for the whole batch of a group, of which a process uses its own slice. Only the operations differ
-between trajectories (footnote 1): flips, crops, signs, Cutout's positions and mixtures are the same for all.
+between trajectories (footnote 1): flips, crops, signs, erased places and mixtures are the same for all.
 
 Shapes: B images of the group's batch, b of this process, C channels, H rows, W columns.
 """
 
+import random
+
 import torch
 import torch.nn.functional as F
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from ohl_accel.policy.baselines import Mixing
 from ohl_accel.policy.protocol import AugmentationPolicy, BatchDraw
 from ohl_accel.recipe import AugmentSection
-from ohl_accel.rng import keyed_generator
+from ohl_accel.rng import keyed_generator, keyed_seed
 
 
 class Augmentation:
@@ -83,7 +86,7 @@ class Augmentation:
         return policy.apply(images_bCHW, BatchDraw(self.seed, step, trajectory, self.batch_size, self.own))
 
     def finish(self, images_bCHW: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Normalize, then apply Cutout, then mixup or CutMix: float32 [b, C, H, W] and the targets.
+        """Normalize, then apply Cutout, random erasing, and mixup or CutMix: float32 [b, C, H, W] and the targets.
 
         Targets are the labels, int64 [b], or if they are mixed float [b, classes].
         """
@@ -93,7 +96,18 @@ class Augmentation:
             row_b = self._random_integers("cutout row", step, height)
             column_b = self._random_integers("cutout column", step, width)
             inputs = cutout(inputs, self.section.cutout, row_b, column_b)
+        if self.section.random_erasing:
+            self._erase(inputs, step)
         return self._mixing(inputs, labels_b, self.seed, step)
+
+    def _erase(self, inputs_bCHW: Tensor, step: int) -> None:
+        """timm's random erasing (Zhong et al., 2020), in place, by draws of each image's own."""
+        erasing = RandomErasing(self.section.random_erasing, mode="const", device=inputs_bCHW.device)
+        state = random.getstate()  # where timm draws
+        for number, image_CHW in zip(range(self.batch_size)[self.own], inputs_bCHW, strict=True):
+            random.seed(keyed_seed(self.seed, "random erasing", step, number))
+            erasing(image_CHW)
+        random.setstate(state)
 
     def normalize(self, images_bCHW: Tensor) -> Tensor:
         """uint8 to float32 of zero mean and unit deviation, on the device."""

@@ -360,6 +360,8 @@ class AugmentSection(Section):
     """Pixels of zero padding on each side, before a random crop back to the size; 0: off."""
     cutout: Annotated[Whole, Field(ge=0)] = 0
     """Side of the square that Cutout blanks, in pixels; 0: off."""
+    random_erasing: Annotated[Real, Field(ge=0, le=1)] = 0.0
+    """Probability that a rectangle of a normalized image is set to 0, after the policy (timm's `reprob`); 0: off."""
     mixup: Annotated[Real, Field(ge=0)] = 0.0
     """alpha of mixup, which comes last, whatever the policy: images and labels of a batch are mixed; 0: off."""
     cutmix: Annotated[Real, Field(ge=0)] = 0.0
