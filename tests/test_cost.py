@@ -161,7 +161,7 @@ def test_every_recipe_runs_dry_and_says_what_it_costs(
     if stated:  # recipes of minutes on a CPU say that instead
         assert f"cost        {stated[1]}\n" in printed
     else:
-        assert re.search(r"^# (.*)?Cost: |about a minute", text, re.MULTILINE)
+        assert re.search(r"^# (.*)?Cost: |two to three minutes", text, re.MULTILINE)
 
 
 def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path) -> None:
