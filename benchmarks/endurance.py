@@ -167,7 +167,8 @@ def holds(result: Mapping[str, Any]) -> bool:
         least, most = result["open_files"]
         return bool(result["grown_mib"] < MOST_MIB and least == most)
     if "equal" in result:
-        return bool(result["equal"] and not result["tracebacks"] and result.get("ended", True))
+        noticed = 0 not in result.get("exit_codes", ())
+        return bool(noticed and result["equal"] and not result["tracebacks"] and result.get("ended", True))
     return True
 
 
@@ -272,6 +273,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     default = REPOSITORY / "benchmarks" / "results" / "endurance"
     parser.add_argument("--out", type=Path, default=default, help="results: OUT.jsonl and OUT.md")
     asked = parser.parse_args(argv)
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # what a shell starts in the background ignores it
     log = asked.out.with_suffix(".jsonl")
     done: dict[str, dict[str, Any]] = {}
     if log.exists():

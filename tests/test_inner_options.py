@@ -78,7 +78,7 @@ def test_micro_batches_give_the_gradient_of_the_batch(clip: str, tmp_path: Path)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for whole, parted in zip(ends[1].parameters(), ends[4].parameters(), strict=True):
         torch.testing.assert_close(parted, whole, rtol=1e-4, atol=1e-6)
-    with pytest.raises(UserError, match=r"batch_size=16 .* and their 3 micro-batches: use 15 or 18"):
+    with pytest.raises(UserError, match=r"batch_size=16 .* among 3 micro-batches: use 15 or 18"):
         trained(tmp_path / "3", "inner.micro_batches=3")
 
 

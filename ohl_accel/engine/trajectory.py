@@ -246,9 +246,10 @@ def check_batch_size(section: InnerSection, group_size: int) -> None:
     size, parts = section.batch_size, group_size * section.micro_batches
     if size % parts:
         below = size - size % parts
-        micro = f" and their {section.micro_batches} micro-batches" if section.micro_batches > 1 else ""
+        shares = [f"the {group_size} processes of a group"] if group_size > 1 else []
+        shares += [f"{section.micro_batches} micro-batches"] if section.micro_batches > 1 else []
         raise UserError(
-            f"inner.batch_size={size} cannot be divided equally among the {group_size} processes of a group{micro}: "
+            f"inner.batch_size={size} cannot be divided equally among {' and '.join(shares)}: "
             f"use {below or parts} or {below + parts}"
         )
 
