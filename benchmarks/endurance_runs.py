@@ -272,8 +272,15 @@ def _end(undisturbed: Undisturbed, work: Path, folder: Path, output: Path) -> di
     crew = Crew(undisturbed.layout, work, folder, output)
     codes = crew.wait(LONGEST)
     crew.kill()
-    equal = set(codes) == {0} and final_state(folder) == undisturbed.state
-    return {"tracebacks": printed.count("Traceback"), "equal": equal}
+    told = {"tracebacks": printed.count("Traceback"), "resumed_codes": sorted(set(codes), key=str)}
+    if set(codes) != {0}:  # late, lost or failed: it cannot be compared, and what it printed says why
+        last = output.read_text(errors="replace").strip().splitlines()[-1:]
+        return {**told, "equal": False, "last_line": "".join(last)[:300]}
+    state = final_state(folder)
+    different = sorted(
+        name for name in {*state, *undisturbed.state} if state.get(name) != undisturbed.state.get(name)
+    )
+    return {**told, "equal": not different, **({"different": different} if different else {})}
 
 
 class _Watch(Observer):

@@ -60,6 +60,27 @@ def test_a_damaged_newest_checkpoint_and_torn_metrics(
     assert outer_step(folder) == (4, [])
 
 
+def test_a_run_that_ends_with_its_first_checkpoint_knows_its_images(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run needs to be resumed is there before there is something to resume: it used to refuse its own stream."""
+    save = checkpoint.save
+
+    def save_and_end(*arguments: object) -> None:
+        save(*arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", save_and_end)
+        with pytest.raises(KeyboardInterrupt):
+            resume(tmp_path)
+    names = ("heldout.json", "policy.json", "recipe.yaml")
+    assert [name for name in names if not (tmp_path / name).exists()] == []
+    assert (tmp_path / "heldout.json").read_text() == (small_run / "heldout.json").read_text()
+    resume(tmp_path)
+    assert final_state(tmp_path) == final_state(small_run)
+
+
 def test_a_finished_run_without_metrics(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "metrics.jsonl").unlink()

@@ -49,6 +49,7 @@ class Augmentation:
         self.batch_size, self.own = batch_size, own
         self._mean_C11 = 255 * torch.tensor(mean, device=device)[:, None, None]
         self._std_C11 = 255 * torch.tensor(std, device=device)[:, None, None]
+        self._erasing = RandomErasing(section.random_erasing, mode="const", device=device)
         self._mixing = Mixing(section, num_classes)
 
     def basic(self, images_bCHW: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -102,11 +103,10 @@ class Augmentation:
 
     def _erase(self, inputs_bCHW: Tensor, step: int) -> None:
         """timm's random erasing (Zhong et al., 2020), in place, by draws of each image's own."""
-        erasing = RandomErasing(self.section.random_erasing, mode="const", device=inputs_bCHW.device)
         state = random.getstate()  # where timm draws
         for number, image_CHW in zip(range(self.batch_size)[self.own], inputs_bCHW, strict=True):
             random.seed(keyed_seed(self.seed, "random erasing", step, number))
-            erasing(image_CHW)
+            self._erasing(image_CHW)
         random.setstate(state)
 
     def normalize(self, images_bCHW: Tensor) -> Tensor:

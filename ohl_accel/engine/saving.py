@@ -75,6 +75,12 @@ class Saver:
         try:
             if states is not None:
                 folder.clear()
+            (folder / DIGESTS_FILE).unlink(missing_ok=True)  # of files that will be written again
+            self._write_records()
+            if states is not None:
+                if isinstance(policy, Policy):
+                    policy.save(folder / POLICY_FILE)
+                # last: from then on the run is resumed, for which it must say which images it has
                 checkpoint.save(
                     folder / CHECKPOINTS,
                     (0, 0),
@@ -86,10 +92,6 @@ class Saver:
                     {},
                     self._processes,
                 )
-                if isinstance(policy, Policy):
-                    policy.save(folder / POLICY_FILE)
-            (folder / DIGESTS_FILE).unlink(missing_ok=True)  # of files that will be written again
-            self._write_records()
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"run.dir={recipe.run.dir} cannot be written: {_reason(error)}; nothing was trained; the same "
