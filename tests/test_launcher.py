@@ -15,9 +15,11 @@ from conftest import REPOSITORY
 
 LAUNCHER = """
 import signal, sys
+import psutil
 from ohl_accel.cli import run_command
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background it is ignored
+psutil.cpu_count = lambda logical=True: 8  # where there are more cores than processes, Accelerate chooses threads
 
 def launch():
     from ohl_accel.distributed.launcher import run_launcher
