@@ -36,9 +36,10 @@ def shown(capsys: pytest.CaptureFixture[str], folder: Path, mode: str) -> str:
 
 
 def test_bars_on_a_terminal(tmp_path: Path) -> None:
-    """Both bars move and tell the time that remains; each outer step leaves one line."""
+    """Bars move and tell the time that remains, also while images are scored; each outer step leaves one line."""
     terminal, end = pty.openpty()
     overrides = (*SMALL, "outer.steps=2", "outer.inner_steps=12", f"run.dir={tmp_path / 'run'}")
+    overrides += ("data.eval_batch_size=4",)  # so that a bar is drawn before all are scored
     command = [sys.executable, "-m", "ohl_accel.search", DIGITS, *overrides]
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=end, stderr=end) as process:
@@ -51,6 +52,8 @@ def test_bars_on_a_terminal(tmp_path: Path) -> None:
     assert process.returncode == 0, text
     assert re.search(r"outer step [01]/2 +[━╸╺]+ 0:00:\d\d 0:00:\d\d", text)
     assert re.search(r"inner step 1?\d/12 +[━╸╺]+ 0:00:\d\d 0:00:\d\d", text)
+    for name in ("scoring", "test"):
+        assert re.search(rf"{name} \d+/\d+ +[━╸╺]+ 0:00:\d\d 0:00:\d\d", text)
     for step in (1, 2):
         (line,) = re.findall(rf"outer step {step}/2: best reward[^\r\n]*", text)
         assert len(line) <= 80

@@ -351,6 +351,19 @@ def test_the_pass_does_not_decode_and_is_made_once(
     assert sorted({path.suffix for path in cache.iterdir()}) == [".bytes", ".lock", ".npz"]
 
 
+def test_the_pass_has_a_bar_on_a_terminal(
+    tmp_path: Path, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    folder = write_parquet(tmp_path / "data", pictures)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    open_data(recipe(folder, in_memory=False))
+    assert re.search(r"indexing files [0-3]/4", terminal.getvalue())
+
+
 def test_nodes_that_share_the_cache_share_the_pass(
     tmp_path: Path, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:

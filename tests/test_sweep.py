@@ -137,6 +137,10 @@ def test_a_sweep_runs_continues_and_draws(
     small = [*SMALL[:1], "outer.steps=1", "outer.inner_steps=1", "inner.batch_size=8"]
     words = [str(grid), *small, "--out", str(tmp_path / "out"), "--jobs", "2"]
     assert cli.main("sweep", [*words, "--seeds", "1"]) == 0
+    assert (
+        "2 runs, 0 of them already finished, 2 in parallel\nto do: as much training as 3 plain"
+        in capsys.readouterr().out
+    )
     assert started[0][:3] == ["outer.trajectories=1", "outer.lr=0", "run.seed=0"]
     assert started[1][:2] == ["outer.trajectories=2", "run.seed=0"]
     assert cli.main("sweep", [*words, "--seeds", "2"]) == 0

@@ -18,7 +18,7 @@ from ohl_accel.errors import UserError, did_you_mean, missing_extra
 from ohl_accel.hub.download import fetch_file
 from ohl_accel.operations.space import PAPER, Space
 from ohl_accel.policy import file, zoo
-from ohl_accel.policy.evidence import Evidence, Moved, moved_elements, read_evidence
+from ohl_accel.policy.evidence import Evidence, Moved, moved_elements, multiple, read_evidence
 from ohl_accel.policy.protocol import BatchDraw
 from ohl_accel.run_folder.atomic import write_text
 from ohl_accel.run_folder.digests import check_digest
@@ -268,7 +268,7 @@ class Policy:
         if low == high:
             return f"Policy({self.space.name}: {number} operations, uniform, {entropy})"
         (name, probability), *_ = self.top(1)
-        most = f"most probable: {name}, {probability * number:.2f} x uniform"
+        most = f"most probable: {name}, {multiple(probability * number)} x uniform"
         evidence = self.evidence
         if evidence is not None:
             most += f"; {evidence.verdict}"

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ohl_accel.errors import UserError
 from ohl_accel.policy import Policy
+from ohl_accel.policy.evidence import multiple
 from ohl_accel.report.gallery import MAX_DRAWS, Tile, draw_gallery, load_policy
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -63,12 +64,12 @@ def _pictures(tiles: list[Tile]) -> Pictures:
 
 def _caption(tile: Tile) -> str:
     noise = f", {tile.operation.noise}" if tile.operation.noise else ""
-    return f"{tile.operation.name}, {tile.operation.ratio:.2f} x uniform{noise}"
+    return f"{tile.operation.name}, {multiple(tile.operation.ratio)} x uniform{noise}"
 
 
 def _row(tile: Tile) -> list[str]:
     operation = tile.operation
-    percent, ratio = f"{100 * operation.probability:.4f}", f"{operation.ratio:.2f}"
+    percent, ratio = f"{100 * operation.probability:.4f}", multiple(operation.ratio)
     return [operation.name, percent, ratio, operation.noise or "not measured"]
 
 
