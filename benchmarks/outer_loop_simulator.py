@@ -70,6 +70,8 @@ static policies that were measured."""
 _FINAL_TRAINING_LOSS, _TRAINING_LOSS_NOISE, _SLOPE = 0.6, 0.01, 0.4
 """Loss on training images in the end, the standard deviation of its noise, and held-out over training loss along the
 learning curve."""
+RECORDED = frozenset({"counts", "operations", "heldout_loss", "heldout_losses", "training_loss"})
+"""What a simulation has of `RECORDS`."""
 SURFACES = ("families", "scrambled", "flat")
 """`families`: calibrated, whole families act alike; `scrambled`: the same effects, each dealt to a transform by the
 seed, so that families mean nothing; `flat`: no effects, diversity alone counts and nothing can be learned."""
@@ -260,11 +262,14 @@ class Networks:
 
     def score(self, averaged: bool) -> Tensor:
         """Held-out accuracy as it is measured, in 0..1: float64 [N]."""
-        settings, step = self._settings, self._done - 1
-        low, more = settings.averaged_noise if averaged else settings.noise
-        generator = keyed_generator(self._seed, "simulated scores", step)
+        generator = keyed_generator(self._seed, "simulated scores", self._done - 1)
         noise_N = torch.randn(len(self.luck_N), generator=generator, dtype=torch.float64)
-        return (self.quality() + (low + more * settings.learning_rate_T[step]) * noise_N).clamp(0, 100) / 100
+        return (self.quality() + self._score_noise(averaged) * noise_N).clamp(0, 100) / 100
+
+    def _score_noise(self, averaged: bool) -> float:
+        """Its standard deviation at this time, in points."""
+        low, more = self._settings.averaged_noise if averaged else self._settings.noise
+        return low + more * float(self._settings.learning_rate_T[self._done - 1])
 
     def _unlearned(self) -> float:
         """Points that every network still lacks at this time."""
@@ -285,6 +290,15 @@ class Networks:
         noise_N = torch.randn(len(self.luck_N), generator=generator, dtype=torch.float64)
         training_N = _FINAL_TRAINING_LOSS + _LOSS_OF_A_POINT / _SLOPE * lacking_N
         return heldout_N, training_N + _TRAINING_LOSS_NOISE * noise_N
+
+    def image_residuals(self, averaged: bool) -> Tensor:
+        """Losses of single images, less the mean of the trajectory: float64 [N, n]; their mean has `score`'s noise."""
+        generator = keyed_generator(self._seed, "simulated images", self._done - 1)
+        shape = len(self.luck_N), _HELDOUT_IMAGES
+        normal_Nn = torch.randn(shape, generator=generator, dtype=torch.float64)
+        deviation = _LOSS_OF_A_POINT * self._score_noise(averaged) * _HELDOUT_IMAGES**0.5
+        residual_Nn: Tensor = deviation * (normal_Nn - normal_Nn.mean(1, keepdim=True))
+        return residual_Nn
 
     def adopt(self, parents: Sequence[int]) -> None:
         """Every trajectory continues with the state of its parent."""
@@ -326,7 +340,7 @@ def simulate_search(
         outer_steps=settings.outer_steps,
         seed=seed,
     )
-    missing = sorted(estimator.records - {"counts", "operations", "heldout_loss", "training_loss"})
+    missing = sorted(estimator.records - RECORDED)
     if missing:
         raise UserError(f"--estimator {one.label}: needs {missing[0]}, and a simulation has no images")
     networks = Networks(settings, surface, seed, number, "search")
@@ -355,6 +369,7 @@ def simulate_search(
                 "counts": counts_NK,
                 "operations": operations,
                 "heldout_loss": heldout_loss_N,
+                "heldout_losses": heldout_loss_N[:, None] + networks.image_residuals(averaged),
                 "training_loss": training_loss_N,
             }
             finished = FinishedStep(
@@ -362,7 +377,6 @@ def simulate_search(
                 reward_N=networks.score(averaged),
                 finite_N=torch.ones(number, dtype=torch.bool),
                 recorded={name: recorded[name] for name in estimator.records},
-                heldout_images=_HELDOUT_IMAGES,
             )
             estimator.step(finished)
             parents = [finished.winner] * number if step == last else list(estimator.parents(finished))

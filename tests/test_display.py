@@ -38,8 +38,8 @@ def shown(capsys: pytest.CaptureFixture[str], folder: Path, mode: str) -> str:
 def test_bars_on_a_terminal(tmp_path: Path) -> None:
     """Bars move and tell the time that remains, also while images are scored; each outer step leaves one line."""
     terminal, end = pty.openpty()
-    overrides = (*SMALL, "outer.steps=2", "outer.inner_steps=12", f"run.dir={tmp_path / 'run'}")
-    overrides += ("data.eval_batch_size=4",)  # so that a bar is drawn before all are scored
+    overrides = [*SMALL, "outer.steps=2", "outer.inner_steps=12", f"run.dir={tmp_path / 'run'}"]
+    overrides += ["data.eval_batch_size=4"]  # so that a bar is drawn before all are scored
     command = [sys.executable, "-m", "ohl_accel.search", DIGITS, *overrides]
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=end, stderr=end) as process:

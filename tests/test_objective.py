@@ -17,7 +17,13 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from ohl_accel.engine.evaluate import evaluate
-from ohl_accel.engine.objective import Classification, MultiLabel, average_precision, open_objective
+from ohl_accel.engine.objective import (
+    Classification,
+    MultiLabel,
+    Objective,
+    average_precision,
+    open_objective,
+)
 from ohl_accel.engine.search import search
 from ohl_accel.errors import UserError
 
@@ -185,3 +191,6 @@ def test_outcomes_are_the_same_for_any_batch_size() -> None:
         whole: Tensor = objective.outcomes(logits, targets)
         parts = [objective.outcomes(logits[i : i + 7], targets[i : i + 7]) for i in range(0, 30, 7)]
         torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-7)
+        losses = objective.losses(whole, targets)
+        torch.testing.assert_close(losses, Objective.losses(objective, whole, targets))
+        assert float(losses.mean()) == pytest.approx(objective.scores(whole, targets)["loss"])

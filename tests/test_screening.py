@@ -14,7 +14,7 @@ from ohl_accel.errors import UserError
 from ohl_accel.operations.space import BUILT_IN, PAPER
 from ohl_accel.policy import Policy, effects
 from ohl_accel.policy.estimators import FinishedStep, Screening, open_estimator
-from ohl_accel.policy.estimators.screening import learning_curve_slope
+from ohl_accel.policy.estimators.screening import learning_curve_slope, noise_of_means
 from ohl_accel.policy.policy import probabilities_of
 from ohl_accel.policy.protocol import NoPolicy
 from ohl_accel.policy.structure import magnitude_ranks, product_of_elements, same_family, theta_of
@@ -41,14 +41,22 @@ def finished(
     heldout: Tensor,
     training: Tensor,
     finite_N: Tensor | None = None,
-    heldout_images: int | None = None,
+    noise: float = 0.0,
 ) -> FinishedStep:
+    """With losses of 4 images whose means are `heldout`, and say that these have the noise."""
+    pattern_Nn = torch.tensor([[1.0, -1, 1, -1]]).T * torch.tensor(
+        [[1.0, -1, 1, -1]]
+    )  # of rows and columns without a mean
+    scale = noise * ((N - 1) * (4 - 1) / N) ** 0.5
     return FinishedStep(
         outer_step=outer_step,
         reward_N=-heldout,
         finite_N=torch.ones(len(heldout), dtype=torch.bool) if finite_N is None else finite_N,
-        recorded={"heldout_loss": heldout, "training_loss": training},
-        heldout_images=heldout_images,
+        recorded={
+            "heldout_loss": heldout,
+            "heldout_losses": heldout[:, None] + scale * pattern_Nn[: len(heldout)],
+            "training_loss": training,
+        },
     )
 
 
@@ -211,6 +219,28 @@ def test_a_draw_and_its_mirror_image_have_the_posterior_mean() -> None:
     torch.testing.assert_close(deviation_E, variance_E.sqrt(), rtol=0.15, atol=0.02)
 
 
+def test_the_noise_of_means_is_that_of_blocks() -> None:
+    """Against its definition on losses that have parts of trajectories, of images, and of both."""
+    draws, (trajectories, images) = generator(2), (6, 4000)
+    part_N = torch.randn(trajectories, 1, generator=draws, dtype=torch.float64)
+    part_n = 3 * torch.randn(images, generator=draws, dtype=torch.float64)
+    both_Nn = 0.5 * torch.randn(trajectories, images, generator=draws, dtype=torch.float64)
+    assert noise_of_means(part_N + part_n + both_Nn) == pytest.approx(0.5 / images**0.5, rel=0.03)
+    assert noise_of_means(part_N + part_n) == pytest.approx(0, abs=1e-9)
+    assert noise_of_means(both_Nn[:1]) == noise_of_means(both_Nn[:, :1]) == 0
+
+
+def test_the_noise_is_that_of_losses_averaged_over_the_round() -> None:
+    estimator = screening(rounds=1, share=1.0)
+    times = [step for step in range(STEPS) if estimator.is_scored(step)]
+    for step, noise in zip(times, (9.0, 0.01, 0.02, 0.04, 0.05), strict=True):
+        if step == times[2]:
+            saved, estimator = estimator.state(), screening(rounds=1, share=1.0)
+            estimator.load_state(saved)
+        estimator.step(finished(step, torch.tensor(FAR).double(), torch.ones(N).double(), noise=noise))
+    assert float(estimator.state()["noise"]) == pytest.approx(0.03)
+
+
 def test_the_slope_of_a_learning_curve() -> None:
     def slope(before: tuple[float, float], after: tuple[float, float]) -> float:
         return learning_curve_slope(torch.tensor(before).double(), torch.tensor(after).double())
@@ -294,7 +324,7 @@ def test_a_policy_is_not_narrower_than_the_family_that_helps() -> None:
     assert estimator.policy.entropy > 2 * math.log(int(GEOMETRY.sum()))
 
 
-def learn_from(estimator: Screening, *rounds: list[float], images: int = 900) -> list[float]:
+def learn_from(estimator: Screening, *rounds: list[float], size: float = 0.01) -> list[float]:
     """Rounds with these held-out losses; returns what was told of the probability of each by noise alone."""
     told = []
     for number, losses in enumerate(rounds):
@@ -302,7 +332,7 @@ def learn_from(estimator: Screening, *rounds: list[float], images: int = 900) ->
         for step in range(begin, begin + estimator.round_length):
             if estimator.is_scored(step):
                 heldout = torch.tensor(losses, dtype=torch.float64)
-                line = estimator.step(finished(step, heldout, torch.ones(N), heldout_images=images))
+                line = estimator.step(finished(step, heldout, torch.ones(N), noise=size))
         told.append(line["probability_by_noise"])
     return told
 
@@ -311,7 +341,7 @@ NEAR, FAR = [1.0, 1.01, 0.99, 1.0], [1.0, 1.06, 0.97, 0.97]
 
 
 def test_differences_that_noise_explains_teach_nothing() -> None:
-    """The noise of a mean of 900 losses of 1 is taken for 0.01: a chi-square test, over all rounds together."""
+    """Noise of 0.01: a chi-square test, over all rounds together."""
     estimator = screening(rounds=3)
     expected = [
         stats.chi2.sf(sum(np.var(losses) * N / 0.01**2 for losses in rounds), (N - 1) * len(rounds))
@@ -345,7 +375,7 @@ def test_a_checkpoint_of_a_version_without_the_test_is_resumed() -> None:
     first, second = screening(), screening()
     learn(first, range(4))
     saved = first.state()
-    del saved["noise"]
+    del saved["noise"], saved["image_losses"]
     second.load_state(saved)
     assert torch.equal(policy_of(second, 1).theta, policy_of(first, 1).theta)
 

@@ -44,6 +44,11 @@ class Objective(ABC):
     def scores(self, outcomes_nM: Tensor, labels_n: Tensor) -> dict[str, float]:
         """The scores of a whole split: `loss` (mean, in nats), `metric`, and any others."""
 
+    def losses(self, outcomes_nM: Tensor, labels_n: Tensor) -> Tensor:
+        """The loss of each image, whose mean is that of `scores`: float64 [n]. By default, scores of each by itself."""
+        rows = zip(outcomes_nM.split(1), labels_n.split(1), strict=True)
+        return torch.tensor([self.scores(*row)["loss"] for row in rows], dtype=torch.float64)
+
     @abstractmethod
     def table(
         self, outcomes_nM: Tensor, labels_n: Tensor, class_names: Sequence[str]
@@ -100,6 +105,10 @@ class Classification(Objective):
         correct, top5, loss, _ = outcomes_nM.mean(0).tolist()
         return {"accuracy": correct, "top5_accuracy": top5, "loss": loss}
 
+    def losses(self, outcomes_nM: Tensor, labels_n: Tensor) -> Tensor:
+        """Cross-entropy of each image."""
+        return outcomes_nM[:, 2]
+
     def table(
         self, outcomes_nM: Tensor, labels_n: Tensor, class_names: Sequence[str]
     ) -> list[dict[str, Any]]:
@@ -153,6 +162,10 @@ class MultiLabel(Objective):
         found = [precision for precision in precisions if precision is not None]
         mean = sum(found) / len(found) if found else float("nan")
         return {"mAP": mean, "loss": float(outcomes_nM[:, -1].mean())}
+
+    def losses(self, outcomes_nM: Tensor, labels_n: Tensor) -> Tensor:
+        """Binary cross-entropy of each image."""
+        return outcomes_nM[:, -1]
 
     def table(
         self, outcomes_nM: Tensor, labels_n: Tensor, class_names: Sequence[str]

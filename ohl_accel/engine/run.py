@@ -228,6 +228,13 @@ class Run:
                     recorded[name] = outcome.heldout_loss_N
                 case "training_loss":
                     own[name] = self._training_losses()
+                case "heldout_losses":
+                    assert outcome.outcomes_RnM is not None
+                    assert self.data.heldout is not None
+                    labels = self.data.heldout.labels
+                    own[name] = torch.stack(
+                        [self.objective.losses(each, labels) for each in outcome.outcomes_RnM]
+                    )
                 case "heldout_outcomes":
                     assert outcome.outcomes_RnM is not None
                     own[name] = outcome.outcomes_RnM
@@ -257,7 +264,6 @@ class Run:
             reward_N=reward_N,
             finite_N=outcome.finite_N,
             recorded=self.recorded(outer_step, outcome),
-            heldout_images=len(self.data.heldout) if self.data.heldout is not None else None,
         )
 
     def parents(self, finished: FinishedStep) -> list[int]:

@@ -20,6 +20,7 @@ RECORDS = {
     "counts": "int64 [N, K]: how often each trajectory sampled each operation",
     "operations": "int64 [N, I, B]: the operation of every training image",
     "heldout_loss": "float64 [N]: the loss on the held-out images",
+    "heldout_losses": "float64 [N, n]: the loss on every held-out image",
     "training_loss": "float64 [N]: the loss on as many training images, without augmentation",
     "heldout_outcomes": "float64 [N, n, M]: `Objective.outcomes` of every held-out image",
 }
@@ -38,8 +39,6 @@ class FinishedStep:
     """bool: False for trajectories that diverged; their reward is the lowest of the others'."""
     recorded: Mapping[str, Tensor] = field(default_factory=dict)
     """The tensors requested in `Estimator.records`."""
-    heldout_images: int | None = None
-    """How many images the scores are means over; None if that is not known."""
 
     @property
     def winner(self) -> int:

@@ -12,10 +12,9 @@ that makes training harder looks worse at first. Hence
   learned: h - k t, with its loss t on training images without augmentation, and k the slope of held-out against
   training loss that all trajectories showed in the second half of the round. A trajectory that has learned less of the
   training images has more to gain. Losses are means over several times in that half, which have less noise;
-- nothing is learned unless the scores of all rounds differ by more than noise explains (a chi-square test). Networks
-  trained alike differ in the loss of an image by about 0.3 of the mean loss, so in their scores by that over the root
-  of the number of held-out images: 0.013 in `recipes/cifar10_reduced.yaml`, where 0.009 to 0.018 were measured between
-  branches with the same policy, and policies made differences of 0.1 to 0.3;
+- nothing is learned unless the scores of all rounds differ by more than noise explains (a chi-square test). How large
+  the noise is, is estimated from the losses of single images, as in an experiment whose blocks are the held-out images
+  (Box, Hunter and Hunter, 2005, chapter 4): by how much trajectories differ on an image otherwise than on average;
 - `ohl_accel.policy.effects` estimates from the scores of all rounds what each element contributes, and what is noise;
 - in the next round the first trajectory has the policy learned so far, the others draws from what is still possible
   (Thompson sampling, Thompson, 1933);
@@ -46,8 +45,6 @@ from ohl_accel.rng import keyed_generator
 _NULL_SETS = 199
 _TIMES = 4
 """Times in the second half of a round at which losses are measured, and averaged."""
-_NOISE_SHARE = 0.3
-"""Of the mean loss: the standard deviation of an image's loss between networks trained alike."""
 _MOST_ELEMENTS = 1000
 """The regression works on all pairs of elements."""
 _ADVICE = (
@@ -78,7 +75,7 @@ class Screening(Estimator):
         ValueError: for values out of range, N < 2, or a run that is too short for its rounds.
     """
 
-    records: ClassVar[frozenset[str]] = frozenset({"heldout_loss", "training_loss"})
+    records: ClassVar[frozenset[str]] = frozenset({"heldout_loss", "heldout_losses", "training_loss"})
     trajectories_needed = 2
 
     def __init__(
@@ -140,6 +137,8 @@ class Screening(Estimator):
         self._noise_R = torch.zeros(rounds, dtype=torch.float64)
         """The standard deviation of each round's scores if policies made no difference; 0: not known."""
         self._loss_TNX = torch.zeros(0, self.trajectories, 2, dtype=torch.float64)
+        self._image_loss_Nn = torch.zeros(self.trajectories, 0, dtype=torch.float64)
+        """Sums over the times of a round that are averaged; n = 0 before the first of them, and if it was missed."""
         self._learned_E = torch.zeros_like(self._theta_RNE[0, 0])
         self._policies = self._begin_round(None)
 
@@ -169,6 +168,10 @@ class Screening(Estimator):
         finite_N = finished.finite_N
         told: dict[str, Any] = {"phase": f"round {self._done + 1} of {self.rounds}"}
         told["training_image_loss"] = loss_NX[:, 1].tolist()
+        if len(self._loss_TNX) == 1:  # the time before, the middle of the round, is not averaged
+            self._image_loss_Nn = finished.recorded["heldout_losses"].clone()
+        elif self._image_loss_Nn.numel():
+            self._image_loss_Nn += finished.recorded["heldout_losses"]
         self._loss_TNX = torch.cat([self._loss_TNX, loss_NX[None]])
         if not self._at_end(finished):
             return told
@@ -177,12 +180,9 @@ class Screening(Estimator):
         slope = learning_curve_slope(self._loss_TNX[0, finite_N].mean(0), loss_NX[finite_N].mean(0))
         heldout_N, training_N = self._loss_TNX[1:].mean(0).T
         score_N = slope * training_N - heldout_N
-        self._loss_TNX = self._loss_TNX[:0]
+        self._noise_R[self._done] = noise_of_means(self._image_loss_Nn[finite_N] / (len(self._loss_TNX) - 1))
+        self._loss_TNX, self._image_loss_Nn = self._loss_TNX[:0], self._image_loss_Nn[:, :0]
         self._scores[self._done] = torch.where(finite_N, score_N, torch.nan)
-        if finished.heldout_images:
-            self._noise_R[self._done] = (
-                _NOISE_SHARE * heldout_N[finite_N].mean() / finished.heldout_images**0.5
-            )
         self._done += 1
         known, by_noise = self._known(), self._probability_by_noise()
         differ = by_noise <= self._level
@@ -289,6 +289,7 @@ class Screening(Estimator):
             "element_theta": self._theta_RNE,
             "scores": self._scores,
             "losses": self._loss_TNX,
+            "image_losses": self._image_loss_Nn,
             "noise": self._noise_R,
             "learned": self._learned_E,
             "next": torch.tensor(self._next),
@@ -302,8 +303,10 @@ class Screening(Estimator):
         self._finish_without(bool(state["without"]))
         self._theta_RNE, self._scores = state["element_theta"].clone(), state["scores"].clone()
         self._loss_TNX, self._learned_E = state["losses"].clone(), state["learned"].clone()
-        if "noise" in state:  # checkpoints of older versions do not have it
-            self._noise_R = state["noise"].clone()
+        self._noise_R = state.get(
+            "noise", self._noise_R
+        ).clone()  # checkpoints of older versions have neither
+        self._image_loss_Nn = state.get("image_losses", self._image_loss_Nn).clone()
         self._policies = self._policies_of_round()
 
     def _finish_without(self, without: bool) -> None:
@@ -370,6 +373,26 @@ class Screening(Estimator):
 
     def _bounded(self, theta_E: Tensor) -> Tensor:
         return (theta_E - theta_E.mean()).clamp(-self._bound, self._bound)
+
+
+def noise_of_means(loss_Nn: Tensor) -> float:
+    """The standard deviation of trajectories' mean losses if they differ on single images alone.
+
+    The residual mean square of a randomized block design (Box, Hunter and Hunter, 2005, chapter 4): trajectories are
+    the treatments, images the blocks.
+
+    Args:
+        loss_Nn: float64, of N trajectories on n images.
+
+    Returns:
+        0 if there are too few of either to know.
+    """
+    trajectories, images = loss_Nn.shape
+    if trajectories < 2 or images < 2:
+        return 0.0
+    residual_Nn = loss_Nn - loss_Nn.mean(0) - loss_Nn.mean(1, keepdim=True) + loss_Nn.mean()
+    mean_square = residual_Nn.square().sum() / ((trajectories - 1) * (images - 1))
+    return float((mean_square / images).sqrt())
 
 
 def learning_curve_slope(before: Tensor, after: Tensor) -> float:
