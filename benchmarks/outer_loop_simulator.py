@@ -46,7 +46,7 @@ from benchmarks.outer_loop_shared import (
 from ohl_accel.errors import UserError
 from ohl_accel.operations.space import PAPER, Space
 from ohl_accel.policy import Policy
-from ohl_accel.policy.estimators import Estimator, FinishedStep, open_estimator
+from ohl_accel.policy.estimators import RECORDS, Estimator, FinishedStep, open_estimator
 from ohl_accel.policy.protocol import BatchDraw, NoPolicy
 from ohl_accel.rng import keyed_generator
 
@@ -62,16 +62,16 @@ _WITHIN = 3.0
 """beta per point of a main effect's difference from its family: half of 1 / 0.16, the probability that a transform
 gains from being among the half; the other half of the differences is taken for the noise of 16 runs."""
 _IDENTITY = -0.8
-_HELDOUT_IMAGES = 1000
-"""Of reduced CIFAR-10, which the noise is of."""
+_IMAGES = 1000
+"""Held out of reduced CIFAR-10, and as many to train on."""
 _FINAL_LOSS, _LOSS_OF_A_POINT = 1.35, 0.02
 """Held-out loss of the uniform policy in the end, and what a point of accuracy is worth: 0.01 to 0.03 between the
 static policies that were measured."""
 _FINAL_TRAINING_LOSS, _TRAINING_LOSS_NOISE, _SLOPE = 0.6, 0.01, 0.4
 """Loss on training images in the end, the standard deviation of its noise, and held-out over training loss along the
 learning curve."""
-RECORDED = frozenset({"counts", "operations", "heldout_loss", "heldout_losses", "training_loss"})
-"""What a simulation has of `RECORDS`."""
+RECORDED = RECORDS.keys() - {"heldout_outcomes"}
+"""What a simulation has."""
 SURFACES = ("families", "scrambled", "flat")
 """`families`: calibrated, whole families act alike; `scrambled`: the same effects, each dealt to a transform by the
 seed, so that families mean nothing; `flat`: no effects, diversity alone counts and nothing can be learned."""
@@ -291,14 +291,18 @@ class Networks:
         training_N = _FINAL_TRAINING_LOSS + _LOSS_OF_A_POINT / _SLOPE * lacking_N
         return heldout_N, training_N + _TRAINING_LOSS_NOISE * noise_N
 
-    def image_residuals(self, averaged: bool) -> Tensor:
-        """Losses of single images, less the mean of the trajectory: float64 [N, n]; their mean has `score`'s noise."""
+    def loss_noise(self, averaged: bool) -> float:
+        """The standard deviation of the noise of the held-out loss at this time."""
+        return _LOSS_OF_A_POINT * self._score_noise(averaged)
+
+    def on_images(self, mean_N: Tensor, noise: float) -> Tensor:
+        """Losses of single images, so different that their mean has this noise: float64 [N, n]."""
         generator = keyed_generator(self._seed, "simulated images", self._done - 1)
-        shape = len(self.luck_N), _HELDOUT_IMAGES
-        normal_Nn = torch.randn(shape, generator=generator, dtype=torch.float64)
-        deviation = _LOSS_OF_A_POINT * self._score_noise(averaged) * _HELDOUT_IMAGES**0.5
-        residual_Nn: Tensor = deviation * (normal_Nn - normal_Nn.mean(1, keepdim=True))
-        return residual_Nn
+        normal_Nn = torch.randn(len(mean_N), _IMAGES, generator=generator, dtype=torch.float64)
+        losses_Nn: Tensor = mean_N[:, None] + noise * _IMAGES**0.5 * (
+            normal_Nn - normal_Nn.mean(1, keepdim=True)
+        )
+        return losses_Nn
 
     def adopt(self, parents: Sequence[int]) -> None:
         """Every trajectory continues with the state of its parent."""
@@ -369,8 +373,9 @@ def simulate_search(
                 "counts": counts_NK,
                 "operations": operations,
                 "heldout_loss": heldout_loss_N,
-                "heldout_losses": heldout_loss_N[:, None] + networks.image_residuals(averaged),
+                "heldout_losses": networks.on_images(heldout_loss_N, networks.loss_noise(averaged)),
                 "training_loss": training_loss_N,
+                "training_losses": networks.on_images(training_loss_N, _TRAINING_LOSS_NOISE),
             }
             finished = FinishedStep(
                 outer_step=step,

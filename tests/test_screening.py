@@ -42,12 +42,13 @@ def finished(
     training: Tensor,
     finite_N: Tensor | None = None,
     noise: float = 0.0,
+    training_noise: float = 0.0,
 ) -> FinishedStep:
     """With losses of 4 images whose means are `heldout`, and say that these have the noise."""
     pattern_Nn = torch.tensor([[1.0, -1, 1, -1]]).T * torch.tensor(
         [[1.0, -1, 1, -1]]
     )  # of rows and columns without a mean
-    scale = noise * ((N - 1) * (4 - 1) / N) ** 0.5
+    scale, scale_training = (each * ((N - 1) * (4 - 1) / N) ** 0.5 for each in (noise, training_noise))
     return FinishedStep(
         outer_step=outer_step,
         reward_N=-heldout,
@@ -56,6 +57,7 @@ def finished(
             "heldout_loss": heldout,
             "heldout_losses": heldout[:, None] + scale * pattern_Nn[: len(heldout)],
             "training_loss": training,
+            "training_losses": training[:, None] + scale_training * pattern_Nn[: len(heldout)],
         },
     )
 
@@ -231,14 +233,18 @@ def test_the_noise_of_means_is_that_of_blocks() -> None:
 
 
 def test_the_noise_is_that_of_losses_averaged_over_the_round() -> None:
+    """0.03 of held-out losses, 0.08 of training losses, which count with the slope of the learning curve, 0.5."""
     estimator = screening(rounds=1, share=1.0)
+    heldout, training = torch.tensor(FAR).double(), torch.ones(N).double()
     times = [step for step in range(STEPS) if estimator.is_scored(step)]
-    for step, noise in zip(times, (9.0, 0.01, 0.02, 0.04, 0.05), strict=True):
+    for step, noise, loss in zip(times, (9.0, 0.01, 0.02, 0.04, 0.05), (2.0, 1, 1, 1, 1), strict=True):
         if step == times[2]:
             saved, estimator = estimator.state(), screening(rounds=1, share=1.0)
             estimator.load_state(saved)
-        estimator.step(finished(step, torch.tensor(FAR).double(), torch.ones(N).double(), noise=noise))
-    assert float(estimator.state()["noise"]) == pytest.approx(0.03)
+        made = finished(step, heldout + loss / 2, loss * training, noise=noise, training_noise=noise / 3 * 8)
+        told = estimator.step(made)
+    assert told["learning_curve_slope"] == pytest.approx(0.5)
+    assert told["score_noise"] == pytest.approx(0.05)
 
 
 def test_the_slope_of_a_learning_curve() -> None:
@@ -375,7 +381,7 @@ def test_a_checkpoint_of_a_version_without_the_test_is_resumed() -> None:
     first, second = screening(), screening()
     learn(first, range(4))
     saved = first.state()
-    del saved["noise"], saved["image_losses"]
+    del saved["noise"], saved["heldout_losses"], saved["training_losses"]
     second.load_state(saved)
     assert torch.equal(policy_of(second, 1).theta, policy_of(first, 1).theta)
 

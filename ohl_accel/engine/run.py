@@ -218,7 +218,9 @@ class Run:
         assert self.estimator is not None
         own: dict[str, Tensor] = {}
         recorded: dict[str, Tensor] = {}
-        for name in sorted(self.estimator.records_of(outer_step)):
+        names = self.estimator.records_of(outer_step)
+        sample = self._training_outcomes() if names & {"training_loss", "training_losses"} else torch.empty(0)
+        for name in sorted(names):
             match name:
                 case "counts":
                     own[name] = torch.stack([trajectory.counts_K for trajectory in self.hosted])
@@ -226,15 +228,16 @@ class Run:
                     own[name] = torch.stack([torch.stack(each.operations) for each in self.hosted])
                 case "heldout_loss":
                     recorded[name] = outcome.heldout_loss_N
-                case "training_loss":
-                    own[name] = self._training_losses()
                 case "heldout_losses":
                     assert outcome.outcomes_RnM is not None
                     assert self.data.heldout is not None
-                    labels = self.data.heldout.labels
-                    own[name] = torch.stack(
-                        [self.objective.losses(each, labels) for each in outcome.outcomes_RnM]
-                    )
+                    own[name] = self._losses(outcome.outcomes_RnM, self.data.heldout)
+                case "training_loss":
+                    labels = self._training_sample.labels
+                    means = [self.objective.scores(each, labels)["loss"] for each in sample]
+                    own[name] = torch.tensor(means, dtype=torch.float64)
+                case "training_losses":
+                    own[name] = self._losses(sample, self._training_sample)
                 case "heldout_outcomes":
                     assert outcome.outcomes_RnM is not None
                     own[name] = outcome.outcomes_RnM
@@ -247,15 +250,15 @@ class Run:
         generator = keyed_generator(self.recipe.run.seed, "training sample")
         return train.subset(torch.randperm(len(train), generator=generator)[:number].sort().values)
 
-    def _training_losses(self) -> Tensor:
-        """The loss of the hosted trajectories on the training sample, without augmentation. float64 [R]."""
-        sample, groups = self._training_sample, self.groups
+    def _training_outcomes(self) -> Tensor:
+        """Of the hosted trajectories on the training sample, without augmentation. float64 [R, n, M]."""
         networks = [trajectory.scored_network for trajectory in self.hosted]
-        own = self.outcomes(networks, sample, groups.data_rank, groups.group_size)
-        return torch.tensor(
-            [self.objective.scores(each, sample.labels)["loss"] for each in groups.sum_in_group(own)],
-            dtype=torch.float64,
-        )
+        own = self.outcomes(networks, self._training_sample, self.groups.data_rank, self.groups.group_size)
+        return self.groups.sum_in_group(own)
+
+    def _losses(self, outcomes_RnM: Tensor, images: Images) -> Tensor:
+        """The loss on every image. float64 [R, n]."""
+        return torch.stack([self.objective.losses(each, images.labels) for each in outcomes_RnM])
 
     def finished(self, outer_step: int, outcome: Outcome, reward_N: Tensor) -> FinishedStep:
         """What the estimator learns from."""

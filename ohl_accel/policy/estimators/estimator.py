@@ -22,6 +22,7 @@ RECORDS = {
     "heldout_loss": "float64 [N]: the loss on the held-out images",
     "heldout_losses": "float64 [N, n]: the loss on every held-out image",
     "training_loss": "float64 [N]: the loss on as many training images, without augmentation",
+    "training_losses": "float64 [N, n]: the loss on every one of these",
     "heldout_outcomes": "float64 [N, n, M]: `Objective.outcomes` of every held-out image",
 }
 """What an estimator can request to be recorded during an outer step, and what it then gets."""

@@ -45,6 +45,7 @@ from ohl_accel.rng import keyed_generator
 _NULL_SETS = 199
 _TIMES = 4
 """Times in the second half of a round at which losses are measured, and averaged."""
+_IMAGE_LOSSES = ("heldout_losses", "training_losses")
 _MOST_ELEMENTS = 1000
 """The regression works on all pairs of elements."""
 _ADVICE = (
@@ -75,7 +76,9 @@ class Screening(Estimator):
         ValueError: for values out of range, N < 2, or a run that is too short for its rounds.
     """
 
-    records: ClassVar[frozenset[str]] = frozenset({"heldout_loss", "heldout_losses", "training_loss"})
+    records: ClassVar[frozenset[str]] = frozenset(
+        {"heldout_loss", "heldout_losses", "training_loss", "training_losses"}
+    )
     trajectories_needed = 2
 
     def __init__(
@@ -137,8 +140,8 @@ class Screening(Estimator):
         self._noise_R = torch.zeros(rounds, dtype=torch.float64)
         """The standard deviation of each round's scores if policies made no difference; 0: not known."""
         self._loss_TNX = torch.zeros(0, self.trajectories, 2, dtype=torch.float64)
-        self._image_loss_Nn = torch.zeros(self.trajectories, 0, dtype=torch.float64)
-        """Sums over the times of a round that are averaged; n = 0 before the first of them, and if it was missed."""
+        self._image_losses = {name: torch.zeros(self.trajectories, 0).double() for name in _IMAGE_LOSSES}
+        """Sums over the times of a round that are averaged, [N, n]; n = 0 before the first, and if it was missed."""
         self._learned_E = torch.zeros_like(self._theta_RNE[0, 0])
         self._policies = self._begin_round(None)
 
@@ -169,9 +172,10 @@ class Screening(Estimator):
         told: dict[str, Any] = {"phase": f"round {self._done + 1} of {self.rounds}"}
         told["training_image_loss"] = loss_NX[:, 1].tolist()
         if len(self._loss_TNX) == 1:  # the time before, the middle of the round, is not averaged
-            self._image_loss_Nn = finished.recorded["heldout_losses"].clone()
-        elif self._image_loss_Nn.numel():
-            self._image_loss_Nn += finished.recorded["heldout_losses"]
+            self._image_losses = {name: finished.recorded[name].clone() for name in _IMAGE_LOSSES}
+        elif self._image_losses["heldout_losses"].numel():
+            for name, sum_Nn in self._image_losses.items():
+                sum_Nn += finished.recorded[name]
         self._loss_TNX = torch.cat([self._loss_TNX, loss_NX[None]])
         if not self._at_end(finished):
             return told
@@ -180,8 +184,13 @@ class Screening(Estimator):
         slope = learning_curve_slope(self._loss_TNX[0, finite_N].mean(0), loss_NX[finite_N].mean(0))
         heldout_N, training_N = self._loss_TNX[1:].mean(0).T
         score_N = slope * training_N - heldout_N
-        self._noise_R[self._done] = noise_of_means(self._image_loss_Nn[finite_N] / (len(self._loss_TNX) - 1))
-        self._loss_TNX, self._image_loss_Nn = self._loss_TNX[:0], self._image_loss_Nn[:, :0]
+        heldout, training = (
+            noise_of_means(self._image_losses[name][finite_N] / (len(self._loss_TNX) - 1))
+            for name in _IMAGE_LOSSES
+        )
+        self._noise_R[self._done] = math.hypot(heldout, slope * training)
+        self._image_losses = {name: sum_Nn[:, :0] for name, sum_Nn in self._image_losses.items()}
+        self._loss_TNX = self._loss_TNX[:0]
         self._scores[self._done] = torch.where(finite_N, score_N, torch.nan)
         self._done += 1
         known, by_noise = self._known(), self._probability_by_noise()
@@ -193,6 +202,7 @@ class Screening(Estimator):
             self._policies = self._begin_round(known if differ else None)
         return told | {
             "score": score_N.tolist(),
+            "score_noise": float(self._noise_R[self._done - 1]),
             "probability_by_noise": by_noise,
             "learning_curve_slope": slope,
             "element_theta": self._learned_E.tolist(),
@@ -289,7 +299,7 @@ class Screening(Estimator):
             "element_theta": self._theta_RNE,
             "scores": self._scores,
             "losses": self._loss_TNX,
-            "image_losses": self._image_loss_Nn,
+            **self._image_losses,
             "noise": self._noise_R,
             "learned": self._learned_E,
             "next": torch.tensor(self._next),
@@ -306,7 +316,9 @@ class Screening(Estimator):
         self._noise_R = state.get(
             "noise", self._noise_R
         ).clone()  # checkpoints of older versions have neither
-        self._image_loss_Nn = state.get("image_losses", self._image_loss_Nn).clone()
+        self._image_losses = {
+            name: state.get(name, empty).clone() for name, empty in self._image_losses.items()
+        }
         self._policies = self._policies_of_round()
 
     def _finish_without(self, without: bool) -> None:
