@@ -70,6 +70,8 @@ static policies that were measured."""
 _FINAL_TRAINING_LOSS, _TRAINING_LOSS_NOISE, _SLOPE = 0.6, 0.01, 0.4
 """Loss on training images in the end, the standard deviation of its noise, and held-out over training loss along the
 learning curve."""
+_OF_IMAGES = 2 / 3
+"""Part of a score's noise that is that of single images, measured between networks trained alike."""
 RECORDED = RECORDS.keys() - {"heldout_outcomes"}
 """What a simulation has."""
 SURFACES = ("families", "scrambled", "flat")
@@ -296,10 +298,10 @@ class Networks:
         return _LOSS_OF_A_POINT * self._score_noise(averaged)
 
     def on_images(self, mean_N: Tensor, noise: float) -> Tensor:
-        """Losses of single images, so different that their mean has this noise: float64 [N, n]."""
+        """Losses of single images, so different that they explain their part of this noise of the mean: [N, n]."""
         generator = keyed_generator(self._seed, "simulated images", self._done - 1)
         normal_Nn = torch.randn(len(mean_N), _IMAGES, generator=generator, dtype=torch.float64)
-        losses_Nn: Tensor = mean_N[:, None] + noise * _IMAGES**0.5 * (
+        losses_Nn: Tensor = mean_N[:, None] + _OF_IMAGES * noise * _IMAGES**0.5 * (
             normal_Nn - normal_Nn.mean(1, keepdim=True)
         )
         return losses_Nn

@@ -44,11 +44,11 @@ def finished(
     noise: float = 0.0,
     training_noise: float = 0.0,
 ) -> FinishedStep:
-    """With losses of 4 images whose means are `heldout`, and say that these have the noise."""
+    """With losses of 4 images whose means are `heldout`, and which explain two thirds of the noise."""
     pattern_Nn = torch.tensor([[1.0, -1, 1, -1]]).T * torch.tensor(
         [[1.0, -1, 1, -1]]
     )  # of rows and columns without a mean
-    scale, scale_training = (each * ((N - 1) * (4 - 1) / N) ** 0.5 for each in (noise, training_noise))
+    scale, scale_training = (each / 1.5 * ((N - 1) * (4 - 1) / N) ** 0.5 for each in (noise, training_noise))
     return FinishedStep(
         outer_step=outer_step,
         reward_N=-heldout,

@@ -14,7 +14,8 @@ that makes training harder looks worse at first. Hence
   training images has more to gain. Losses are means over several times in that half, which have less noise;
 - nothing is learned unless the scores of all rounds differ by more than noise explains (a chi-square test). How large
   the noise is, is estimated from the losses of single images, as in an experiment whose blocks are the held-out images
-  (Box, Hunter and Hunter, 2005, chapter 4): by how much trajectories differ on an image otherwise than on average;
+  (Box, Hunter and Hunter, 2005, chapter 4): by how much trajectories differ on an image otherwise than on average.
+  Networks trained alike differ by 1.5 times as much as images explain (docs/outer_loop.md);
 - `ohl_accel.policy.effects` estimates from the scores of all rounds what each element contributes, and what is noise;
 - in the next round the first trajectory has the policy learned so far, the others draws from what is still possible
   (Thompson sampling, Thompson, 1933);
@@ -45,6 +46,8 @@ from ohl_accel.rng import keyed_generator
 _NULL_SETS = 199
 _TIMES = 4
 """Times in the second half of a round at which losses are measured, and averaged."""
+_MORE_THAN_IMAGES = 1.5
+"""How many times as much scores of networks trained alike differ as single images explain."""
 _IMAGE_LOSSES = ("heldout_losses", "training_losses")
 _MOST_ELEMENTS = 1000
 """The regression works on all pairs of elements."""
@@ -188,7 +191,7 @@ class Screening(Estimator):
             noise_of_means(self._image_losses[name][finite_N] / (len(self._loss_TNX) - 1))
             for name in _IMAGE_LOSSES
         )
-        self._noise_R[self._done] = math.hypot(heldout, slope * training)
+        self._noise_R[self._done] = _MORE_THAN_IMAGES * math.hypot(heldout, slope * training)
         self._image_losses = {name: sum_Nn[:, :0] for name, sum_Nn in self._image_losses.items()}
         self._loss_TNX = self._loss_TNX[:0]
         self._scores[self._done] = torch.where(finite_N, score_N, torch.nan)
