@@ -41,6 +41,7 @@ from ohl_accel.data import (
     training_batches,
 )
 from ohl_accel.engine.augment import Augmentation
+from ohl_accel.policy.protocol import NoPolicy
 from ohl_accel.recipe import RandomResizedCropSection, Recipe
 
 RESULT = Path(__file__).parent / "results" / "stream.md"
@@ -129,8 +130,9 @@ def ours(shards: Path, options: argparse.Namespace) -> Callable[[int], Iterator[
         steps = range(number * per_epoch, (number + 1) * per_epoch)
         order = TrainingOrder(len(train), batch_size, 0, first=steps.start, last=steps.stop, blocks=blocks)
         decoded = training_batches(train, order, options.workers, device.type == "cuda", crop)
-        for step, batch in zip(steps, ahead_on_device(decoded, device), strict=True):
-            yield augmentation.finish(*augmentation.basic(*batch, step), step)
+        for step, (images, labels) in zip(steps, ahead_on_device(decoded, device), strict=True):
+            batch = augmentation.batch(images, step)
+            yield augmentation.inputs(NoPolicy(), batch, labels, step, trajectory=0)[:2]
 
     return batches
 

@@ -9,10 +9,11 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from torchvision.transforms import v2
 
-from ohl_accel.engine.augment import Augmentation, cutout, pad_crop
+from ohl_accel.engine.augment import Augmentation
 from ohl_accel.errors import UserError
+from ohl_accel.operations.kernels.around import cutout, pad_crop
 from ohl_accel.policy.baselines import TorchvisionPolicy, open_policy, resolve_augment
-from ohl_accel.policy.protocol import BatchDraw
+from ohl_accel.policy.protocol import AugmentationPolicy, BatchDraw, NoPolicy
 from ohl_accel.recipe import AugmentSection
 from ohl_accel.rng import keyed_generator, keyed_seed
 
@@ -39,32 +40,45 @@ def augmentation(rank: int = 0, num_replicas: int = 1, **section: object) -> Aug
     )
 
 
+def finished(
+    augment: Augmentation,
+    batch: torch.Tensor,
+    labels: torch.Tensor,
+    step: int,
+    policy: AugmentationPolicy | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets, by default without a policy."""
+    return augment.inputs(policy or NoPolicy(), augment.batch(batch, step), labels, step, trajectory=0)[:2]
+
+
+plainly = partial(augmentation, flip=False, pad_crop=0)
+"""Without basic transforms."""
+
+
 def test_pad_crop_equals_torchvision() -> None:
     batch = images()
     top, left = torch.arange(12) % 5, (torch.arange(12) * 3) % 5
-    got = pad_crop(batch, 2, top, left)
+    got = pad_crop(batch, 2, torch.stack((top, left), 1))
     for i in range(12):
         padded = tv.pad(batch[i], [2, 2, 2, 2])
         assert torch.equal(got[i], tv.crop(padded, int(top[i]), int(left[i]), 10, 14))
 
 
 def test_cutout_by_hand() -> None:
-    got = cutout(torch.ones(3, 1, 6, 6), 4, torch.tensor([3, 0, 5]), torch.tensor([3, 5, 0]))
+    got = cutout(torch.ones(3, 1, 6, 6), 4, torch.tensor([[3, 3], [0, 5], [5, 0]]))
     expected = torch.ones(3, 1, 6, 6)
     expected[0, 0, 1:5, 1:5] = 0
     expected[1, 0, 0:2, 3:6] = 0  # reaches over the border, as in DeVries & Taylor
     expected[2, 0, 3:6, 0:2] = 0
     assert torch.equal(got, expected)
-    assert cutout(torch.ones(1, 1, 9, 9), 3, torch.tensor([4]), torch.tensor([4])).sum() == 81 - 9
+    assert cutout(torch.ones(1, 1, 9, 9), 3, torch.tensor([[4, 4]])).sum() == 81 - 9
 
 
-def test_basic_transforms_flip_half_and_keep_labels() -> None:
+def test_basic_transforms_flip_half() -> None:
     augment = augmentation(pad_crop=0)
     flipped = 0
     for step in range(100):
-        batch, labels = augment.basic(images(), torch.arange(12), step)
-        assert labels.tolist() == list(range(12))
-        for got, original in zip(batch, images(), strict=True):
+        for got, original in zip(augment.batch(images(), step).basic, images(), strict=True):
             assert torch.equal(got, original) or torch.equal(got, original.flip(2))
             flipped += not torch.equal(got, original)
     assert 540 < flipped < 660
@@ -72,12 +86,12 @@ def test_basic_transforms_flip_half_and_keep_labels() -> None:
 
 def test_normalization_and_the_zero_of_cutout() -> None:
     labels = torch.arange(12) % 5
-    finished, targets = augmentation(cutout=0).finish(images(), labels, 0)
+    whole, targets = finished(plainly(cutout=0), images(), labels, 0)
     assert torch.equal(targets, labels)
     mean, std = torch.tensor([0.4, 0.5, 0.6])[:, None, None], torch.tensor([0.2, 0.2, 0.3])[:, None, None]
-    torch.testing.assert_close(finished, (images() / 255 - mean) / std)
-    blanked, _ = augmentation(cutout=4).finish(images(), labels, 0)
-    assert ((blanked == finished) | (blanked == 0)).all()
+    torch.testing.assert_close(whole, (images() / 255 - mean) / std)
+    blanked, _ = finished(plainly(cutout=4), images(), labels, 0)
+    assert ((blanked == whole) | (blanked == 0)).all()
     assert (blanked == 0).sum() > 12 * 3 * 4
 
 
@@ -89,10 +103,9 @@ def test_processes_of_a_group_make_up_the_whole_batch(name: str) -> None:
     def pixels(rank: int, of: int) -> torch.Tensor:
         augment = augmentation(rank, of)
         labels = torch.zeros(12 // of, dtype=torch.int64)
-        batch, _ = augment.basic(images()[augment.own], labels, 5)
-        batch, operations = augment.apply(policy, batch, 5, 0)
+        inputs, _, operations = augment.inputs(policy, augment.batch(images()[augment.own], 5), labels, 5, 0)
         assert (operations is not None and len(operations) == 12) == (name == "uniform")
-        return augment.finish(batch, labels, 5)[0]
+        return inputs
 
     for of in (2, 3, 4):
         assert torch.equal(torch.cat([pixels(rank, of) for rank in range(of)]), pixels(0, 1))
@@ -127,25 +140,25 @@ def test_torchvision_policies_are_torchvisions(name: str, transform: v2.Transfor
 
 
 def test_mixup_mixes_images_and_labels_in_one_proportion() -> None:
-    augment, labels = augmentation(policy="mixup", cutout=0), torch.arange(12) % 5
-    plain, _ = augmentation(cutout=0).finish(images(), labels, 3)
-    inputs, targets = augment.finish(images(), labels, 3)
+    augment, labels = plainly(policy="mixup", cutout=0), torch.arange(12) % 5
+    plain, _ = finished(plainly(cutout=0), images(), labels, 3)
+    inputs, targets = finished(augment, images(), labels, 3)
     assert targets.shape == (12, 5)
     torch.testing.assert_close(targets.sum(1), torch.ones(12))
     weight = targets[0, 0]  # labels 0 and 1 are mixed: the partner is the image before
     assert 0 < weight < 1
     torch.testing.assert_close(inputs, weight * plain + (1 - weight) * plain.roll(1, 0))
-    assert torch.equal(augment.finish(images(), labels, 3)[0], inputs)
-    assert not torch.equal(augment.finish(images(), labels, 4)[1], targets)
+    assert torch.equal(finished(augment, images(), labels, 3)[0], inputs)
+    assert not torch.equal(finished(augment, images(), labels, 4)[1], targets)
 
 
 def test_mixup_and_cutmix_with_any_policy_take_turns() -> None:
     """Each batch gets one of them, as in timm: mixup blends all pixels, CutMix pastes a rectangle of the partner."""
-    augment, labels = augmentation(mixup=0.8, cutmix=1.0, cutout=0), torch.arange(12) % 5
-    plain, _ = augmentation(cutout=0).finish(images(), labels, 3)
+    augment, labels = plainly(mixup=0.8, cutmix=1.0, cutout=0), torch.arange(12) % 5
+    plain, _ = finished(plainly(cutout=0), images(), labels, 3)
     partner, pasted = plain.roll(1, 0), 0
     for step in range(40):
-        inputs, targets = augment.finish(images(), labels, step)
+        inputs, targets = finished(augment, images(), labels, step)
         torch.testing.assert_close(targets.sum(1), torch.ones(12))
         weight = targets[0, 0]
         if torch.all((inputs == plain) | (inputs == partner)):
@@ -155,8 +168,8 @@ def test_mixup_and_cutmix_with_any_policy_take_turns() -> None:
         else:
             torch.testing.assert_close(inputs, weight * plain + (1 - weight) * partner)
     assert 10 <= pasted <= 30
-    alone = augmentation(policy="mixup", policy_args={"alpha": 0.8}, cutout=0).finish(images(), labels, 3)
-    same = augmentation(policy="none", mixup=0.8, cutout=0).finish(images(), labels, 3)
+    alone = finished(plainly(policy="mixup", policy_args={"alpha": 0.8}, cutout=0), images(), labels, 3)
+    same = finished(plainly(policy="none", mixup=0.8, cutout=0), images(), labels, 3)
     assert all(torch.equal(a, b) for a, b in zip(alone, same, strict=True))
 
 
@@ -209,18 +222,17 @@ def test_draws_depend_on_the_whole_key() -> None:
     ]
     assert len(set(seeds)) == len(seeds)
     assert keyed_seed(0, "flip", 1) == keyed_seed(0, "flip", 1) < 2**63
-    assert not torch.equal(augmentation().basic(images(), torch.zeros(12), 0)[0],
-                           augmentation().basic(images(), torch.zeros(12), 1)[0])  # fmt: skip
+    assert not torch.equal(augmentation().batch(images(), 0).basic, augmentation().batch(images(), 1).basic)
 
 
 def test_random_erasing_sets_rectangles_of_some_images_to_the_mean() -> None:
     """The same ones whatever the layout, others in the next step; timm's share of the area; `random` as it was."""
     levels, labels = torch.full((12, 3, 20, 20), 255, dtype=torch.uint8), torch.zeros(12).long()
-    erasing = partial(augmentation, random_erasing=0.5, cutout=0)
+    erasing = partial(plainly, random_erasing=0.5, cutout=0)
     random.seed(3)
     before = random.getstate()
-    whole = [erasing().finish(levels, labels, step)[0] for step in range(20)]
-    halves = [erasing(rank, 2).finish(levels[:6], labels[:6], 0)[0] for rank in (0, 1)]
+    whole = [finished(erasing(), levels, labels, step)[0] for step in range(20)]
+    halves = [finished(erasing(rank, 2), levels[:6], labels[:6], 0)[0] for rank in (0, 1)]
     assert random.getstate() == before
     assert torch.equal(torch.cat(halves), whole[0])
     assert not torch.equal(whole[0], whole[1])

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from ohl_accel.data.crops import RandomResizedCrop
 from ohl_accel.data.images import Crop, Decoding, Images, Replaced
 from ohl_accel.errors import ProcessFailedError, UserError
+from ohl_accel.operations.kernels.around import send
 from ohl_accel.rng import keyed_generator
 
 Batch = tuple[Tensor, Tensor]
@@ -172,7 +173,7 @@ def ahead_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[
     def copied() -> Iterator[Batch]:
         for images, labels in batches:
             with torch.cuda.stream(copies):
-                on_device = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+                on_device = send(images, device), send(labels, device)
             yield on_device
 
     coming = copied()

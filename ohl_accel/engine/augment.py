@@ -10,10 +10,11 @@ Shapes: B images of the group's batch, b of this process, C channels, H rows, W 
 import random
 
 import torch
-import torch.nn.functional as F
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
+from ohl_accel.operations.kernels.around import RawBatch, normalize, send
+from ohl_accel.policy import Policy
 from ohl_accel.policy.baselines import Mixing
 from ohl_accel.policy.protocol import AugmentationPolicy, BatchDraw
 from ohl_accel.recipe import AugmentSection
@@ -52,54 +53,65 @@ class Augmentation:
         self._erasing = RandomErasing(section.random_erasing, mode="const", device=device)
         self._mixing = Mixing(section, num_classes)
 
-    def basic(self, images_bCHW: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Flip and pad-crop, the same for every trajectory: uint8 [b, C, H, W] and labels, on the device."""
-        images_bCHW = images_bCHW.to(self.device, non_blocking=True)
-        if self.section.flip:
-            b = len(images_bCHW)
-            chosen_b = torch.arange(b) + b * self._random_integers("flip", step, 2)
-            # on the CPU, a tenth of the time of index_copy
-            both = torch.cat((images_bCHW, images_bCHW.flip(3)))
-            images_bCHW = both.index_select(0, chosen_b.to(self.device, non_blocking=True))
-        if self.section.pad_crop:
-            margin = 2 * self.section.pad_crop + 1
-            top_b = self._random_integers("crop rows", step, margin)
-            left_b = self._random_integers("crop columns", step, margin)
-            images_bCHW = pad_crop(images_bCHW, self.section.pad_crop, top_b, left_b)
-        return images_bCHW, labels_b.to(self.device, non_blocking=True)
+    def batch(self, images_bCHW: Tensor, step: int) -> RawBatch:
+        """Images as they come, uint8 [b, C, H, W], on the device, with what is drawn for them in an inner step.
 
-    def apply(
-        self, policy: AugmentationPolicy, images_bCHW: Tensor, step: int, trajectory: int
-    ) -> tuple[Tensor, Tensor | None]:
-        """Transform each image as the policy says.
+        That is the same for every trajectory. It is drawn on the CPU, where the same key gives the same numbers
+        whatever the device, and before the device needs it: the host waits for nothing.
+        """
+        section, (height, width) = self.section, images_bCHW.shape[2:]
+        flip, corner, centre = None, None, None
+        if section.flip:
+            flip = self._random_integers("flip", step, 2)
+        if section.pad_crop:
+            margin = 2 * section.pad_crop + 1
+            rows, columns = (
+                self._random_integers(f"crop {direction}", step, margin) for direction in ("rows", "columns")
+            )
+            corner = torch.stack((rows, columns), 1)
+        if section.cutout:
+            row = self._random_integers("cutout row", step, height)
+            centre = torch.stack((row, self._random_integers("cutout column", step, width)), 1)
+        return RawBatch(
+            images_BCHW=send(images_bCHW, self.device),
+            mean_C11=self._mean_C11,
+            std_C11=self._std_C11,
+            flip_B=flip,
+            padding=section.pad_crop,
+            corner_B2=corner,
+            side=section.cutout,
+            centre_B2=centre,
+        )
+
+    def inputs(
+        self, policy: AugmentationPolicy, batch: RawBatch, labels_b: Tensor, step: int, trajectory: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Transform each image as the policy says, between what is done before and after for every policy.
 
         Each process of a group samples the operations of the whole batch, so counts need no communication.
 
         Args:
             policy: what transforms the images.
-            images_bCHW: uint8 on the device, after the basic transforms.
+            batch: of this inner step.
+            labels_b: int64.
             step: inner steps done so far in the whole run.
             trajectory: n.
 
         Returns:
-            uint8 [b, C, H, W], and the operations of the group's batch, int64 [B], or None if the policy has none.
+            Normalized images with Cutout, random erasing, and mixup or CutMix: float32 [b, C, H, W]; the targets, which
+            are the labels, int64 [b], or if they are mixed float [b, classes]; and the operations of the group's batch,
+            int64 [B] on the CPU, or None if the policy has none.
         """
-        return policy.apply(images_bCHW, BatchDraw(self.seed, step, trajectory, self.batch_size, self.own))
-
-    def finish(self, images_bCHW: Tensor, labels_b: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Normalize, then apply Cutout, random erasing, and mixup or CutMix: float32 [b, C, H, W] and the targets.
-
-        Targets are the labels, int64 [b], or if they are mixed float [b, classes].
-        """
-        inputs = self.normalize(images_bCHW)
-        if self.section.cutout:
-            height, width = images_bCHW.shape[2:]
-            row_b = self._random_integers("cutout row", step, height)
-            column_b = self._random_integers("cutout column", step, width)
-            inputs = cutout(inputs, self.section.cutout, row_b, column_b)
+        draw = BatchDraw(self.seed, step, trajectory, self.batch_size, self.own)
+        operation_B: Tensor | None
+        if type(policy) is Policy:  # what derives from it may apply something else
+            inputs, operation_B = policy.augment(batch, draw)
+        else:
+            images_bCHW, operation_B = policy.apply(batch.basic, draw)
+            inputs = batch.finish(images_bCHW)
         if self.section.random_erasing:
             self._erase(inputs, step)
-        return self._mixing(inputs, labels_b, self.seed, step)
+        return *self._mixing(inputs, send(labels_b, self.device), self.seed, step), operation_B
 
     def _erase(self, inputs_bCHW: Tensor, step: int) -> None:
         """timm's random erasing (Zhong et al., 2020), in place, by draws of each image's own."""
@@ -111,38 +123,9 @@ class Augmentation:
 
     def normalize(self, images_bCHW: Tensor) -> Tensor:
         """uint8 to float32 of zero mean and unit deviation, on the device."""
-        images_bCHW = images_bCHW.to(self.device, non_blocking=True).float()
-        return images_bCHW.sub_(self._mean_C11).div_(self._std_C11)
+        return normalize(send(images_bCHW, self.device), self._mean_C11, self._std_C11)
 
     def _random_integers(self, purpose: str, step: int, below: int) -> Tensor:
         """This process's part of B integers in 0..below-1."""
         generator = keyed_generator(self.seed, purpose, step)
         return torch.randint(below, (self.batch_size,), generator=generator)[self.own]
-
-
-def pad_crop(images_bCHW: Tensor, padding: int, top_b: Tensor, left_b: Tensor) -> Tensor:
-    """Zero-pad every side and crop back to the size, at the given corners (0..2 * padding)."""
-    b, channels, height, width = images_bCHW.shape
-    device = images_bCHW.device
-    padded = F.pad(images_bCHW, (padding,) * 4)
-    row_bH = top_b.to(device, non_blocking=True)[:, None] + torch.arange(height, device=device)
-    column_bW = left_b.to(device, non_blocking=True)[:, None] + torch.arange(width, device=device)
-    image_b = torch.arange(b, device=device)[:, None, None, None]
-    channel_C = torch.arange(channels, device=device)[None, :, None, None]
-    return padded[image_b, channel_C, row_bH[:, None, :, None], column_bW[:, None, None, :]]
-
-
-def cutout(images_bCHW: Tensor, side: int, row_b: Tensor, column_b: Tensor) -> Tensor:
-    """Set a square to 0, the mean of normalized images (DeVries & Taylor, 2017).
-
-    The centres (row, column) are anywhere in the image, so a square may extend beyond its border.
-    """
-    device = images_bCHW.device
-    top_b1 = row_b.to(device, non_blocking=True)[:, None] - side // 2
-    left_b1 = column_b.to(device, non_blocking=True)[:, None] - side // 2
-    row_H = torch.arange(images_bCHW.shape[2], device=device)
-    column_W = torch.arange(images_bCHW.shape[3], device=device)
-    in_rows_bH = (row_H >= top_b1) & (row_H < top_b1 + side)
-    in_columns_bW = (column_W >= left_b1) & (column_W < left_b1 + side)
-    blank_b1HW = (in_rows_bH[:, :, None] & in_columns_bW[:, None, :])[:, None]
-    return images_bCHW.masked_fill(blank_b1HW, 0.0)

@@ -153,10 +153,10 @@ class Run:
             with self.phases("load", within="train"):
                 images, labels = next(batches)
             with self.phases("augment", within="train"):
-                images, labels = self.augmentation.basic(images, labels, step)
+                batch = self.augmentation.batch(images, step)
             for trajectory, policy in zip(self.hosted, policies, strict=True):
                 with self.phases("augment", within="train"):
-                    inputs, targets = trajectory.augment(images, labels, step, policy)
+                    inputs, targets = trajectory.augment(batch, labels, step, policy)
                 trajectory.inner_step(inputs, targets, step)
             if self.info is not None:
                 self.observers.inner_step(self.info)

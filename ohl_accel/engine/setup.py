@@ -34,7 +34,7 @@ from ohl_accel.observers.observer import Observer, RunInfo
 from ohl_accel.policy import Policy
 from ohl_accel.policy.baselines import mixes, open_policy, resolve_augment
 from ohl_accel.policy.estimators import Estimator
-from ohl_accel.policy.protocol import AugmentationPolicy
+from ohl_accel.policy.protocol import AugmentationPolicy, BatchDraw
 from ohl_accel.recipe import ModelSection, Recipe
 from ohl_accel.run_folder.files import (
     CHECKPOINTS,
@@ -286,10 +286,10 @@ def _augmented_images(
 ) -> Tensor:
     """As in `RunInfo`."""
     step = (outer_step + 1) * inner_steps - 1
-    images, labels = data.train.__getitems__(range(augmentation.batch_size)[augmentation.own])
-    images, _ = augmentation.basic(images, labels, step)
-    images, _ = augmentation.apply(policy, images, step, trajectory=0)
-    return images
+    images, _ = data.train.__getitems__(range(augmentation.batch_size)[augmentation.own])
+    batch = augmentation.batch(images, step)
+    draw = BatchDraw(augmentation.seed, step, 0, augmentation.batch_size, augmentation.own)
+    return policy.apply(batch.basic, draw)[0]
 
 
 def _first_network(

@@ -17,6 +17,7 @@ from ohl_accel.distributed.sharding import own_part
 from ohl_accel.engine.augment import Augmentation
 from ohl_accel.engine.objective import Objective
 from ohl_accel.errors import UserError, did_you_mean
+from ohl_accel.operations.kernels.around import RawBatch
 from ohl_accel.policy.protocol import AugmentationPolicy
 from ohl_accel.recipe import InnerSection, OptimizerSection, Recipe, ScheduleSection
 from ohl_accel.rng import keyed_seed, seed_device
@@ -96,12 +97,12 @@ class Trajectory:
         self._steps = 0
 
     def augment(
-        self, images_bCHW: Tensor, labels_b: Tensor, step: int, policy: AugmentationPolicy
+        self, batch: RawBatch, labels_b: Tensor, step: int, policy: AugmentationPolicy
     ) -> tuple[Tensor, Tensor]:
         """Apply and count this trajectory's operations on this process's part of a mini-batch.
 
         Args:
-            images_bCHW: uint8 on the device, after the basic transforms.
+            batch: on the device, before the basic transforms.
             labels_b: on the device.
             step: inner steps done so far in the whole run.
             policy: what transforms the images.
@@ -109,12 +110,12 @@ class Trajectory:
         Returns:
             The network's inputs, float32 [b, C, H, W], and targets.
         """
-        images_bCHW, operation_B = self._augmentation.apply(policy, images_bCHW, step, self.number)
+        inputs, targets, operation_B = self._augmentation.inputs(policy, batch, labels_b, step, self.number)
         if operation_B is not None:
             self.counts_K += torch.bincount(operation_B, minlength=len(self.counts_K))
             if self._keep_operations:
                 self.operations.append(operation_B)
-        return self._augmentation.finish(images_bCHW, labels_b, step)
+        return inputs, targets
 
     def inner_step(self, inputs: Tensor, targets: Tensor, step: int) -> None:
         """One SGD step (Eq 2) on the results of `augment`; `step` counts those done so far in the whole run."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ohl_accel.extensions import import_extension
 from ohl_accel.operations.kernels import BatchedElements
+from ohl_accel.operations.kernels.around import RawBatch
 from ohl_accel.operations.table_1 import IDENTITY, TABLE_1
 from ohl_accel.operations.transforms import Element, transform_named
 
@@ -155,6 +156,25 @@ class Space:
         _check_images(images_BCHW)
         _check_range("operations", operation_B, self.num_operations)
         return self._batched(images_BCHW, self._elements_KA[operation_B], negative_BA)
+
+    def augment(self, batch: RawBatch, operation_B: Tensor, negative_BA: Tensor) -> Tensor:
+        """`apply` with what is done before and after it: `batch.finish(apply(batch.basic, ...))`, bit for bit.
+
+        On a GPU it is one launch, where the kernel for GPUs can be used.
+
+        Args:
+            batch: images, and what was drawn for them.
+            operation_B, negative_BA: as in `apply`.
+
+        Returns:
+            float32 [B, C, H, W] on the device of the images.
+
+        Raises:
+            ValueError: as `apply`.
+        """
+        _check_images(batch.images_BCHW)
+        _check_range("operations", operation_B, self.num_operations)
+        return self._batched.augment(batch, self._elements_KA[operation_B], negative_BA)
 
     def apply_elements(self, images_BCHW: Tensor, element_B: Tensor, negative_B: Tensor) -> Tensor:
         """Apply one element to each image: like `apply`, with int64 elements in [0, E) and bool signs [B]."""

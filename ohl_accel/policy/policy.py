@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ohl_accel.errors import UserError, did_you_mean, missing_extra
 from ohl_accel.hub.download import fetch_file
+from ohl_accel.operations.kernels.around import RawBatch
 from ohl_accel.operations.space import PAPER, Space
 from ohl_accel.policy import file, zoo
 from ohl_accel.policy.evidence import Evidence, Moved, moved_elements, multiple, read_evidence
@@ -121,10 +122,27 @@ class Policy:
         Returns:
             uint8 [b, C, H, W] on the same device, and the operations of the group's whole batch, int64 [B].
         """
+        operation_B, negative_bA = self._drawn(draw)
+        return self.space.apply(images_bCHW, operation_B[draw.own], negative_bA), operation_B
+
+    def augment(self, batch: RawBatch, draw: BatchDraw) -> tuple[Tensor, Tensor]:
+        """`apply` with what is done before and after it: `batch.finish(apply(batch.basic, draw)[0])`, bit for bit.
+
+        Args:
+            batch: this process's images before the basic transforms, and what was drawn for them.
+            draw: keys the random numbers.
+
+        Returns:
+            The inputs of a network, float32 [b, C, H, W], and the operations, int64 [B].
+        """
+        operation_B, negative_bA = self._drawn(draw)
+        return self.space.augment(batch, operation_B[draw.own], negative_bA), operation_B
+
+    def _drawn(self, draw: BatchDraw) -> tuple[Tensor, Tensor]:
+        """The operations of the group's whole batch, int64 [B], and this process's signs, bool [b, A]."""
         operation_B = self.sample(draw.batch_size, draw.generator("operations"))
         signs = [draw.shared_integers(purpose, 2) for purpose in _SIGNS[: self.space.arity]]
-        negative_bA = torch.stack(signs, 1).bool()
-        return self.space.apply(images_bCHW, operation_B[draw.own], negative_bA), operation_B
+        return operation_B, torch.stack(signs, 1).bool()
 
     def top(self, n: int) -> list[tuple[str, float]]:
         """The n most probable operations, as (name, probability)."""

@@ -1,9 +1,9 @@
 """Batched kernels: every image of a uint8 batch gets its own elements, equal to Pillow.
 
 Compiled kernels (`fused.py`) apply all elements of an operation in one call on the CPU, by numba (`compiled.py`), and
-in one launch for each element on a GPU, by Triton (`gpu.py`). Everywhere else (no numba, no Triton, transforms of the
-user's own), and as the reference of the compiled kernels, the elements are ordinary torch code, one after the other,
-which runs where the images are.
+in one launch on a GPU, by Triton (`gpu.py`), with what is done before and after them (`around.py`). Everywhere else (no
+numba, no Triton, transforms of the user's own), and as the reference of the compiled kernels, the elements are ordinary
+torch code, one after the other, which runs where the images are.
 
 Shapes: B images, C channels (1 grey, 3 RGB), H rows, W columns; n images of the batch that share a family of
 kernels; A elements for each image; E elements of a space.
@@ -16,14 +16,15 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
+from ohl_accel.operations.kernels.around import RawBatch, send
 from ohl_accel.operations.kernels.family import Family
 from ohl_accel.operations.kernels.fused import Array, FusedElements, gpu_kernels, kept
 from ohl_accel.operations.kernels.geometry import MAX_SIDE
 from ohl_accel.operations.transforms import Element
 from ohl_accel.rng import keyed_generator
 
-Apply = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(images [B, C, H, W], elements [B, A], signs [B, A]) -> [B, C, H, W]."""
+Apply = Callable[[Tensor | RawBatch, Tensor, Tensor], Tensor]
+"""(images [B, C, H, W] or a raw batch, elements [B, A], signs [B, A]) -> [B, C, H, W]."""
 
 
 class BatchedElements:
@@ -63,15 +64,34 @@ class BatchedElements:
                 f"{len(images_BCHW)} images need as many elements and signs, got {list(element_BA.shape)} and "
                 f"{list(negative_BA.shape)}"
             )
-        if images_BCHW.is_cuda and images_BCHW.numel() and max(images_BCHW.shape[2:]) <= MAX_SIDE:
-            on_gpu = self._on_gpu_of(images_BCHW.device)
-            if on_gpu is not None:
-                return on_gpu(images_BCHW, element_BA, negative_BA)
-        elif self._fused is not None:
+        on_gpu = self._for(images_BCHW, element_BA)
+        if on_gpu is not None:
+            return on_gpu(images_BCHW, element_BA, negative_BA)
+        if self._fused is not None:
             results_BCHW = self._fused(images_BCHW, element_BA, negative_BA)
             if results_BCHW is not None:
                 return results_BCHW
         return self.by_torch(images_BCHW, element_BA, negative_BA)
+
+    def augment(self, batch: RawBatch, element_BA: Tensor, negative_BA: Tensor) -> Tensor:
+        """The same with what is done before and after: the inputs of a network, in one launch where that is possible.
+
+        Args:
+            batch: the images, and what was drawn for them.
+            element_BA, negative_BA: as above.
+
+        Returns:
+            float32 [B, C, H, W] on the device of the images.
+        """
+        on_gpu = self._for(batch.images_BCHW, element_BA)
+        if on_gpu is not None:
+            return on_gpu(batch, element_BA, negative_BA)
+        return batch.finish(self(batch.basic, element_BA, negative_BA))
+
+    def _for(self, images_BCHW: Tensor, element_BA: Tensor) -> Apply | None:
+        """The kernel for these images' GPU, if they are on one, and it can be used."""
+        usable = images_BCHW.is_cuda and images_BCHW.numel() and max(images_BCHW.shape[2:]) <= MAX_SIDE
+        return self._on_gpu_of(images_BCHW.device, element_BA.shape[1]) if usable else None
 
     @property
     def compiled(self) -> bool:
@@ -92,32 +112,43 @@ class BatchedElements:
             images_BCHW = self._each(images_BCHW, element_B, negative_B)
         return images_BCHW
 
-    def _on_gpu(self, device: torch.device) -> Apply | None:
-        """The kernels for a GPU, if they give what the torch code gives there; a warning and None if they do not.
+    def _on_gpu(self, device: torch.device, arity: int) -> Apply | None:
+        """The kernel for a GPU, if it gives what the torch code gives there; a warning and None if it does not.
 
-        They are compiled for each kind of device, most of which nobody has tried.
+        It is compiled for each kind of device, most of which nobody has tried. Every element takes every position.
         """
         gpu = gpu_kernels()
         if gpu is None or self._fused is None:
             return None
         apply = partial(self._fused.on_gpu, gpu)
-        elements = len(self._family_E)
-        element_S1 = torch.arange(elements).repeat(2)[:, None]
-        negative_S1 = torch.arange(2).repeat_interleave(elements)[:, None] == 1
+        S = 2 * len(self._family_E)
+        step_SA = torch.stack([torch.arange(S).roll(7 * position) for position in range(arity)], 1)
+        element_SA, negative_SA = step_SA // 2, step_SA % 2 == 1
         generator = keyed_generator(0, "kernels on a GPU")
         try:
             for channels in (1, 3):
-                shape = len(element_S1), channels, 40, 33
-                images = torch.randint(30, 200, shape, dtype=torch.uint8, generator=generator).to(device)
-                if not apply(images, element_S1, negative_S1).equal(
-                    self.by_torch(images, element_S1, negative_S1)
-                ):
+                shape = S, channels, 40, 33
+                levels = torch.randint(30, 200, shape, dtype=torch.uint8, generator=generator)
+                mean_C11, std_C11 = 60 + 100 * torch.rand(2, channels, 1, 1, generator=generator)
+                batch = RawBatch(
+                    images_BCHW=send(levels, device),
+                    mean_C11=send(mean_C11, device),
+                    std_C11=send(std_C11, device),
+                    flip_B=torch.arange(S) % 2,
+                    padding=4,
+                    corner_B2=torch.randint(9, (S, 2), generator=generator),
+                    side=11,
+                    centre_B2=torch.randint(33, (S, 2), generator=generator),
+                )
+                by_torch = self.by_torch(batch.basic, element_SA, negative_SA)
+                same = apply(batch.basic, element_SA, negative_SA).equal(by_torch)
+                if not same or not apply(batch, element_SA, negative_SA).equal(batch.finish(by_torch)):
                     raise ValueError(
-                        f"their results on images of {channels} channels differ from the torch code's"
+                        f"its results on images of {channels} channels differ from the torch code's"
                     )
         except Exception as error:  # of a compiler or a driver: whatever it is, the torch code works
             warnings.warn(
-                f"the compiled kernels cannot be used on {device}, so operations take longer: {error}",
+                f"the compiled kernel cannot be used on {device}, so operations take longer: {error}",
                 stacklevel=2,
             )
             return None
@@ -134,8 +165,8 @@ class BatchedElements:
             chosen_n = order_B[begin : begin + n]
             begin += n
             if n:
-                images_nCHW = images_BCHW.index_select(0, chosen_n.to(images_BCHW.device, non_blocking=True))
+                images_nCHW = images_BCHW.index_select(0, send(chosen_n, images_BCHW.device))
                 results.append(family(images_nCHW, element_B[chosen_n], negative_B[chosen_n]))
         # on the CPU, gathering is several times as fast as assigning by index
-        index_B = order_B.argsort().to(images_BCHW.device, non_blocking=True)
+        index_B = send(order_B.argsort(), images_BCHW.device)
         return torch.cat(results).index_select(0, index_B)

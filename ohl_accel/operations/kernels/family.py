@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ohl_accel.operations.kernels.around import send
 from ohl_accel.operations.transforms import Element
 
 BatchFunction = Callable[[Tensor, Tensor], Tensor]
@@ -69,7 +70,7 @@ class EachImage(Kernel):
 
         def apply(images_nCHW: Tensor, element_n: Tensor, negative_n: Tensor) -> Tensor:
             magnitude_n = magnitude_E2[element_n, negative_n.long()]
-            result = self.function(images_nCHW, magnitude_n.to(images_nCHW.device, non_blocking=True))
+            result = self.function(images_nCHW, send(magnitude_n, images_nCHW.device))
             if result.shape != images_nCHW.shape or result.dtype != torch.uint8:
                 name = elements[int(element_n[0])].transform.name
                 raise ValueError(

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ohl_accel.operations.kernels import blend, steps, tone
+from ohl_accel.operations.kernels.around import RawBatch, send
 from ohl_accel.operations.kernels.family import EachImage, magnitudes_of
-from ohl_accel.operations.kernels.geometry import MAX_SIDE, Affine, fixed_point_matrices
+from ohl_accel.operations.kernels.geometry import MAX_SIDE, Affine, fixed_point, fixed_point_matrices
 from ohl_accel.operations.kernels.tone import Curve, ImageCurve, fixed_curves
 from ohl_accel.operations.transforms import Element
 
@@ -137,25 +138,37 @@ class FusedElements:
         channels.join_channels(_read_only(planes_1N[0]), result.reshape(-1))
         return result
 
-    def on_gpu(self, gpu: ModuleType, images_BCHW: Tensor, element_BA: Tensor, negative_BA: Tensor) -> Tensor:
-        """As `__call__`, by the kernels for GPUs, in a launch for each element; the host does not wait for the device.
+    def on_gpu(
+        self, gpu: ModuleType, images: Tensor | RawBatch, element_BA: Tensor, negative_BA: Tensor
+    ) -> Tensor:
+        """As `__call__`, by the kernel for GPUs, in one launch; the host does not wait for the device.
+
+        All that was drawn goes to the device in one copy.
 
         Args:
-            gpu: these kernels.
-            images_BCHW, element_BA, negative_BA: as there; the images are on a GPU, and there is at least one.
+            gpu: this kernel.
+            images: as there, on a GPU, at least one; or with what is done to them before and after the elements.
+            element_BA, negative_BA: as there.
+
+        Returns:
+            uint8 [B, C, H, W]; with what is done before and after, float32.
         """
-        device = images_BCHW.device
-        step_AB = (2 * element_BA + negative_BA).T.int().contiguous().to(device, non_blocking=True)
-        tables = self._tables_on(device, *images_BCHW.shape[2:])
-        for step_B in step_AB:
-            images_BCHW = gpu.apply(images_BCHW.contiguous(), step_B, *tables)
-        return images_BCHW
+        drawn_BD, finish = 2 * element_BA + negative_BA, None
+        if isinstance(images, RawBatch):
+            drawn_BD = torch.cat((drawn_BD, images.drawn()), 1)
+            finish = images.mean_C11, images.std_C11, images.side
+            images = images.images_BCHW
+        device, arity = images.device, element_BA.shape[1]
+        tables = self._tables_on(device, *images.shape[2:])
+        drawn_BD = send(drawn_BD.int(), device)
+        return gpu.apply(images.contiguous(), drawn_BD, *tables, arity=arity, finish=finish)  # type: ignore[no-any-return]
 
     def _move_tables(self, device: torch.device, height: int, width: int) -> list[Tensor]:
         """What `gpu.apply` needs besides images and steps, on a device."""
-        arrays = [self._kind_S.astype(np.int32), self._factor_S, self._curve_S256]
-        arrays.append(self._matrices_of_size(height, width).astype(np.int32))
-        return [torch.from_numpy(array).to(device) for array in arrays]
+        matrix_S6 = self._matrices_of_size(height, width).astype(np.int32)
+        matrix_S6[self._kind_S != steps.AFFINE] = fixed_point((1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
+        arrays = self._kind_S.astype(np.int32), self._factor_S, self._curve_S256, matrix_S6
+        return [send(torch.from_numpy(array), device) for array in arrays]
 
     def _apply(
         self, compiled: ModuleType, images_BN: Array, step_BA: Array, height: int, width: int

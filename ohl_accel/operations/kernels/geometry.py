@@ -17,6 +17,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
+from ohl_accel.operations.kernels.around import send
 from ohl_accel.operations.kernels.family import Family, Kernel
 from ohl_accel.operations.transforms import Element
 
@@ -66,7 +67,7 @@ class _Moves:
             raise ValueError(f"images of {height} x {width} are too large: at most {MAX_SIDE} pixels a side")
         device = images_nCHW.device
         matrix_n6 = self._matrices_of_size(height, width)[element_n, negative_n.long()]
-        a0, a1, a2, a3, a4, a5 = matrix_n6.to(device, non_blocking=True).T[:, :, None, None]
+        a0, a1, a2, a3, a4, a5 = send(matrix_n6, device).T[:, :, None, None]
         row_H1 = torch.arange(height, dtype=torch.int32, device=device)[:, None]
         column_W = torch.arange(width, dtype=torch.int32, device=device)
         source_column_nHW = (a0 * column_W + a1 * row_H1 + a2) >> 16
@@ -91,14 +92,14 @@ def fixed_point_matrices(elements: Sequence[Element], height: int, width: int) -
         kernel = element.transform.kernel
         if isinstance(kernel, Affine):
             pair = [kernel.matrix(element.value(negative), height, width) for negative in (False, True)]
-            rows.append([_in_fixed_point(matrix) for matrix in pair])
+            rows.append([fixed_point(matrix) for matrix in pair])
         else:
             rows.append(nothing)
     return torch.tensor(rows, dtype=torch.int32)
 
 
-def _in_fixed_point(matrix: Matrix) -> list[int]:
-    """A matrix as used by Pillow's C code.
+def fixed_point(matrix: Matrix) -> list[int]:
+    """A matrix as used by Pillow's C code, in 16.16 fixed point.
 
     Pillow samples at pixel centres: `a2 + a0 / 2 + a1 / 2` and `a5 + a3 / 2 + a4 / 2`, and rounds each
     number by `floor(65536 v + 0.5)` (affine_fixed). For a pure translation it uses a different code path,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ohl_accel.operations.kernels.around import send
 from ohl_accel.operations.kernels.blend import blend, luma
 from ohl_accel.operations.kernels.family import BatchFunction, Family, Kernel, magnitudes_of
 from ohl_accel.operations.transforms import Element
@@ -66,15 +67,15 @@ class _Curves:
     def __call__(self, images_nCHW: Tensor, element_n: Tensor, negative_n: Tensor) -> Tensor:
         """Apply to each image the curve of its element."""
         device, channels, sign_n = images_nCHW.device, images_nCHW.shape[1], negative_n.long()
-        curves_n256 = self._fixed_E2256[element_n, sign_n].to(device, non_blocking=True)
+        curves_n256 = send(self._fixed_E2256[element_n, sign_n], device)
         curves_nC256 = curves_n256[:, None].expand(-1, channels, -1).contiguous()
         for curves_of, of_function_E in self._of_images:
             chosen = of_function_E[element_n].nonzero().squeeze(1)
             if len(chosen):
-                index = chosen.to(device, non_blocking=True)
+                index = send(chosen, device)
                 magnitude = self._magnitude_E2[element_n[chosen], sign_n[chosen]]
                 images = images_nCHW.index_select(0, index)
-                curves_nC256[index] = curves_of(images, magnitude.to(device, non_blocking=True))
+                curves_nC256[index] = curves_of(images, send(magnitude, device))
         levels_nCP = images_nCHW.flatten(2).long()
         return curves_nC256.gather(2, levels_nCP).view_as(images_nCHW)
 
