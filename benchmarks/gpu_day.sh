@@ -45,6 +45,7 @@ part kernels "$PYTHON" benchmarks/kernels.py --device cuda --pixels 67108864 --r
 part transform "$PYTHON" benchmarks/transform.py --device cuda --result "$OUT/transform.md"
 part search_step "$PYTHON" -m benchmarks.search_step --data "$CIFAR10" --result "$OUT/search_step.md" \
 	model.name=resnet18_cifar model.args={}
+part stacked "$PYTHON" -m benchmarks.stacked --result "$OUT/stacked.md"
 part digits "$PYTHON" -m accelerate.commands.launch --config_file accelerate_configs/gpu.yaml \
 	-m ohl_accel.search digits "run.dir=$OUT/digits" run.overwrite=true
 part resnet18 "$PYTHON" -m ohl_accel.compare cifar10_r18 "data.path=$CIFAR10" "outer.steps=$EPOCHS" \

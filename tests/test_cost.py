@@ -70,6 +70,9 @@ def test_the_digits_by_hand() -> None:
     assert high / low == pytest.approx(UTILIZATION[1] / UTILIZATION[0])
     parted = cost_of(DIGITS, "inner.batch_size=64", "inner.micro_batches=4", processes=8)
     assert parted.memory["activations"] == cost.memory["activations"] / 4
+    apart, stacked = (cost_of(DIGITS, f"inner.stacked={stacked}").memory for stacked in ("false", "true"))
+    assert [stacked[name] / apart[name] for name in apart] == [1, 1, 4, 4]
+    assert cost_of(DIGITS, "inner.stacked=true", processes=8).memory == cost_of(DIGITS, processes=8).memory
     alone = cost_of(DIGITS, "outer.average=0.9", "run.mixed_precision=bf16")
     assert alone.memory["weights"] == 4 * 2 * alone.network.state_bytes
     assert alone.memory["optimizer"] == 4 * weights

@@ -133,6 +133,8 @@ def test_every_problem_is_in_one_message(tmp_path: Path) -> None:
         (["augment.policy=mixup", "augment.cutmix=1"], "augment.cutmix=1 mix with every policy; use"),
         (["augment.mixup=-1"], "augment.mixup: input should be greater than or equal to 0"),
         (["outer.adopt=all"], "outer.adopt: input should be 'state' or 'weights', got 'all'"),
+        (["inner.stacked=2"], "inner.stacked: input should be a valid boolean"),
+        (["inner.stacked=true", "model.compile=true"], "inner.stacked, model.compile: cannot be used"),
         (["inner.clip_grad=0"], "inner.clip_grad: input should be greater than 0, got 0"),
         (["inner.auxiliary_weight=-1"], "inner.auxiliary_weight: input should be greater than or equal to 0"),
         (["run.dir.x=1"], "override 'run.dir.x=1': run.dir is not a section"),

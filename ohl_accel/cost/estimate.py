@@ -118,15 +118,14 @@ class Cost:
         part = 1 / size if self.recipe.model.shard else 1.0
         copies = 2 if self.learn and self.recipe.outer.average else 1
         half = 0.5 if self.recipe.run.mixed_precision == "bf16" else 1.0
-        ddp = (
-            hosted if size > 1 and not self.recipe.model.shard else 1
-        )  # DDP keeps the buckets of each network
+        stacked = self.recipe.inner.stacked and size == 1
+        ddp = size > 1 and not self.recipe.model.shard  # keeps the buckets of each network
         batch = self.recipe.inner.batch_size / size / self.recipe.inner.micro_batches
         return {
             "weights": hosted * copies * weights * part,
             "optimizer": hosted * self.optimizer_share * parameters * part,
-            "gradients": ddp * parameters * part,
-            "activations": batch * self.network.activation_bytes * half,
+            "gradients": (hosted if ddp or stacked else 1) * parameters * part,
+            "activations": (hosted if stacked else 1) * batch * self.network.activation_bytes * half,
         }
 
     def gpu_hours(self, gpu: Gpu) -> tuple[float, float]:

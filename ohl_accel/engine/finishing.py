@@ -31,6 +31,8 @@ def finish(run: Run, rewards: list[float] | None) -> dict[str, Any]:
         RunFailedError: if the network cannot be written.
     """
     groups, recipe, data = run.groups, run.recipe, run.data
+    if run.stack is not None:
+        run.stack.separate()
     if recipe.outer.keep_average:
         run.hosted[0].take_average()
     tensors = groups.tensors_on_main(0, run.hosted[0].network.state_dict())

@@ -30,6 +30,7 @@ from ohl_accel.engine.phases import Phases
 from ohl_accel.engine.replacements import Replacements
 from ohl_accel.engine.saving import Saver
 from ohl_accel.engine.scoring import outcomes_of
+from ohl_accel.engine.stacked import Stack
 from ohl_accel.engine.trajectory import Trajectory
 from ohl_accel.errors import RunFailedError, UserError
 from ohl_accel.interrupts import Interrupted
@@ -77,6 +78,8 @@ class Run:
     objective: Objective
     augmentation: Augmentation
     hosted: list[Trajectory]
+    stack: Stack | None
+    """Trains them at once (`inner.stacked`); None: one after the other."""
     fixed_policy: AugmentationPolicy
     """The policy of all trajectories if nothing is learned; otherwise the one that the estimator started from."""
     estimator: Estimator | None
@@ -154,10 +157,16 @@ class Run:
                 images, labels = next(batches)
             with self.phases("augment", within="train"):
                 batch = self.augmentation.batch(images, step)
+            together: list[tuple[Tensor, Tensor]] = []
             for trajectory, policy in zip(self.hosted, policies, strict=True):
                 with self.phases("augment", within="train"):
                     inputs, targets = trajectory.augment(batch, labels, step, policy)
-                trajectory.inner_step(inputs, targets, step)
+                if self.stack is None:
+                    trajectory.inner_step(inputs, targets, step)
+                else:
+                    together.append((inputs, targets))
+            if self.stack is not None:
+                self.stack.inner_step(together, step)
             if self.info is not None:
                 self.observers.inner_step(self.info)
             if (step + 1) % CHECK_EVERY == 0:

@@ -27,6 +27,7 @@ from ohl_accel.engine.replacements import Replacements
 from ohl_accel.engine.run import Run
 from ohl_accel.engine.same_run import check_images, check_recipe
 from ohl_accel.engine.saving import Saver
+from ohl_accel.engine.stacked import Stack, stack_up
 from ohl_accel.engine.trajectory import Trajectory, create_optimizer, create_schedule
 from ohl_accel.errors import UserError
 from ohl_accel.observers.display import Display
@@ -34,7 +35,7 @@ from ohl_accel.observers.observer import Observer, RunInfo
 from ohl_accel.policy import Policy
 from ohl_accel.policy.baselines import mixes, open_policy, resolve_augment
 from ohl_accel.policy.estimators import Estimator
-from ohl_accel.policy.protocol import AugmentationPolicy, BatchDraw
+from ohl_accel.policy.protocol import AugmentationPolicy, BatchDraw, NoPolicy
 from ohl_accel.recipe import ModelSection, Recipe
 from ohl_accel.run_folder.files import (
     CHECKPOINTS,
@@ -169,6 +170,9 @@ def _build(
         for trajectory in hosted:
             if trajectory.average is not None:
                 trajectory.update_average(1)
+    stack = stack_up(recipe, groups, hosted, accelerator, display.warn)
+    if stack is not None:
+        run_on_all_ranks(partial(_try_out, stack, data, augmentation, groups))
     saver = None if folder is None else Saver(folder, recipe, data.record, full, display.warn)
     (first_outer_step, first_inner_step), decoded = _resume_or_begin(
         recipe, folder, saver, data, hosted, estimator, policy, groups, display
@@ -211,6 +215,7 @@ def _build(
         objective=objective,
         augmentation=augmentation,
         hosted=hosted,
+        stack=stack,
         fixed_policy=policy,
         estimator=estimator,
         new_network=new_network,
@@ -290,6 +295,23 @@ def _augmented_images(
     batch = augmentation.batch(images, step)
     draw = BatchDraw(augmentation.seed, step, 0, augmentation.batch_size, augmentation.own)
     return policy.apply(batch.basic, draw)[0]
+
+
+def _try_out(stack: Stack, data: Data, augmentation: Augmentation, groups: Groups) -> None:
+    """Train all hosted trajectories at once on a blank batch, without effect.
+
+    Raises:
+        UserError: if that cannot work.
+    """
+    images = torch.zeros(len(range(augmentation.batch_size)[augmentation.own]), dtype=torch.uint8)
+    images = images[:, None, None, None].expand(-1, data.schema.channels, *data.schema.size)
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    if data.schema.multi_label:
+        labels = torch.zeros(len(images), len(data.schema.class_names))
+    inputs, targets, _ = augmentation.inputs(
+        NoPolicy(), augmentation.batch(images, 0), labels, 0, trajectory=0
+    )
+    stack.try_out([(inputs, targets)] * len(groups.hosted))
 
 
 def _first_network(

@@ -31,6 +31,7 @@ def for_one_network(recipe: Recipe) -> Recipe:
     factor = recipe.outer.trajectories if recipe.train.match == "compute" else 1
     schedule = recipe.inner.schedule
     inner = recipe.inner.model_dump()
+    inner["stacked"] = False  # of one network
     inner["schedule"]["milestones"] = [factor * milestone for milestone in schedule.milestones]
     return recipe.with_values(
         inner=inner,

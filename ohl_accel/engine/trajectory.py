@@ -120,13 +120,21 @@ class Trajectory:
     def inner_step(self, inputs: Tensor, targets: Tensor, step: int) -> None:
         """One SGD step (Eq 2) on the results of `augment`; `step` counts those done so far in the whole run."""
         inputs = inputs.contiguous(memory_format=self._memory_format)
+        self.begin_inner_step(step)
+        self.end_inner_step(self._accumulate_gradients(inputs, targets))
+
+    def begin_inner_step(self, step: int) -> None:
+        """What comes before the gradients of an inner step: random numbers, learning rate, progress."""
         # dropout etc. must not depend on what a process did before
         network_seed = keyed_seed(self._seed, "network", step, self._groups.data_rank)
         seed_device(self._augmentation.device, network_seed)
         self.schedule.step_update(step)
         if self._progress is not None:
             self._progress.fill_(step / self._total_steps)
-        self._loss_sum += self._accumulate_gradients(inputs, targets)
+
+    def end_inner_step(self, loss: Tensor) -> None:
+        """What comes after them: clipping, the optimizer's step, the average. `loss`: of the batch, float64 []."""
+        self._loss_sum += loss
         if self._clip_grad is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self._clip_grad)
         self.optimizer.step()
@@ -142,13 +150,13 @@ class Trajectory:
         for number, (some, of) in enumerate(zip(inputs.chunk(parts), targets.chunk(parts), strict=True), 1):
             apart = number < parts and isinstance(network, DistributedDataParallel)
             with cast(DistributedDataParallel, network).no_sync() if apart else nullcontext():
-                loss = self._loss(network(some), of) / parts
+                loss = self.loss(network(some), of) / parts
                 self._accelerator.backward(loss)
             total += loss.detach()
         return total
 
-    def _loss(self, outputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
-        """The objective's loss; of a network with auxiliary heads, plus theirs, weighted."""
+    def loss(self, outputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        """The objective's loss of a network's outputs; with auxiliary heads, plus theirs, weighted. float []"""
         if isinstance(outputs, Tensor):
             return self._objective.loss(outputs, targets)
         main, *auxiliary = (self._objective.loss(logits, targets) for logits in outputs)

@@ -173,6 +173,13 @@ def _sharded_or_compiled(shard: bool, compiled: bool) -> str | None:
     return "model.shard, model.compile: cannot be used together; give only one of them"
 
 
+@_rule("inner.stacked", "model.compile")
+def _stacked_or_compiled(stacked: bool, compiled: bool) -> str | None:
+    if not (stacked and compiled):
+        return None
+    return "inner.stacked, model.compile: cannot be used together; give only one of them"
+
+
 @_rule("model.shard", "inner.optimizer.name")
 def _optimizer_can_be_sharded(shard: bool, name: str) -> str | None:
     if not shard or name in SHARDED_OPTIMIZERS:

@@ -283,6 +283,10 @@ class InnerSection(Section):
     micro_batches: Annotated[Whole, Field(ge=1)] = 1
     """Parts in which each process trains on its images of a batch, one after another, to need less memory (gradient
     accumulation). Batch normalization sees one part at a time."""
+    stacked: bool = False
+    """Train all trajectories of a process at once, by `torch.vmap`, for small networks that leave a GPU idle: the same
+    results to rounding, R times the memory for activations. It has no effect where a process hosts one trajectory or
+    shares its batches; a network that cannot be mapped is refused."""
     clip_grad: Annotated[Real, Field(gt=0)] | None = None
     """Largest norm of the gradient of all weights together; None: gradients are not clipped."""
     auxiliary_weight: Annotated[Real, Field(ge=0)] = 0.4
