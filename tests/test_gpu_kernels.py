@@ -172,6 +172,20 @@ def test_kernels_that_are_wrong_on_a_device_are_not_used(interpreter: Any, whole
     )
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 61, 67)])
+def test_one_launch_equals_the_cpu(shape: tuple[int, int, int]) -> None:
+    """All operations with all that is around them; the launch is used, not the torch code."""
+    operations, images = torch.arange(1296), noise(1296, *shape)
+    negative = torch.rand(1296, 2, generator=keyed_generator(1, "test")) < 0.5
+    batch, device = raw_batch(images), torch.device("cuda", torch.cuda.current_device())
+    assert PAPER._batched._on_gpu_of(device, 2) is not None
+    there = {name: getattr(batch, name).to(device) for name in ("images_BCHW", "mean_C11", "std_C11")}
+    got = PAPER.augment(replace(batch, **there), operations, negative)
+    assert torch.equal(got.cpu(), PAPER.augment(batch, operations, negative))
+
+
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_compiler_fuses_no_products_and_sums(channels: int, whole: bool) -> None:
