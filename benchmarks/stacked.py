@@ -99,9 +99,9 @@ def section(recipe: Recipe, side: int, accelerator: Accelerator, options: argpar
         ways = make_ways(recipe, number, accelerator)
         batches = [batch_of(recipe, side, accelerator.device) for _ in range(number)]
         seconds: dict[str, list[float]] = {}
-        for name, step in ways.steps.items():
+        for name, way in ways.steps.items():
             try:
-                step(batches, 0)  # choosing and loading kernels takes time
+                way(batches, 0)  # choosing and loading kernels takes time
                 seconds[name] = []
             except (RuntimeError, TypeError, ValueError) as error:
                 rows.append(f"| {number} | {name} | failed: {first_line(error)} | | |")
@@ -249,11 +249,11 @@ def as_graphs(hosted: Sequence[Trajectory]) -> Way:
 def conditions(options: argparse.Namespace) -> list[str]:
     """How it was measured."""
     device = torch.cuda.get_device_name() if CUDA else f"{processor()}, one thread, in processor time"
+    load = f"load average at the end {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     command = " ".join(["python -m benchmarks.stacked", *sys.argv[1:]])
     return [
         f"- command: `OMP_NUM_THREADS=1 {command}`",
-        f"- {device}; {options.rounds} rounds, inner steps of each way in a round: {options.steps}; load average at the "
-        f"end {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
+        f"- {device}; {options.rounds} rounds, inner steps of each way in a round: {options.steps}; {load}",
         f"- Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}",
         f"- {date.today()}",
     ]
