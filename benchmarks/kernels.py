@@ -1,13 +1,16 @@
 """What the batched kernels cost on one CPU core, against other libraries: writes a Markdown page.
 
     OMP_NUM_THREADS=1 python benchmarks/kernels.py
+    OMP_NUM_THREADS=1 python benchmarks/kernels.py --compile
     python benchmarks/kernels.py --device cuda --pixels 67108864 --result FILE
 
 Each round times all of them, one after the other, on the same photographs; the page has the medians over the rounds,
 and of each round's ratios. Times are the processor time of the only thread, so what else the machine does counts less;
-on a GPU, wall time until it has finished, without other libraries, against the torch code and a copy: a copy reads and
-writes every byte once, so its share of our time is our share of the memory's bandwidth.
-kornia and albumentations are measured if they are installed.
+on a GPU, wall time until it has finished, without other libraries. A whole augmentation is flip, pad-crop, an
+operation, normalization and Cutout, on a GPU in one launch; it reads a byte for each level and writes a float, and what
+it thus moves in a second is compared with what a copy moves.
+kornia and albumentations are measured if they are installed; with --compile also our torch code under torch.compile,
+for images of 32 x 32: it needs a C++ compiler on the CPU, and minutes.
 """
 
 import argparse
@@ -35,6 +38,7 @@ from torchvision.transforms import v2
 
 from benchmarks.pages import now, replace_between
 from ohl_accel.comparison.summary import processor
+from ohl_accel.operations.kernels.around import RawBatch
 from ohl_accel.operations.space import PAPER
 from ohl_accel.rng import keyed_generator
 
@@ -42,6 +46,7 @@ RESULT = Path(__file__).parent / "results" / "kernels.md"
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- begin: benchmarks/kernels.py -->\n", "<!-- end: benchmarks/kernels.py -->\n"
 OURS, BY_TORCH, COPY = "ohl_accel, compiled", "ohl_accel, torch code", "copy of the bytes"
+WHOLE, WHOLE_BY_TORCH = "whole augmentation, compiled", "whole augmentation, torch code"
 LIBRARIES = ("numba", "numpy", "torch", "torchvision", "timm", "Pillow", "kornia", "albumentations")
 Call = Callable[[], Any]
 
@@ -60,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--result", type=Path, default=RESULT, help="the Markdown file")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page that has a copy of it, on the CPU")
     parser.add_argument("--device", default="cpu", help="where the batches are")
+    parser.add_argument("--compile", action="store_true", help="time the torch code under torch.compile too")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     sections = []
@@ -87,17 +93,43 @@ def crops(side: int, count: int) -> Tensor:
     return torch.stack(chosen)
 
 
-def batches(images_BCHW: Tensor) -> dict[str, Call]:
+def batches(images_BCHW: Tensor, compile_too: bool) -> dict[str, Call]:
     """Our calls on the whole batch, each image with an operation of its own, and a copy."""
     generator = keyed_generator(0, "operations")
     operation_B = torch.randint(PAPER.num_operations, (len(images_BCHW),), generator=generator)
     negative_BA = torch.rand(len(images_BCHW), PAPER.arity, generator=generator) < 0.5
     element_BA = PAPER.elements_of(operation_B)
-    return {
+    draw = partial(torch.randint, size=(len(images_BCHW), 2), generator=generator)
+    raw = partial(
+        RawBatch,
+        images_BCHW=images_BCHW,
+        mean_C11=torch.full((3, 1, 1), 120.0, device=images_BCHW.device),
+        std_C11=torch.full((3, 1, 1), 60.0, device=images_BCHW.device),
+        flip_B=draw(2)[:, 0],
+        padding=4,
+        corner_B2=draw(9),
+        side=images_BCHW.shape[2] // 2,
+        centre_B2=draw(images_BCHW.shape[2]),
+    )  # a new one each time: it keeps what the basic transforms give
+
+    def whole_by_torch() -> Tensor:
+        batch = raw()
+        return batch.finish(PAPER._batched.by_torch(batch.basic, element_BA, negative_BA))
+
+    calls: dict[str, Call] = {
         OURS: lambda: PAPER.apply(images_BCHW, operation_B, negative_BA),
         BY_TORCH: lambda: PAPER._batched.by_torch(images_BCHW, element_BA, negative_BA),
         COPY: images_BCHW.clone,
+        WHOLE: lambda: PAPER.augment(raw(), operation_B, negative_BA),
+        WHOLE_BY_TORCH: whole_by_torch,
     }
+    if compile_too:
+        compiled = partial(torch.compile(PAPER._batched.by_torch), images_BCHW, element_BA, negative_BA)
+        different = int((compiled() != calls[BY_TORCH]()).flatten(1).any(1).sum())
+        calls[f"ohl_accel, torch code under torch.compile ({different} images differ from Pillow's)"] = (
+            compiled
+        )
+    return calls
 
 
 def peers(images_BCHW: Tensor) -> dict[str, Call]:
@@ -166,8 +198,8 @@ def timed(calls: Mapping[str, tuple[Call, int]], options: argparse.Namespace) ->
 
 def libraries_table(side: int, images_BCHW: Tensor, options: argparse.Namespace) -> list[str]:
     """A section: images/s of everything, and how many times as fast the compiled kernels are."""
-    single = images_BCHW[: options.single]
-    calls = {name: (call, len(images_BCHW)) for name, call in batches(images_BCHW).items()}
+    single, ours = images_BCHW[: options.single], batches(images_BCHW, options.compile and side == 32)
+    calls = {name: (call, len(images_BCHW)) for name, call in ours.items()}
     if options.device == "cpu":
         calls |= {name: (call, len(single)) for name, call in peers(single).items()}
     seconds = timed(calls, options)
@@ -186,7 +218,20 @@ def libraries_table(side: int, images_BCHW: Tensor, options: argparse.Namespace)
         "|---|---|---|",
         *rows,
         "",
+        _traffic(images_BCHW[0].numel(), seconds),
+        "",
     ]
+
+
+def _traffic(levels: int, seconds: Mapping[str, list[float]]) -> str:
+    """What a whole augmentation moves: for each of an image's levels it reads a byte and writes four; a copy, one."""
+    whole, copy = (statistics.median(seconds[name]) for name in (WHOLE, COPY))
+    ratios = [copied / ours for ours, copied in zip(seconds[WHOLE], seconds[COPY], strict=True)]
+    share = 2.5 * statistics.median(ratios)
+    return (
+        f"A whole augmentation reads and writes {5 * levels / whole / 1e9:.3g} GB/s, {share:.1%} of what a copy does "
+        f"({2 * levels / copy / 1e9:.3g} GB/s)."
+    )
 
 
 def elements_table(images_BCHW: Tensor, options: argparse.Namespace) -> list[str]:

@@ -192,7 +192,7 @@ def test_the_compiler_fuses_no_products_and_sums(channels: int, whole: bool) -> 
     """Machine code for an H100, of both elements, with all that is around them and without.
 
     A fused multiply-add rounds once, and Pillow twice; a quick division rounds otherwise than torch's. Threads wait for
-    each other before they read a curve that all have written, and keep no pixels in memory.
+    each other before they read a curve that all have written, of either element.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -220,5 +220,5 @@ def test_the_compiler_fuses_no_products_and_sums(channels: int, whole: bool) -> 
     assert not re.findall(r"\bdiv\.(full|approx)", ptx)
     assert bool(re.search(r"\bdiv\.rn\.f32", ptx)) == whole
     assert re.search(r"\bmul\.(rn\.)?f32", ptx)
-    assert re.search(r"\bbar\.sync", ptx)
+    assert len(re.findall(r"\w\.barrier\b", made.asm["ttir"])) == 2
     assert len(made.asm["cubin"]) > 1000

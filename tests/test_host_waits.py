@@ -7,7 +7,7 @@ on a GPU, the same steps run in torch's mode that makes an error of each synchro
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -121,16 +121,18 @@ def test_inner_steps_need_no_number_from_the_device(device: str) -> None:
 
 def test_one_launch_needs_no_number_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that was drawn comes in one tensor; only the images, the labels and tables come besides."""
-    drawn = []
+    drawn, stub = [], ModuleType("gpu")
 
     def apply(images: Tensor, drawn_BD: Tensor, *tables: Tensor, finish: Any, **options: Any) -> Tensor:
         assert {each.device.type for each in (images, drawn_BD, *tables, *finish[:2])} == {"meta"}
         drawn.append(drawn_BD.shape)
         return torch.empty_like(images, dtype=torch.float32)
 
+    vars(stub)["apply"] = apply
+
     def kernel(batched: BatchedElements, images: Tensor, elements: Tensor) -> Any:
         assert batched._fused is not None
-        return partial(batched._fused.on_gpu, SimpleNamespace(apply=apply))
+        return partial(batched._fused.on_gpu, stub)
 
     def unused(*arguments: Any) -> Tensor:
         raise AssertionError("the images are transformed by torch code")

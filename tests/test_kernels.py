@@ -6,6 +6,7 @@ Both the torch code and the compiled kernels are tested, and the latter on every
 import io
 import itertools
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -361,5 +362,8 @@ def test_the_benchmark(tmp_path: Path) -> None:
     result = (tmp_path / "result.md").read_text()
     assert result.count("\n| ") >= 10 + 14
     assert "| ohl_accel, compiled | " in result
+    assert re.search(
+        r"\nA whole augmentation reads and writes [\d.]+ GB/s, [\d.]+% of what a copy does", result
+    )
     tables = result.partition("\n")[2]
     assert page.read_text() == f"before\n{benchmark.BEGIN}{tables}{benchmark.END}after\n"
