@@ -99,7 +99,12 @@ def test_an_optimizer_resumes(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("kron", "its state has a list .*, which other trajectories cannot adopt"), ("adahessian", "grad")],
+    [
+        pytest.param(
+            "kron", "its state has a list .*, which other trajectories cannot adopt", marks=pytest.mark.long
+        ),
+        ("adahessian", "grad"),
+    ],
 )
 def test_an_optimizer_that_cannot_be_adopted_is_refused(name: str, message: str) -> None:
     with pytest.raises(UserError, match=rf"inner.optimizer.name={name}, .*: .*{message}"):
