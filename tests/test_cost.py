@@ -1,11 +1,9 @@
 """What a run costs: the paper's Table 4, published operation counts, memory by hand; recipes, dry runs, measuring."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 from conftest import REPOSITORY, SMALL
 from forked import DIGITS
 from PIL import Image
@@ -138,14 +136,6 @@ def data_of(name: str, folder: Path) -> list[str]:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 30), (number, 0, 0)).save(file)
     return [f"data.path={folder / 'images'}"]
-
-
-@pytest.fixture
-def another_precision() -> Iterator[None]:
-    """A process has one precision otherwise."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.usefixtures("another_precision")

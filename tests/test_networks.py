@@ -1,14 +1,12 @@
 """The paper's networks: parameters and shapes as published, timm's interface, and runs with narrow ones."""
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from accelerate.state import AcceleratorState
 from conftest import KEEP, final_state, rewind
 from forked import DIGITS
 from torch import nn
@@ -114,14 +112,6 @@ def test_it_is_compiled_as_one_graph(name: str) -> None:
     expected = network(images)
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(images), expected)
-
-
-@pytest.fixture
-def another_precision() -> Iterator[None]:
-    """A process has one precision otherwise."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.usefixtures("another_precision")

@@ -45,9 +45,8 @@ def finished(
     training_noise: float = 0.0,
 ) -> FinishedStep:
     """With losses of 4 images whose means are `heldout`, and which explain two thirds of the noise."""
-    pattern_Nn = torch.tensor([[1.0, -1, 1, -1]]).T * torch.tensor(
-        [[1.0, -1, 1, -1]]
-    )  # of rows and columns without a mean
+    signs = torch.tensor([1.0, -1, 1, -1])
+    pattern_Nn = torch.outer(signs, signs)  # its rows and columns have no mean
     scale, scale_training = (each / 1.5 * ((N - 1) * (4 - 1) / N) ** 0.5 for each in (noise, training_noise))
     return FinishedStep(
         outer_step=outer_step,
@@ -369,6 +368,22 @@ def test_differences_that_noise_explains_teach_nothing() -> None:
     assert not evidence.distinguishable
     assert not torch.equal(designs[2], designs[0])
     assert policy_of(still, 0).theta.tolist() != first.tolist()
+
+
+def test_a_round_without_a_comparison_does_not_count() -> None:
+    """Of one finite trajectory; it says nothing of the noise, and the other rounds are tested as before."""
+    estimator, whole = screening(rounds=2), screening(rounds=2)
+    near, far = torch.tensor([NEAR, FAR], dtype=torch.float64)
+    for step in filter(estimator.is_scored, range(estimator.round_length)):
+        alone = torch.tensor([True, False, False, False])
+        told = estimator.step(finished(step, far, torch.ones(N), alone, noise=0.01))
+    assert told["probability_by_noise"] == 1
+    assert estimator.evidence() is None
+    for step in filter(estimator.is_scored, range(estimator.round_length, 2 * estimator.round_length)):
+        told = estimator.step(finished(step, near, torch.ones(N), noise=0.01))
+    (expected,) = learn_from(whole, NEAR)
+    assert told["probability_by_noise"] == pytest.approx(expected)
+    assert estimator.evidence() is not None
 
 
 def test_at_level_1_every_difference_is_believed() -> None:

@@ -12,7 +12,6 @@ import pytest
 import timm
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from conftest import REPOSITORY, SMALL, final_state, latest, rewind
 from safetensors.torch import load_file
 
@@ -145,12 +144,12 @@ def test_the_seed_matters(finished: Path, tmp_path: Path) -> None:
     assert other["theta"] != this["theta"]
 
 
+@pytest.mark.usefixtures("another_precision")
 def test_bf16_and_other_networks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A timm network with dropout, AdamW, Accelerate's bf16 and channels_last."""
     monkeypatch.setattr(process, "_cpu_has_bf16", lambda: False)
-    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision otherwise
     folder = run(
         tmp_path,
         "run.mixed_precision=bf16",
@@ -165,7 +164,6 @@ def test_bf16_and_other_networks(
         "inner.schedule={name: multistep, milestones: [0.5], warmup_epochs: 0.2}",
         "augment={pad_crop: 2, cutout: 8}",
     )
-    AcceleratorState._reset_state(reset_partial_state=True)
     assert capsys.readouterr().out.count("run.mixed_precision=no is the faster choice") == 1
     lines = read_metrics(folder / "metrics.jsonl")
     assert lines[-1]["learning_rate"] == pytest.approx(0.0001)

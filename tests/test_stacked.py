@@ -1,14 +1,13 @@
 """Trajectories trained at once against one after the other: the same to rounding, and bit for bit when resumed."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from accelerate.state import AcceleratorState
 from conftest import SMALL, final_state, latest
 from forked import DIGITS, call_on_ranks, search_digits
 from safetensors.torch import load_file
@@ -214,14 +213,6 @@ def test_a_search_in_two_processes_that_host_two_each(apart: Path, tmp_path: Pat
     folder = tmp_path / "run"
     call_on_ranks(2, search_digits, *SMALL, "outer.steps=2", STACKED, f"run.dir={folder}")
     same_to_rounding(folder, apart)
-
-
-@pytest.fixture
-def another_precision() -> Iterator[None]:
-    """A process has one precision otherwise."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.usefixtures("another_precision")

@@ -35,9 +35,8 @@ def run_launcher(arguments: Sequence[str]) -> NoReturn:
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", ",".join(passed_on))  # an option of torchrun's
     for name in ("agent.server.api", "multiprocessing.api"):  # the processes say it, or this function
         logging.getLogger(f"torch.distributed.elastic.{name}").disabled = True
-    logging.getLogger("accelerate.commands.launch").setLevel(
-        logging.ERROR
-    )  # it tells the threads that it chooses
+    # Accelerate tells how many threads it chooses
+    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
     rank, code = 0, 0
     try:
         launch_command(launch_command_parser().parse_args(arguments))

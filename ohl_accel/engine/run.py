@@ -5,7 +5,7 @@ Shapes: N trajectories, R hosted ones, K operations, I inner steps, n images of 
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -227,9 +227,8 @@ class Run:
         assert self.estimator is not None
         own: dict[str, Tensor] = {}
         recorded: dict[str, Tensor] = {}
-        names = self.estimator.records_of(outer_step)
-        sample = self._training_outcomes() if names & {"training_loss", "training_losses"} else torch.empty(0)
-        for name in sorted(names):
+        training = cache(self._training_outcomes)
+        for name in sorted(self.estimator.records_of(outer_step)):
             match name:
                 case "counts":
                     own[name] = torch.stack([trajectory.counts_K for trajectory in self.hosted])
@@ -243,10 +242,10 @@ class Run:
                     own[name] = self._losses(outcome.outcomes_RnM, self.data.heldout)
                 case "training_loss":
                     labels = self._training_sample.labels
-                    means = [self.objective.scores(each, labels)["loss"] for each in sample]
+                    means = [self.objective.scores(each, labels)["loss"] for each in training()]
                     own[name] = torch.tensor(means, dtype=torch.float64)
                 case "training_losses":
-                    own[name] = self._losses(sample, self._training_sample)
+                    own[name] = self._losses(training(), self._training_sample)
                 case "heldout_outcomes":
                     assert outcome.outcomes_RnM is not None
                     own[name] = outcome.outcomes_RnM

@@ -252,7 +252,8 @@ class Screening(Estimator):
         alone, of the size that is known: at the scale, and with the weights, that it found in the real ones. None
         before the end of the first round, and where the size of the noise is not known.
         """
-        if not self._done or not self.lr or not self._noise_R[: self._done].all():
+        compared = self._compared()
+        if not compared or not self.lr or not all(noise for noise, _ in compared):
             return None
         p_value = self._probability_by_noise()
         return Evidence(
@@ -354,10 +355,15 @@ class Screening(Estimator):
         """What the scores of the rounds that are done say."""
         return effects.posterior(self.policy.space, *self._rounds())
 
+    def _compared(self) -> list[tuple[float, Tensor]]:
+        """Noise, 0 if it is not known, and scores of the rounds that are done and have scores to compare."""
+        rounds = zip(self._noise_R.tolist(), self._rounds()[1], strict=False)
+        return [(noise, score_N) for noise, score_N in rounds if len(score_N) > 1]
+
     def _probability_by_noise(self) -> float:
         """That the scores of all rounds differ as much, or more, if policies make no difference; 0 if not known."""
         square, freedom = 0.0, 0
-        for noise, score_N in zip(self._noise_R.tolist(), self._rounds()[1], strict=False):
+        for noise, score_N in self._compared():
             if not noise:
                 return 0.0
             square += float((score_N - score_N.mean()).square().sum()) / noise**2
