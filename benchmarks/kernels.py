@@ -114,7 +114,7 @@ def batches(images_BCHW: Tensor, compile_too: bool) -> dict[str, Call]:
 
     def whole_by_torch() -> Tensor:
         batch = raw()
-        return batch.finish(PAPER._batched.by_torch(batch.basic, element_BA, negative_BA))
+        return batch.finish_by_torch(PAPER._batched.by_torch(batch.basic_by_torch(), element_BA, negative_BA))
 
     calls: dict[str, Call] = {
         OURS: lambda: PAPER.apply(images_BCHW, operation_B, negative_BA),

@@ -1,7 +1,9 @@
 """The transforms around the operations, against torchvision and by hand, and the slices of a group."""
 
 import random
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from torchvision.transforms import v2
 
 from ohl_accel.engine.augment import Augmentation
 from ohl_accel.errors import UserError
-from ohl_accel.operations.kernels.around import cutout, pad_crop
+from ohl_accel.operations.kernels.around import RawBatch, cutout, pad_crop
+from ohl_accel.operations.kernels.optional import compiled_kernels
 from ohl_accel.policy.baselines import TorchvisionPolicy, open_policy, resolve_augment
 from ohl_accel.policy.protocol import AugmentationPolicy, BatchDraw, NoPolicy
 from ohl_accel.recipe import AugmentSection
@@ -72,6 +75,30 @@ def test_cutout_by_hand() -> None:
     expected[2, 0, 3:6, 0:2] = 0
     assert torch.equal(got, expected)
     assert cutout(torch.ones(1, 1, 9, 9), 3, torch.tensor([[4, 4]])).sum() == 81 - 9
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 9), (32, 32)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_compiled_transforms_equal_torch(channels: int, size: tuple[int, int]) -> None:
+    """Bit for bit, also where paddings and squares are larger than the image."""
+    height, width = size
+    assert compiled_kernels("compiled_around") is not None  # otherwise torch is compared with torch
+    generator = keyed_generator(1, "test")
+    for padding, side, flip in product((0, 2, 12), (0, 3, 40), (True, False)):
+        batch = RawBatch(
+            images_BCHW=images(12, channels, height, width),
+            mean_C11=torch.tensor([125.3, 123.0, 113.9])[:channels, None, None],
+            std_C11=torch.tensor([63.0, 62.1, 66.7])[:channels, None, None],
+            flip_B=torch.randint(2, (12,), generator=generator) if flip else None,
+            padding=padding,
+            corner_B2=torch.randint(2 * padding + 1, (12, 2), generator=generator),
+            side=side,
+            centre_B2=torch.randint(height * width, (12, 2), generator=generator) % torch.tensor(size),
+        )
+        assert torch.equal(batch.basic, batch.basic_by_torch())
+        assert torch.equal(batch.finish(batch.basic), batch.finish_by_torch(batch.basic))
+    backwards = replace(batch, images_BCHW=images(12, channels, width, height).transpose(2, 3))
+    assert torch.equal(backwards.basic, backwards.basic_by_torch())
 
 
 def test_basic_transforms_flip_half() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ohl_accel.operations.kernels import BatchedElements
 from ohl_accel.operations.kernels.around import RawBatch
-from ohl_accel.operations.kernels.fused import gpu_kernels
+from ohl_accel.operations.kernels.optional import compiled_kernels
 from ohl_accel.operations.space import PAPER
 from ohl_accel.rng import keyed_generator
 
@@ -73,7 +73,7 @@ def raw_batch(images: Tensor, transforms: Collection[str] = AROUND) -> RawBatch:
 
 def on_gpu(images: Tensor | RawBatch, elements: Tensor, negative: Tensor) -> Tensor:
     """By the kernel for GPUs."""
-    gpu = gpu_kernels()
+    gpu = compiled_kernels("gpu")
     assert gpu is not None
     assert PAPER._batched._fused is not None
     return PAPER._batched._fused.on_gpu(gpu, images, elements, negative)
@@ -108,7 +108,9 @@ def differences_around(channels: int, height: int, width: int, arity: int) -> li
     for number in range(len(AROUND) + 1):
         for transforms in combinations(AROUND, number):
             batch = raw_batch(images, transforms)
-            expected = batch.finish(PAPER._batched.by_torch(batch.basic, elements, negative))
+            expected = batch.finish_by_torch(
+                PAPER._batched.by_torch(batch.basic_by_torch(), elements, negative)
+            )
             got = on_gpu(batch, elements, negative)
             if got.dtype != torch.float32 or not torch.equal(got, expected):
                 different.append(" ".join(transforms))

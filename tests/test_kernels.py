@@ -22,10 +22,10 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from benchmarks import kernels as benchmark
-from ohl_accel.operations import kernels
-from ohl_accel.operations.kernels import BatchedElements, fused, tone
+from ohl_accel.operations.kernels import BatchedElements, tone
 from ohl_accel.operations.kernels.family import EachImage
 from ohl_accel.operations.kernels.geometry import MAX_SIDE
+from ohl_accel.operations.kernels.optional import compiled_kernels
 from ohl_accel.operations.kernels.tone import Curve
 from ohl_accel.operations.space import PAPER, PAPER_IDENTITY, Space
 from ohl_accel.operations.transforms import Element, Magnitude, Transform
@@ -244,7 +244,7 @@ def test_large_images_and_kernels_that_are_not_kept_go_through_pillow(
     assert PAPER.apply_to_image(long, 1295, [False, False]) == PAPER.apply_to_pil(long, 1295, [False, False])
     small = Image.new("L", (5, 4), 7)
     assert PAPER.apply_to_array(np.asarray(small), 0, [False, False]) is not None
-    monkeypatch.setattr(kernels.compiled, "kept", False)
+    monkeypatch.setattr(compiled_kernels("compiled"), "kept", False)
     assert PAPER.apply_to_array(np.asarray(small), 0, [False, False]) is None
     assert PAPER.apply_to_image(small, 7, [False, True]) == PAPER.apply_to_pil(small, 7, [False, True])
 
@@ -268,15 +268,14 @@ def test_without_numba_results_are_the_same(monkeypatch: pytest.MonkeyPatch) -> 
     compiled = PAPER.apply(images, torch.arange(1296), negative)
     picture = to_pil_image(images[5])
     single = PAPER.apply_to_image(picture, 5, negative[5].tolist())
-    fused._compiled.cache_clear()
-    monkeypatch.delattr(kernels, "compiled")
+    compiled_kernels.cache_clear()
     monkeypatch.setitem(sys.modules, "ohl_accel.operations.kernels.compiled", None)
     try:
-        assert fused._compiled() is None
+        assert compiled_kernels("compiled") is None
         assert torch.equal(PAPER.apply(images, torch.arange(1296), negative), compiled)
         assert PAPER.apply_to_image(picture, 5, negative[5].tolist()) == single
     finally:
-        fused._compiled.cache_clear()
+        compiled_kernels.cache_clear()
 
 
 def test_a_space_with_a_kernel_of_the_users_own_is_not_compiled() -> None:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ohl_accel.operations.kernels.around import RawBatch, send
 from ohl_accel.operations.kernels.family import Family
-from ohl_accel.operations.kernels.fused import Array, FusedElements, gpu_kernels, kept
+from ohl_accel.operations.kernels.fused import Array, FusedElements, kept
 from ohl_accel.operations.kernels.geometry import MAX_SIDE
+from ohl_accel.operations.kernels.optional import compiled_kernels
 from ohl_accel.operations.transforms import Element
 from ohl_accel.rng import keyed_generator
 
@@ -117,7 +118,7 @@ class BatchedElements:
 
         It is compiled for each kind of device, most of which nobody has tried. Every element takes every position.
         """
-        gpu = gpu_kernels()
+        gpu = compiled_kernels("gpu")
         if gpu is None or self._fused is None:
             return None
         apply = partial(self._fused.on_gpu, gpu)

@@ -1,16 +1,22 @@
 """What is done to a batch before its operations and after them: flip and pad-crop, normalization and Cutout.
 
-This is ordinary torch code, and the reference of the kernel that does all of it in one launch on a GPU (`gpu.py`).
+On the CPU it is compiled by numba (`compiled_around.py`). Everywhere else, and as the reference of that and of the
+kernel that does all of it in one launch on a GPU (`gpu.py`), it is ordinary torch code.
 
 Shapes: B images, C channels, H rows, W columns.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ohl_accel.operations.kernels.optional import compiled_kernels
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -46,6 +52,22 @@ class RawBatch:
     @cached_property
     def basic(self) -> Tensor:
         """Flipped and cropped: uint8 [B, C, H, W]. Computed when it is needed first."""
+        compiled = _compiled_for(self.images_BCHW)
+        if compiled is None or (self.flip_B is None and not self.padding):
+            return self.basic_by_torch()
+        drawn_BD = self.drawn()
+        result_BCHW = _empty_like(self.images_BCHW, np.uint8)
+        compiled.flip_crop(
+            _flat(self.images_BCHW),
+            result_BCHW.flatten(1).numpy(),
+            drawn_BD[:, 0].contiguous().numpy(),
+            drawn_BD[:, 1:3].contiguous().numpy(),
+            *self.images_BCHW.shape[2:],
+        )
+        return result_BCHW
+
+    def basic_by_torch(self) -> Tensor:
+        """The same without the compiled kernels."""
         images_BCHW = self.images_BCHW
         if self.flip_B is not None:
             B = len(images_BCHW)
@@ -59,6 +81,23 @@ class RawBatch:
 
     def finish(self, images_BCHW: Tensor) -> Tensor:
         """Normalized, with Cutout: float32 [B, C, H, W], of the images that the operations made of `basic`."""
+        compiled = _compiled_for(images_BCHW)
+        if compiled is None:
+            return self.finish_by_torch(images_BCHW)
+        result_BCHW = _empty_like(images_BCHW, np.float32)
+        compiled.normalize_cutout(
+            _flat(images_BCHW),
+            result_BCHW.flatten(1).numpy(),
+            self.mean_C11.flatten().numpy(),
+            self.std_C11.flatten().numpy(),
+            self.drawn()[:, 3:].contiguous().numpy(),
+            self.side,
+            *images_BCHW.shape[2:],
+        )
+        return result_BCHW
+
+    def finish_by_torch(self, images_BCHW: Tensor) -> Tensor:
+        """The same without the compiled kernels."""
         inputs = normalize(images_BCHW, self.mean_C11, self.std_C11)
         if self.side:
             assert self.centre_B2 is not None
@@ -66,7 +105,7 @@ class RawBatch:
         return inputs
 
     def drawn(self) -> Tensor:
-        """All that was drawn, as the kernel for GPUs reads it: int64 [B, 5], on the CPU.
+        """All that was drawn, as the kernels read it: int64 [B, 5], on the CPU.
 
         Whether an image is flipped; how much further down and to the right it is read; the first row and column of the
         square.
@@ -80,6 +119,23 @@ class RawBatch:
         if self.side and self.centre_B2 is not None:
             centre_B2 = self.centre_B2 - self.side // 2
         return torch.cat((flip_B1, corner_B2, centre_B2), 1)
+
+
+def _compiled_for(images_BCHW: Tensor) -> ModuleType | None:
+    """The compiled kernels, if they can be used for these images."""
+    usable = images_BCHW.device.type == "cpu" and images_BCHW.dtype == torch.uint8 and images_BCHW.numel()
+    return compiled_kernels("compiled_around") if usable else None
+
+
+def _empty_like(images_BCHW: Tensor, dtype: type[np.generic]) -> Tensor:
+    return torch.from_numpy(np.empty(images_BCHW.shape, dtype))  # numpy's large arrays are on huge pages
+
+
+def _flat(images_BCHW: Tensor) -> np.ndarray[Any, Any]:
+    """A view, [B, N], that cannot be written: one type of arguments, thus one compilation."""
+    view = images_BCHW.contiguous().flatten(1).numpy().view()
+    view.flags.writeable = False
+    return view
 
 
 def normalize(images_BCHW: Tensor, mean_C11: Tensor, std_C11: Tensor) -> Tensor:

@@ -293,26 +293,25 @@ def _auto_contrast(lowest: int, highest: int, curve_256: Array) -> None:
 def _sharpen(source: Array, target: Array, height: int, width: int, factor: float) -> None:
     """As `blend.sharpen`, for one image: (s + 6.5) / 13 truncated is (s + 6) // 13 of the whole number s."""
     above, rows, one = _U(width), _U(len(source)) // _U(width), _U(1)
+    smooth_W = np.empty(width, np.uint8)  # in a loop of its own: levels make longer vectors than floats
     for row in range(rows):
         begin, end = row * above, (row + one) * above
-        y = row % _U(height)
-        if y == _U(0) or y == _U(height - 1) or width < 3:
+        if row % _U(height) in (_U(0), _U(height - 1)) or width < 3:
             for i in range(begin, end):
                 target[i] = source[i]
             continue
-        target[begin] = source[begin]
-        target[end - one] = source[end - one]
-        for i in range(begin + one, end - one):
-            h, j = i - above, i + above
+        for x in range(one, above - one):
+            h, i, j = begin + x - above, begin + x, begin + x + above
             total = np.uint16(
                 np.uint16(np.uint16(source[h - one]) + np.uint16(source[h]) + np.uint16(source[h + one]))
                 + np.uint16(np.uint16(source[j - one]) + np.uint16(source[j]) + np.uint16(source[j + one]))
                 + np.uint16(np.uint16(source[i - one]) + np.uint16(source[i + one]))
-                + np.uint16(source[i]) * np.uint16(5)
-                + np.uint16(6)
+                + np.uint16(np.uint16(source[i]) * np.uint16(5) + np.uint16(6))
             )
-            smooth = np.float32(_I(np.uint16(total // np.uint16(13))))
-            target[i] = _blend(smooth, np.float32(_I(source[i])), factor)
+            smooth_W[x] = np.uint8(np.uint16(total // np.uint16(13)))
+        smooth_W[0], smooth_W[above - one] = source[begin], source[end - one]
+        for x in range(above):
+            target[begin + x] = _blend(np.float32(_I(smooth_W[x])), np.float32(_I(source[begin + x])), factor)
 
 
 @jit
@@ -384,6 +383,7 @@ def _gather(
     width = rows_3W.shape[1]
     pixels = _U(height * width)
     index_W, across_W, down_W = rows_3W[0], rows_3W[1], rows_3W[2]
+    index_W[0] = _read(source)  # pixels are fetched across the rows, which takes twice as long from memory
     for x in range(_U(width)):
         across_W[x], down_W[x] = _I(x) * _I(maps_26[maps - 1, 0]), _I(x) * _I(maps_26[maps - 1, 3])
     for y in range(height):
@@ -394,13 +394,6 @@ def _gather(
         while end > begin and index_W[end - 1] < 0:
             end -= 1
         holes = outside > width - (end - begin)
-        if not holes and not curved and len(fill) == 3:  # each index is read only once
-            to = _U(y * width)
-            for i in range(_U(begin), _U(end)):
-                index = _U(np.uint32(index_W[i]))
-                target[to + i] = source[index]
-                target[to + i + pixels] = source[index + pixels]
-                target[to + i + _U(2) * pixels] = source[index + _U(2) * pixels]
         for c in range(len(fill)):
             to, plane, level_0, grey = _U((c * height + y) * width), _U(c) * pixels, _U(c * 256), fill[c]
             for i in range(to, to + _U(begin)):
@@ -416,9 +409,18 @@ def _gather(
             elif curved:
                 for i in range(_U(begin), _U(end)):
                     target[to + i] = curve[level_0 + _U(source[plane + _U(np.uint32(index_W[i]))])]
-            elif len(fill) == 1:
+            else:
                 for i in range(_U(begin), _U(end)):
                     target[to + i] = source[plane + _U(np.uint32(index_W[i]))]
+
+
+@jit
+def _read(source: Array) -> Any:
+    """Bring an image into the cache, in order. The sum is returned lest the compiler leave this out."""
+    total = _I(0)
+    for i in range(_U(0), _U(len(source)), _U(64)):
+        total = _I(total + _I(source[i]))
+    return total
 
 
 @jit

@@ -5,7 +5,7 @@ S = 2 E steps: each element with positive and with negative sign.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from ohl_accel.operations.kernels import blend, steps, tone
 from ohl_accel.operations.kernels.around import RawBatch, send
 from ohl_accel.operations.kernels.family import EachImage, magnitudes_of
 from ohl_accel.operations.kernels.geometry import MAX_SIDE, Affine, fixed_point, fixed_point_matrices
+from ohl_accel.operations.kernels.optional import compiled_kernels
 from ohl_accel.operations.kernels.tone import Curve, ImageCurve, fixed_curves
 from ohl_accel.operations.transforms import Element
 
@@ -33,29 +34,9 @@ _KINDS: dict[Callable[..., Tensor], int] = {
 """The functions of batches that are compiled as well, and their kinds."""
 
 
-@cache
-def _compiled() -> ModuleType | None:
-    """The compiled kernels, or None without numba (it is optional, and imported only when it is needed)."""
-    try:
-        from ohl_accel.operations.kernels import compiled
-    except ImportError:
-        return None
-    return compiled
-
-
-@cache
-def gpu_kernels() -> ModuleType | None:
-    """The kernels for GPUs, or None without Triton, which comes with torch where torch has GPUs."""
-    try:
-        from ohl_accel.operations.kernels import gpu
-    except ImportError:
-        return None
-    return gpu
-
-
 def kept() -> ModuleType | None:
     """The compiled kernels, if they are kept on disk: not worth their time in a process that has a few images."""
-    compiled = _compiled()
+    compiled = compiled_kernels("compiled")
     return compiled if compiled is not None and compiled.kept else None
 
 
@@ -97,7 +78,7 @@ class FusedElements:
         """
         height, width = images_BCHW.shape[2:]
         usable = images_BCHW.device.type == "cpu" and images_BCHW.numel() and max(height, width) <= MAX_SIDE
-        compiled = _compiled() if usable else None
+        compiled = compiled_kernels("compiled") if usable else None
         if compiled is None:
             return None
         images_BN = images_BCHW.contiguous().flatten(1).numpy()
