@@ -57,7 +57,9 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sides", type=int, nargs="+", default=[32, 224])
-    parser.add_argument("--pixels", type=int, default=512 * 32 * 32, help="of all images of a batch together")
+    parser.add_argument(
+        "--pixels", type=int, default=512 * 32 * 32, help="of all images of a batch, at least twice --single"
+    )
     parser.add_argument(
         "--single", type=int, default=32, help="images of a batch that per-image libraries get in a round"
     )
@@ -70,7 +72,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     sections = []
     for side in options.sides:
-        images_BCHW = crops(side, max(options.pixels // side**2, 1)).to(options.device)
+        count = max(options.pixels // side**2, 2 * options.single)
+        images_BCHW = crops(side, count).to(options.device)
         sections += [*libraries_table(side, images_BCHW, options), *elements_table(images_BCHW, options)]
     text = page(sections, options)
     options.result.write_text(text, encoding="utf-8")

@@ -200,11 +200,12 @@ class Space:
     def apply_to_image(self, image: Image.Image, operation: int, negative: Sequence[bool]) -> Image.Image:
         """The same as `apply_to_pil`, by the compiled kernels where there are any."""
         if self._batched.compiled:
-            channels = (3,) if image.mode == "RGB" else ()
+            channels, layout = ((3,), "RGBX") if image.mode == "RGB" else ((), image.mode)
             levels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, *channels)
-            changed = self.apply_to_array(levels, operation, negative)
+            changed = self._batched.single(levels, self._operations[operation], negative, padded=True)
             if changed is not None:
-                result = Image.frombuffer(image.mode, image.size, changed, "raw", image.mode, 0, 1)
+                result = Image.new(image.mode, image.size, None)
+                result.frombytes(changed, "raw", layout)
                 result.info = image.info.copy()
                 return result
         return self.apply_to_pil(image, operation, negative)
@@ -226,7 +227,9 @@ class Space:
         Returns:
             A new array of the same shape; None where there are no compiled kernels, or the image is too large for them.
         """
-        return self._batched.single(image, self._operations[operation], negative, channels_first)
+        return self._batched.single(
+            image, self._operations[operation], negative, channels_first=channels_first
+        )
 
     def apply_element_to_pil(self, image: Image.Image, element: int, negative: bool) -> Image.Image:
         """Apply one element to one PIL image."""

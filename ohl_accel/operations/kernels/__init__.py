@@ -100,12 +100,12 @@ class BatchedElements:
         return self._fused is not None and kept() is not None
 
     def single(
-        self, image: Array, element_A: Sequence[int], negative_A: Sequence[bool], channels_first: bool
+        self, image: Array, element_A: Sequence[int], negative_A: Sequence[bool], **layout: bool
     ) -> Array | None:
         """The same for one array, by the compiled kernels; None where they cannot be used (`FusedElements.single`)."""
         if self._fused is None:
             return None
-        return self._fused.single(image, element_A, negative_A, channels_first)
+        return self._fused.single(image, element_A, negative_A, **layout)
 
     def by_torch(self, images_BCHW: Tensor, element_BA: Tensor, negative_BA: Tensor) -> Tensor:
         """The same without the compiled kernels."""

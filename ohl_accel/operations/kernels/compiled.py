@@ -301,12 +301,12 @@ def _sharpen(source: Array, target: Array, height: int, width: int, factor: floa
                 target[i] = source[i]
             continue
         for x in range(one, above - one):
-            h, i, j = begin + x - above, begin + x, begin + x + above
+            h, p, j = begin + x - above, begin + x, begin + x + above
             total = np.uint16(
                 np.uint16(np.uint16(source[h - one]) + np.uint16(source[h]) + np.uint16(source[h + one]))
                 + np.uint16(np.uint16(source[j - one]) + np.uint16(source[j]) + np.uint16(source[j + one]))
-                + np.uint16(np.uint16(source[i - one]) + np.uint16(source[i + one]))
-                + np.uint16(np.uint16(source[i]) * np.uint16(5) + np.uint16(6))
+                + np.uint16(np.uint16(source[p - one]) + np.uint16(source[p + one]))
+                + np.uint16(np.uint16(source[p]) * np.uint16(5) + np.uint16(6))
             )
             smooth_W[x] = np.uint8(np.uint16(total // np.uint16(13)))
         smooth_W[0], smooth_W[above - one] = source[begin], source[end - one]

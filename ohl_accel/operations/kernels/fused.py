@@ -88,7 +88,12 @@ class FusedElements:
         )
 
     def single(
-        self, image: Array, element_A: Sequence[int], negative_A: Sequence[bool], channels_first: bool
+        self,
+        image: Array,
+        element_A: Sequence[int],
+        negative_A: Sequence[bool],
+        channels_first: bool = False,
+        padded: bool = False,
     ) -> Array | None:
         """The same for one image.
 
@@ -97,10 +102,11 @@ class FusedElements:
             element_A: each in [0, E).
             negative_A: their signs.
             channels_first: where the channels are.
+            padded: whether the result of [H, W, 3] is [H, W, 4], with 255 after each pixel.
 
         Returns:
-            A new array of the same shape; None where the compiled kernels cannot be used, or would have to be compiled
-            in every process.
+            A new array, otherwise of the same shape; None where the compiled kernels cannot be used, or would have to
+            be compiled in every process.
         """
         height, width = image.shape[1:] if channels_first else image.shape[:2]
         compiled = kept()
@@ -114,9 +120,10 @@ class FusedElements:
 
         planes_1N = np.empty((1, image.size), np.uint8)
         channels.split_channels(_read_only(image_N), planes_1N[0])
-        result = np.empty(image.shape, np.uint8)
+        result = np.empty((height, width, 4 if padded else 3), np.uint8)
         planes_1N = self._apply(compiled, planes_1N, step_1A, height, width)
-        channels.join_channels(_read_only(planes_1N[0]), result.reshape(-1))
+        join = channels.join_padded if padded else channels.join_channels
+        join(_read_only(planes_1N[0]), result.reshape(-1))
         return result
 
     def on_gpu(
