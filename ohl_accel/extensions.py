@@ -2,15 +2,18 @@
 
 import importlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ohl_accel.errors import UserError, did_you_mean, first_line
 
 T = TypeVar("T")
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def find_class(field: str, name: str, built_in: Mapping[str, type[T]], kind: type[T]) -> type[T]:
@@ -46,6 +49,31 @@ def find_class(field: str, name: str, built_in: Mapping[str, type[T]], kind: typ
             f"it has: {others}"
         )
     return found
+
+
+def why_refused(kind: type, options: Mapping[str, Any], own: Collection[str], error: Exception) -> str:
+    """Why a class could not be made: an option that it has not, with those that it has, or what the error says.
+
+    Args:
+        kind: the class.
+        options: what was given to its constructor, from the recipe.
+        own: parameters that are none of its options.
+        error: of its constructor.
+    """
+    known: dict[str, None] = {}
+    for base in kind.__mro__:
+        parameters = (
+            inspect.signature(vars(base)["__init__"]).parameters.values() if "__init__" in vars(base) else ()
+        )
+        known |= {one.name: None for one in parameters if one.kind in _NAMED}
+        if parameters and not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
+            break  # nothing is passed on to the next
+    known = {name: None for name in known if name not in own}
+    for name in options:
+        if name not in known:
+            others = f"it has: {', '.join(known)}" if known else "it has none"
+            return f"there is no option {name}; {did_you_mean(name, known)} {others}".replace(";  ", "; ")
+    return str(error)
 
 
 def import_extension(field: str, where: str) -> ModuleType:

@@ -435,7 +435,7 @@ def test_the_state_is_everything(name: str) -> None:
         ("evolution", {"structure": {"families": 0}}, "the share of families must be positive, got 0"),
         ("evolution", {"structure": {}}, "have no such differences"),
         ("evolution", {"score": "f1"}, "score must be reward or loss, got f1"),
-        ("evolution", {"helt": 3}, "unexpected keyword argument 'helt'"),
+        ("evolution", {"holt": 3}, "there is no option holt; did you mean hold? it has: hold, spread, share"),
         ("reinforce-trust", {"kl": -1}, "kl must not be negative"),
         ("reinforce-trust", {"clip": 0}, "clip must be positive or null"),
         ("reinforce-trust", {"epochs": 0}, "epochs must be a whole number from 1, got 0"),

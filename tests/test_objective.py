@@ -153,7 +153,7 @@ class Smoothed(Classification):
 def test_a_custom_objective_whose_score_is_better_when_lower(tmp_path: Path) -> None:
     (tmp_path / "smoothed.py").write_text(OWN)
     own = [f"objective={tmp_path / 'smoothed.py'}:Smoothed", "objective_args={smoothing: 0.2}"]
-    with pytest.raises(UserError, match=r"objective_args={'sharpening': 1}: .*unexpected keyword"):
+    with pytest.raises(UserError, match=r"objective_args={'sharpening': 1}: .*no option sharpening"):
         search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}", own[0], "objective_args={sharpening: 1}"])
     result = search(DIGITS, [*SMALL, f"run.dir={tmp_path / 'run'}", *own])
     assert result.test is not None

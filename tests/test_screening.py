@@ -381,7 +381,7 @@ def test_a_restored_estimator_continues_as_if_nothing_had_happened(stop: int) ->
         ({"spread": -1.0}, "must be positive"),
         ({"level": 0.0}, r"level must be in \(0, 1\]"),
         ({"rounds": 9}, "9 rounds in 0.5 of the run need outer.steps=36 or more, got 24"),
-        ({"depth": 3}, "unexpected keyword argument 'depth'"),
+        ({"depth": 3}, "there is no option depth; it has: rounds, share"),
     ],
 )
 def test_options_that_cannot_work(options: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ohl_accel.errors import UserError
-from ohl_accel.extensions import find_class
+from ohl_accel.extensions import find_class, why_refused
 
 
 class Objective(ABC):
@@ -217,7 +217,9 @@ def open_objective(name: str, num_classes: int, options: Mapping[str, Any] | Non
         UserError: if there is none, or it does not take the options.
     """
     kind = find_class("objective", name, OBJECTIVES, Objective)  # type: ignore[type-abstract]
+    options = options or {}
     try:
-        return kind(num_classes, **(options or {}))
+        return kind(num_classes, **options)
     except (TypeError, ValueError) as error:
-        raise UserError(f"objective={name}, objective_args={dict(options or {})}: {error}") from error
+        why = why_refused(kind, options, ("self", "num_classes"), error)
+        raise UserError(f"objective={name}, objective_args={dict(options)}: {why}") from error

@@ -22,6 +22,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ohl_accel.errors import UserError, did_you_mean
+from ohl_accel.extensions import why_refused
 from ohl_accel.operations.space import PAPER
 from ohl_accel.operations.space_file import open_space, read_space_file
 from ohl_accel.policy import Policy, zoo
@@ -199,7 +200,8 @@ def _construct(name: str, kind: type[v2.Transform], args: Mapping[str, Any]) -> 
     try:
         return kind(**args)
     except (TypeError, ValueError) as error:
-        raise UserError(f"augment.policy_args={dict(args)}: not valid for {name}: {error}") from error
+        why = why_refused(kind, args, ("self",), error)
+        raise UserError(f"augment.policy_args={dict(args)}: not valid for {name}: {why}") from error
 
 
 def _member(policies: type[v2.AutoAugmentPolicy], value: str) -> v2.AutoAugmentPolicy:

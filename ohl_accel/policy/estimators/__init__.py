@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ohl_accel.errors import UserError
-from ohl_accel.extensions import find_class
+from ohl_accel.extensions import find_class, why_refused
 from ohl_accel.policy.estimators.estimator import RECORDS, Estimator, FinishedStep
 from ohl_accel.policy.estimators.evolution import Evolution
 from ohl_accel.policy.estimators.factorised import Factorised
@@ -75,4 +75,5 @@ def open_estimator(name: str, policy: Policy, options: Mapping[str, Any], **sett
     try:
         return kind(policy, **settings, **options)
     except (TypeError, ValueError) as error:
-        raise UserError(f"outer.estimator={name}, outer.estimator_args={dict(options)}: {error}") from error
+        why = why_refused(kind, options, ("self", "policy", *settings), error)
+        raise UserError(f"outer.estimator={name}, outer.estimator_args={dict(options)}: {why}") from error
