@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks import outer_loop
 from benchmarks.outer_loop_calibration import calibration, correlations, halves, only
-from benchmarks.outer_loop_planted import PROBLEMS, inverted, shifted
+from benchmarks.outer_loop_planted import PROBLEMS, Planted, inverted, rotated_digits, shifted
 from benchmarks.outer_loop_real import Real, family_masses
 from benchmarks.outer_loop_shared import (
     BEST_OF_N,
@@ -402,6 +402,16 @@ def test_a_planted_problem_as_a_command(tmp_path: Path) -> None:
     assert trials["reinforce,lr=0.3"][0]["factor"] == pytest.approx(
         known.factor(learned.element_probabilities)
     )
+
+
+def test_what_is_planted_is_learned(tmp_path: Path) -> None:
+    """Rotations, from uniform to several times that, in one short search; docs/outer_loop.md has long ones."""
+    problem = PROBLEMS["digits-rotated"]
+    runs = Planted(problem, rotated_digits(), tmp_path, overrides=("outer.steps=60",))
+    one = Contestant.parse("evolution,hold=4,lr=0.5,score=loss,average=0.9")
+    factor = runs.searched(one, 0, problem.known(), fresh=False).factor
+    assert factor is not None
+    assert factor > 3
 
 
 def test_the_real_part_collects_finished_comparisons(
