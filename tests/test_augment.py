@@ -97,6 +97,10 @@ def test_compiled_transforms_equal_torch(channels: int, size: tuple[int, int]) -
         )
         assert torch.equal(batch.basic, batch.basic_by_torch())
         assert torch.equal(batch.finish(batch.basic), batch.finish_by_torch(batch.basic))
+    flat = replace(batch, std_C11=torch.zeros(channels, 1, 1))  # images of one level
+    torch.testing.assert_close(
+        flat.finish(flat.images_BCHW), flat.finish_by_torch(flat.images_BCHW), equal_nan=True, rtol=0, atol=0
+    )
     backwards = replace(batch, images_BCHW=images(12, channels, width, height).transpose(2, 3))
     assert torch.equal(backwards.basic, backwards.basic_by_torch())
 

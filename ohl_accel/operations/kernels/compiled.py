@@ -47,13 +47,13 @@ _I = np.int32
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled when it is first called, and kept on disk: beside this file or, if that is read-only, in the user's
-    cache folder (or NUMBA_CACHE_DIR); without any folder that can be written, in each process."""
+    cache folder (or NUMBA_CACHE_DIR); otherwise in each process. Dividing by 0 gives what it gives in torch."""
     try:
-        return numba.njit(nogil=True, cache=True)(function)
+        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:
         global kept
         kept = False
-        return numba.njit(nogil=True)(function)
+        return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 kept = True
