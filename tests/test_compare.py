@@ -301,10 +301,9 @@ def test_the_command_runs_writes_and_continues(tmp_path: Path, capsys: pytest.Ca
     settings = json.loads((out / "settings.json").read_text())
     del settings["hub"]
     (out / "settings.json").write_text(json.dumps(settings))
-    again = start(out, "--policies", "ohl,none,uniform", *quick)
-    output, _ = again.communicate(timeout=200)
-    assert again.returncode == 0, output
-    assert "3 runs, 2 of them already finished" in output
+    same = [DIGITS, SMALL[0], "run.report=false", "--out", str(out)]
+    assert main([*same, "--policies", "ohl,none,uniform", *quick]) == 0
+    assert "3 runs, 2 of them already finished" in capsys.readouterr().out
     assert json.loads((out / "comparison.json").read_text())["reference"] == "ohl"
     arguments = ["recipes/digits.yaml", "--out", str(out), "--policies", "none", "outer.steps=3"]
     assert main(arguments) == 2
