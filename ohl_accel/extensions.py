@@ -60,6 +60,8 @@ def why_refused(kind: type, options: Mapping[str, Any], own: Collection[str], er
         own: parameters that are none of its options.
         error: of its constructor.
     """
+    if not (isinstance(error, TypeError) and "unexpected keyword argument" in str(error)):
+        return str(error)
     known: dict[str, None] = {}
     for base in kind.__mro__:
         parameters = (

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ohl_accel.engine.search import search
 from ohl_accel.errors import UserError
+from ohl_accel.extensions import why_refused
 from ohl_accel.operations.space import PAPER, PAPER_IDENTITY, Space
 from ohl_accel.operations.table_1 import TABLE_1
 from ohl_accel.policy import Policy
@@ -456,6 +457,16 @@ def test_mistakes_are_one_line(name: str, options: dict[str, Any], message: str)
     assert told.startswith(f"outer.estimator={name}, outer.estimator_args={{")
     assert message in told
     assert "\n" not in told
+
+
+def test_an_option_that_is_read_from_others_is_no_unknown_one() -> None:
+    class Own:
+        def __init__(self, **options: Any) -> None:
+            raise ValueError(f"depth must be positive, got {options['depth']}")
+
+    with pytest.raises(ValueError, match="depth") as raised:
+        Own(depth=-1)
+    assert why_refused(Own, {"depth": -1}, (), raised.value) == "depth must be positive, got -1"
 
 
 @pytest.mark.parametrize("name", CHOSEN)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ohl_accel.operations.kernels.optional import compiled_kernels
+from ohl_accel.operations.kernels.optional import compiled_kernels, read_only
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -55,7 +55,7 @@ class RawBatch:
         compiled = _compiled_for(self.images_BCHW)
         if compiled is None or (self.flip_B is None and not self.padding):
             return self.basic_by_torch()
-        drawn_BD = self.drawn()
+        drawn_BD = self.drawn
         result_BCHW = _empty_like(self.images_BCHW, np.uint8)
         compiled.flip_crop(
             _flat(self.images_BCHW),
@@ -90,7 +90,7 @@ class RawBatch:
             result_BCHW.flatten(1).numpy(),
             self.mean_C11.flatten().numpy(),
             self.std_C11.flatten().numpy(),
-            self.drawn()[:, 3:].contiguous().numpy(),
+            self.drawn[:, 3:].contiguous().numpy(),
             self.side,
             *images_BCHW.shape[2:],
         )
@@ -104,6 +104,7 @@ class RawBatch:
             inputs = cutout(inputs, self.side, self.centre_B2)
         return inputs
 
+    @cached_property
     def drawn(self) -> Tensor:
         """All that was drawn, as the kernels read it: int64 [B, 5], on the CPU.
 
@@ -132,10 +133,8 @@ def _empty_like(images_BCHW: Tensor, dtype: type[np.generic]) -> Tensor:
 
 
 def _flat(images_BCHW: Tensor) -> np.ndarray[Any, Any]:
-    """A view, [B, N], that cannot be written: one type of arguments, thus one compilation."""
-    view = images_BCHW.contiguous().flatten(1).numpy().view()
-    view.flags.writeable = False
-    return view
+    """A view, [B, N], that cannot be written."""
+    return read_only(images_BCHW.contiguous().flatten(1).numpy())
 
 
 def normalize(images_BCHW: Tensor, mean_C11: Tensor, std_C11: Tensor) -> Tensor:

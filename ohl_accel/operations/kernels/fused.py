@@ -17,7 +17,7 @@ from ohl_accel.operations.kernels import blend, steps, tone
 from ohl_accel.operations.kernels.around import RawBatch, send
 from ohl_accel.operations.kernels.family import EachImage, magnitudes_of
 from ohl_accel.operations.kernels.geometry import MAX_SIDE, Affine, fixed_point, fixed_point_matrices
-from ohl_accel.operations.kernels.optional import compiled_kernels
+from ohl_accel.operations.kernels.optional import compiled_kernels, read_only
 from ohl_accel.operations.kernels.tone import Curve, ImageCurve, fixed_curves
 from ohl_accel.operations.transforms import Element
 
@@ -119,11 +119,11 @@ class FusedElements:
         from ohl_accel.operations.kernels import channels
 
         planes_1N = np.empty((1, image.size), np.uint8)
-        channels.split_channels(_read_only(image_N), planes_1N[0])
+        channels.split_channels(read_only(image_N), planes_1N[0])
         result = np.empty((height, width, 4 if padded else 3), np.uint8)
         planes_1N = self._apply(compiled, planes_1N, step_1A, height, width)
         join = channels.join_padded if padded else channels.join_channels
-        join(_read_only(planes_1N[0]), result.reshape(-1))
+        join(read_only(planes_1N[0]), result.reshape(-1))
         return result
 
     def on_gpu(
@@ -143,7 +143,7 @@ class FusedElements:
         """
         drawn_BD, finish = 2 * element_BA + negative_BA, None
         if isinstance(images, RawBatch):
-            drawn_BD = torch.cat((drawn_BD, images.drawn()), 1)
+            drawn_BD = torch.cat((drawn_BD, images.drawn), 1)
             finish = images.mean_C11, images.std_C11, images.side
             images = images.images_BCHW
         device, arity = images.device, element_BA.shape[1]
@@ -163,7 +163,7 @@ class FusedElements:
     ) -> Array:
         results_BN = np.empty_like(images_BN)  # large arrays of numpy are on huge pages, where there are any
         compiled.apply(
-            _read_only(images_BN),
+            read_only(images_BN),
             results_BN,
             step_BA,
             self._kind_S,
@@ -175,13 +175,6 @@ class FusedElements:
             width,
         )
         return results_BN
-
-
-def _read_only(array: Array) -> Array:
-    """A view that cannot be written: one type of arguments, thus one compilation."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 def _matrices(elements: Sequence[Element], height: int, width: int) -> Array:

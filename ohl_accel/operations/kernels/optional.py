@@ -3,6 +3,9 @@
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 
 @cache
@@ -16,3 +19,10 @@ def compiled_kernels(module: str) -> ModuleType | None:
         return import_module(f"{__package__}.{module}")
     except ImportError:
         return None
+
+
+def read_only(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """A view that cannot be written: one type of arguments, thus one compilation."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
